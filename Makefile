@@ -1,0 +1,45 @@
+# `make demo` and `make test` need nothing but Python 3.10 or newer: each creates the environment that it uses.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+EXTRAS := convert,training,peft,dev
+
+.PHONY: install demo test style format types reference clean
+
+install: $(VENV)/.installed
+
+# torch comes first and pinned, so that no other requirement chooses its build.
+$(VENV)/.installed: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	touch $@
+
+demo: install
+	PATH="$(abspath $(BIN)):$$PATH" bash tests/demo.sh
+
+test: install
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+style: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The type checker wants the packages where they install to: a tree of links shows them there.
+types: install
+	rm -rf build/types && mkdir -p build/types/t5_experimental
+	ln -s $(abspath t5_experimental)/* $(abspath convert) $(abspath training) build/types/t5_experimental/
+	MYPYPATH=build/types $(BIN)/mypy --package t5_experimental
+
+# Runs the original Mesh TensorFlow code once more and compares; needs Python 3.11, see tests/reference/README.md.
+reference:
+	bash tests/reference/make_reference.sh build/reference
+
+clean:
+	rm -rf $(VENV) build *.egg-info

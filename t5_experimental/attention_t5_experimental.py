@@ -1,0 +1,354 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Attention of T5: relative position bias, plain multi-head attention, talking-heads attention.
+
+Axes, as they occur in shapes below:
+
+    b  batch            n  queries          m  keys             d  d_model
+    h  softmax heads    hk key heads        hv value heads      (plain attention: all three are one)
+    dk size of a query or key head          dv size of a value head
+
+Logits are not divided by sqrt(dk): T5 folds that factor into the initialiser of q.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.cache_utils import Cache, EncoderDecoderCache
+
+from .configuration_t5_experimental import TALKING_HEADS, LayerSpec, T5ExperimentalConfig
+from .masks_t5_experimental import masked_bias
+
+
+def bucket_starts(num_buckets: int, max_distance: int) -> list[int]:
+    """Distances at which the logarithmic half of the buckets of one direction begins, after its first bucket.
+
+    The first `num_buckets // 2` buckets hold one distance each. Bucket `num_buckets // 2 + i` begins at the smallest
+    distance with `log(distance / exact) / log(max_distance / exact) * (num_buckets - exact) >= i`. In whole numbers the
+    comparison has no rounding, and so no device on which a distance could fall into the neighbouring bucket.
+
+    Source: `_relative_position_bucket` in mesh_tensorflow/transformer/transformer_layers.py.
+    """
+    exact = num_buckets // 2
+    logarithmic = num_buckets - exact
+    starts: list[int] = []
+    distance = exact
+    for i in range(1, logarithmic):
+        while distance**logarithmic * exact**i < max_distance**i * exact**logarithmic:
+            distance += 1
+        starts.append(distance)
+    return starts
+
+
+def relative_position_bucket(
+    relative_position: torch.Tensor, bidirectional: bool, num_buckets: int, max_distance: int
+) -> torch.Tensor:
+    """Bucket of each relative position.
+
+    Args:
+        relative_position: integers of any shape, position of the key minus position of the query.
+        bidirectional: keys after the query have buckets of their own (encoder); otherwise they share the query's
+            (decoder).
+        num_buckets: buckets in all; bidirectional, half of them for each direction.
+        max_distance: distances from here on share the last bucket.
+
+    Returns:
+        Integers in `[0, num_buckets)`, in the shape of `relative_position`.
+    """
+    offset = torch.zeros_like(relative_position)
+    if bidirectional:
+        num_buckets //= 2
+        offset = (relative_position > 0) * num_buckets
+        distance = relative_position.abs()
+    else:
+        distance = (-relative_position).clamp(min=0)
+    bucket = distance.clamp(max=num_buckets // 2)
+    for start in bucket_starts(num_buckets, max_distance):
+        bucket = bucket + (distance >= start)
+    return offset + bucket
+
+
+class SelfAttentionPositions(NamedTuple):
+    """Where the queries and keys of a self-attention stand, and which see which; all layers of a stack have the same.
+
+    Attributes:
+        query_length: n; the first query stands at position `past_length`.
+        key_length: m; the first key stands at position 0.
+        past_length: positions before the first query; a tensor for caches of fixed size.
+        visible: boolean, broadcastable to `(b, h, n, m)`, or None if every query sees every key.
+    """
+
+    query_length: int
+    key_length: int
+    past_length: int | torch.Tensor
+    visible: torch.Tensor | None
+
+
+def relative_position_bias(
+    table: nn.Embedding,
+    positions: SelfAttentionPositions,
+    bidirectional: bool,
+    max_distance: int,
+    device: torch.device,
+) -> torch.Tensor:
+    """Bias of every query-key pair.
+
+    It depends on the difference of positions alone, so the table is read once for each of the `n + m - 1` differences
+    and then laid out along the diagonals.
+
+    Args:
+        table: `(buckets, h)`.
+        positions: of queries and keys.
+        bidirectional: see [`relative_position_bucket`].
+        max_distance: see [`relative_position_bucket`].
+        device: of the result; the table's own weight may not have arrived on it yet.
+
+    Returns:
+        `(1, h, n, m)`.
+    """
+    n, m = positions.query_length, positions.key_length
+    differences = torch.arange(1 - n, m, device=device) - positions.past_length
+    buckets = relative_position_bucket(differences, bidirectional, table.num_embeddings, max_distance)
+    # [n, m] -> index into differences
+    diagonal = torch.arange(m, device=device)[None, :] - torch.arange(n, device=device)[:, None] + (n - 1)
+    return table(buckets).t()[:, diagonal][None]  # [n + m - 1, h] -> [1, h, n, m]
+
+
+class InitialValues(NamedTuple):
+    """How a parameter is drawn when a model is built, where its module's default is not the original's.
+
+    Attributes:
+        distribution: `"normal"`, `"truncated_normal"` (at two standard deviations) or `"uniform"`.
+        scale: standard deviation, before truncation; of a uniform distribution, the bound.
+    """
+
+    distribution: str
+    scale: float
+
+
+class AttentionOutput(NamedTuple):
+    """What an attention returns: `hidden_states` `(b, n, d)` and, if asked for, softmax weights `(b, h, n, m)`."""
+
+    hidden_states: torch.Tensor
+    weights: torch.Tensor | None
+
+
+class T5Attention(nn.Module):
+    """Plain multi-head attention, over the sequence itself or over the encoder's output.
+
+    Args:
+        config: of the model.
+        spec: widths of the layer.
+        has_relative_attention_bias: this layer holds the bias table that all layers of its head count in the stack use.
+        layer_idx: index of the layer in its stack, for the cache.
+    """
+
+    # The original draws these four by hand; all its other dense kernels come truncated from variance scaling.
+    kernel_distribution = "normal"
+
+    def __init__(
+        self,
+        config: T5ExperimentalConfig,
+        spec: LayerSpec,
+        has_relative_attention_bias: bool = False,
+        layer_idx: int = 0,
+    ):
+        super().__init__()
+        self.config = config
+        self.spec = spec
+        self.layer_idx = layer_idx
+        self.dropout = config.dropout_rate
+        self.q = nn.Linear(config.d_model, spec.num_key_heads * spec.d_k, bias=False)
+        self.k = nn.Linear(config.d_model, spec.num_key_heads * spec.d_k, bias=False)
+        self.v = nn.Linear(config.d_model, spec.num_value_heads * spec.d_v, bias=False)
+        self.o = nn.Linear(spec.num_value_heads * spec.d_v, config.d_model, bias=False)
+        if has_relative_attention_bias:
+            buckets = config.relative_attention_num_buckets
+            self.relative_attention_bias = nn.Embedding(buckets, spec.num_heads)
+            glorot = (6 / (buckets + spec.num_heads)) ** 0.5
+            self.relative_attention_bias.initial_values = InitialValues("uniform", glorot)  # type: ignore[assignment]
+        for linear in (self.q, self.k, self.v, self.o):
+            # T5 puts the 1/sqrt(dk) of scaled dot-product attention into the initial q.
+            scale = linear.in_features**-0.5 * (spec.d_k**-0.5 if linear is self.q else 1.0)
+            linear.initial_values = InitialValues(self.kernel_distribution, scale)  # type: ignore[assignment]
+
+    def self_attention_bias(
+        self, positions: SelfAttentionPositions, bidirectional: bool, device: torch.device
+    ) -> torch.Tensor:
+        """Position bias and mask `(1 or b, h, n, m)`, for this layer and all others of its stack with as many heads.
+
+        Only the layer that holds the table can compute it, and it does so within its block's forward pass: sharding
+        engines gather a block's parameters for that time.
+        """
+        table = self.relative_attention_bias
+        max_distance = self.config.relative_attention_max_distance
+        bias = relative_position_bias(table, positions, bidirectional, max_distance, device)
+        return bias if positions.visible is None else masked_bias(bias, positions.visible)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_bias: torch.Tensor | None = None,
+        key_value_states: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        output_attentions: bool = False,
+    ) -> AttentionOutput:
+        """Attends.
+
+        Args:
+            hidden_states: `(b, n, d)`, normed input of the queries; of keys and values too unless `key_value_states` is
+                given.
+            attention_bias: added to the logits of the softmax, broadcastable to `(b, h, n, m)`: position bias and mask.
+            key_value_states: `(b, m, d)`, the encoder's output, for encoder-decoder attention.
+            past_key_values: cache to read and to extend.
+            output_attentions: also return the weights after the softmax; this takes the eager path.
+        """
+        query = self._split_heads(self.q(hidden_states), self.spec.d_k)  # [b, hk, n, dk]
+        key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values)
+        context, weights = self.attend(query, key, value, attention_bias, output_attentions)
+        merged = context.transpose(1, 2).flatten(2)  # [b, hv, n, dv] -> [b, n, hv * dv]
+        return AttentionOutput(self.o(merged), weights)
+
+    @staticmethod
+    def _split_heads(states: torch.Tensor, size: int) -> torch.Tensor:
+        return states.unflatten(-1, (-1, size)).transpose(1, 2)  # [b, n, heads * size] -> [b, heads, n, size]
+
+    def _keys_and_values(
+        self, hidden_states: torch.Tensor, key_value_states: torch.Tensor | None, past_key_values: Cache | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys `(b, hk, m, dk)` and values `(b, hv, m, dv)`, past ones included; the encoder's are computed once."""
+        is_cross = key_value_states is not None
+        cache = past_key_values
+        if isinstance(past_key_values, EncoderDecoderCache):
+            cache = past_key_values.cross_attention_cache if is_cross else past_key_values.self_attention_cache
+            if is_cross and past_key_values.is_updated.get(self.layer_idx):
+                layer: Any = cache.layers[self.layer_idx]
+                return self._from_cache(layer.keys, layer.values)
+        source = key_value_states if key_value_states is not None else hidden_states
+        key, value = self._to_cache(self.k(source), self.v(source))
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+            if is_cross and isinstance(past_key_values, EncoderDecoderCache):
+                past_key_values.is_updated[self.layer_idx] = True
+        return self._from_cache(key, value)
+
+    @property
+    def _has_even_heads(self) -> bool:
+        return self.spec.num_key_heads == self.spec.num_value_heads
+
+    def _to_cache(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Projections `(b, m, heads * size)` in the form that caches hold, `(b, heads, m, size)`.
+
+        Caches of fixed size expect as many key heads as value heads: where the two differ, all heads are cached as one.
+        """
+        if self._has_even_heads:
+            return self._split_heads(key, self.spec.d_k), self._split_heads(value, self.spec.d_v)
+        return key[:, None], value[:, None]
+
+    def _from_cache(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._has_even_heads:
+            return key, value
+        return self._split_heads(key.squeeze(1), self.spec.d_k), self._split_heads(value.squeeze(1), self.spec.d_v)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_bias: torch.Tensor | None,
+        output_attentions: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The attention proper, between the projections.
+
+        Args:
+            query: `(b, hk, n, dk)`.
+            key: `(b, hk, m, dk)`.
+            value: `(b, hv, m, dv)`.
+            attention_bias: broadcastable to `(b, h, n, m)`.
+            output_attentions: return the softmax weights, too.
+
+        Returns:
+            `(b, hv, n, dv)`, and the weights `(b, h, n, m)` or None.
+        """
+        dropout = self.dropout if self.training else 0.0
+        if self.config._attn_implementation == "sdpa" and not output_attentions:
+            if attention_bias is not None:
+                attention_bias = attention_bias.to(query.dtype)
+            context = F.scaled_dot_product_attention(query, key, value, attention_bias, dropout_p=dropout, scale=1.0)
+            return context, None
+        logits = query @ key.transpose(-1, -2)
+        weights = softmax_with_bias(logits, attention_bias)
+        return F.dropout(weights, dropout) @ value, weights
+
+
+def softmax_with_bias(logits: torch.Tensor, attention_bias: torch.Tensor | None) -> torch.Tensor:
+    """Softmax over the keys of `logits` `(b, h, n, m)` plus bias, computed in at least float32, returned in logits'
+    dtype."""
+    if attention_bias is not None:
+        logits = logits + attention_bias
+    return F.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(logits.dtype)
+
+
+class HeadProjection(nn.Module):
+    """Learned mix of heads, a matrix `(heads in, heads out)`.
+
+    Its weight lies as in the original and in the paper, and it is no `nn.Linear`: quantisers and "all linear layers"
+    adapters leave these few numbers alone.
+    """
+
+    def __init__(self, heads_in: int, heads_out: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(heads_in, heads_out))
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """`(b, heads in, n, m)` -> `(b, heads out, n, m)`."""
+        return torch.einsum("binm,io->bonm", states, self.weight.to(states.dtype))
+
+
+class T5TalkingHeadsAttention(T5Attention):
+    """Talking-heads attention (https://arxiv.org/abs/2003.02436).
+
+        J = q k^T                  [b, hk, n, m]   logits of the key heads
+        L = J mixed by P_l + bias  [b, h,  n, m]   position bias and mask live on the softmax heads
+        W = softmax(L)             [b, h,  n, m]
+        U = W mixed by P_w         [b, hv, n, m]   rows no longer sum to 1
+        O = dropout(U) v           [b, hv, n, dv]
+
+    P_l is `logits_projection`, P_w is `weights_projection`. The weights that are returned are W.
+    """
+
+    kernel_distribution = "truncated_normal"
+
+    def __init__(
+        self,
+        config: T5ExperimentalConfig,
+        spec: LayerSpec,
+        has_relative_attention_bias: bool = False,
+        layer_idx: int = 0,
+    ):
+        super().__init__(config, spec, has_relative_attention_bias, layer_idx)
+        self.logits_projection = HeadProjection(spec.num_key_heads, spec.num_heads)
+        self.weights_projection = HeadProjection(spec.num_heads, spec.num_value_heads)
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_bias: torch.Tensor | None,
+        output_attentions: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """See [`T5Attention.attend`]; fused attention kernels cannot mix heads, so this path is always eager."""
+        logits = self.logits_projection(query @ key.transpose(-1, -2))
+        weights = softmax_with_bias(logits, attention_bias)
+        mixed = F.dropout(self.weights_projection(weights), self.dropout if self.training else 0.0)
+        return mixed @ value, weights if output_attentions else None
+
+
+def build_attention(
+    config: T5ExperimentalConfig, spec: LayerSpec, has_relative_attention_bias: bool = False, layer_idx: int = 0
+) -> T5Attention:
+    """The attention that a layer's widths ask for; arguments as of [`T5Attention`]."""
+    attention_class = T5TalkingHeadsAttention if spec.attention_type == TALKING_HEADS else T5Attention
+    return attention_class(config, spec, has_relative_attention_bias, layer_idx)

@@ -1,0 +1,102 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Which positions see which: padding, packed examples and causality, as one boolean tensor.
+
+The original gives every position a sequence id, 0 for padding, and lets a position see only positions of its own id. An
+`attention_mask` here says the same for unpacked rows, `segment_ids` for packed ones. Padding *queries* are treated as
+in transformers (they see what any query sees) and not zeroed as in the original: no other position can see them, so
+nothing but their own, meaningless outputs differs, and those stay equal to what transformers' T5 puts there.
+"""
+
+import torch
+
+
+def visible_positions(
+    attention_mask: torch.Tensor | None,
+    query_segments: torch.Tensor | None,
+    key_segments: torch.Tensor | None,
+    query_length: int,
+    key_length: int,
+) -> torch.Tensor | None:
+    """Combines a padding mask and segment ids.
+
+    Args:
+        attention_mask: 2-D `(batch, keys)`, nonzero where a key is not padding; it may be shorter than `key_length`
+            when the cache has free room. Or 3-D `(batch, queries, keys)` or 4-D `(batch, 1 or heads, queries, keys)`,
+            nonzero where a query sees a key; a 4-D mask of floats is transformers' additive form: 0 where visible, very
+            negative elsewhere.
+        query_segments: `(batch, queries)`, id of the packed example that a query belongs to, 0 for padding.
+        key_segments: `(batch, keys)`, the same for the keys.
+        query_length: number of queries.
+        key_length: number of keys.
+
+    Returns:
+        Boolean, broadcastable to `(batch, heads, queries, keys)`, true where a query sees a key; None if all see all.
+
+    Raises:
+        ValueError: a mask does not have the lengths of what it masks.
+    """
+    visible = None
+    if attention_mask is not None:
+        if attention_mask.ndim == 2:
+            visible = attention_mask[:, None, None, :] != 0
+        elif attention_mask.ndim == 3:
+            visible = attention_mask[:, None] != 0
+        elif attention_mask.is_floating_point():
+            visible = attention_mask > torch.finfo(attention_mask.dtype).min / 2
+        else:
+            visible = attention_mask != 0
+        free_room = key_length - visible.shape[-1]
+        if free_room > 0 and attention_mask.ndim == 2:
+            visible = torch.nn.functional.pad(visible, (0, free_room), value=False)
+        if visible.shape[-1] != key_length or visible.shape[-2] not in (1, query_length):
+            raise ValueError(
+                f"The attention mask of shape {tuple(attention_mask.shape)} does not fit {query_length} queries and "
+                f"{key_length} keys: give a mask with one entry per key, past ones included."
+            )
+    if query_segments is not None and key_segments is not None:
+        if query_segments.shape[-1] != query_length or key_segments.shape[-1] != key_length:
+            raise ValueError(
+                f"Segment ids of lengths {query_segments.shape[-1]} and {key_segments.shape[-1]} do not fit "
+                f"{query_length} queries and {key_length} keys: give one id per token."
+            )
+        same = (query_segments[:, :, None] == key_segments[:, None, :])[:, None]
+        visible = same if visible is None else visible & same
+    return visible
+
+
+def causal_positions(
+    query_length: int, key_length: int, past_length: int | torch.Tensor, device: torch.device
+) -> torch.Tensor | None:
+    """Lets a query see itself and what comes before it.
+
+    Args:
+        query_length: number of queries; the first stands at position `past_length`.
+        key_length: number of keys; the first stands at position 0.
+        past_length: positions before the first query; a tensor for caches of fixed size.
+        device: where to make the mask.
+
+    Returns:
+        Boolean `(1, 1, queries, keys)`; None if the only query is the last position, which sees every key.
+    """
+    if query_length == 1 and isinstance(past_length, int) and key_length == past_length + 1:
+        return None
+    queries = torch.arange(query_length, device=device) + past_length
+    keys = torch.arange(key_length, device=device)
+    return (keys[None, :] <= queries[:, None])[None, None]
+
+
+def masked_bias(bias: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
+    """Folds visibility into the bias that attention adds to its logits.
+
+    Hidden positions get half of the dtype's most negative number: small enough that their weight is 0, and far enough
+    from overflow that a query which sees nothing (a packed example without inputs, say) gives finite numbers in
+    float16, too.
+
+    Args:
+        bias: floats broadcastable to `(batch, heads, queries, keys)`; a zero where there is no position bias.
+        visible: what [`visible_positions`] and [`causal_positions`] returned, combined.
+
+    Returns:
+        Floats in the dtype of `bias`, in the shape that the two broadcast to.
+    """
+    return bias.masked_fill(~visible, torch.finfo(bias.dtype).min / 2)

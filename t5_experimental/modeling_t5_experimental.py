@@ -1,0 +1,178 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""The four families by name. They differ in their configuration's defaults alone, so each class only says which one it
+takes."""
+
+from .configuration_t5_experimental import (
+    AUTO_CLASSES,
+    CONFIG_CLASSES,
+    T5ExperimentalConfig,
+    T5FirstLayersNarrowConfig,
+    T5LMAdaptedConfig,
+    T5TalkingHeadsConfig,
+    T5V11Config,
+)
+from .stack_t5_experimental import T5ExperimentalPreTrainedModel
+from .tasks_t5_experimental import (
+    T5ExperimentalEncoderModel,
+    T5ExperimentalForConditionalGeneration,
+    T5ExperimentalForQuestionAnswering,
+    T5ExperimentalForSequenceClassification,
+    T5ExperimentalForTokenClassification,
+    T5ExperimentalModel,
+)
+
+
+class T5V11Model(T5ExperimentalModel):
+    """t5.1.1: encoder and decoder without a head."""
+
+    config_class = T5V11Config
+
+
+class T5V11ForConditionalGeneration(T5ExperimentalForConditionalGeneration):
+    """t5.1.1: with the classifier over the vocabulary."""
+
+    config_class = T5V11Config
+
+
+class T5V11EncoderModel(T5ExperimentalEncoderModel):
+    """t5.1.1: the encoder alone."""
+
+    config_class = T5V11Config
+
+
+class T5V11ForSequenceClassification(T5ExperimentalForSequenceClassification):
+    """t5.1.1: a class or number for a text."""
+
+    config_class = T5V11Config
+
+
+class T5V11ForTokenClassification(T5ExperimentalForTokenClassification):
+    """t5.1.1: a class for every token."""
+
+    config_class = T5V11Config
+
+
+class T5V11ForQuestionAnswering(T5ExperimentalForQuestionAnswering):
+    """t5.1.1: start and end of an answer."""
+
+    config_class = T5V11Config
+
+
+class T5LMAdaptedModel(T5ExperimentalModel):
+    """t5.1.1.lm100k: encoder and decoder without a head."""
+
+    config_class = T5LMAdaptedConfig
+
+
+class T5LMAdaptedForConditionalGeneration(T5ExperimentalForConditionalGeneration):
+    """t5.1.1.lm100k: with the classifier over the vocabulary."""
+
+    config_class = T5LMAdaptedConfig
+
+
+class T5LMAdaptedEncoderModel(T5ExperimentalEncoderModel):
+    """t5.1.1.lm100k: the encoder alone."""
+
+    config_class = T5LMAdaptedConfig
+
+
+class T5LMAdaptedForSequenceClassification(T5ExperimentalForSequenceClassification):
+    """t5.1.1.lm100k: a class or number for a text."""
+
+    config_class = T5LMAdaptedConfig
+
+
+class T5LMAdaptedForTokenClassification(T5ExperimentalForTokenClassification):
+    """t5.1.1.lm100k: a class for every token."""
+
+    config_class = T5LMAdaptedConfig
+
+
+class T5LMAdaptedForQuestionAnswering(T5ExperimentalForQuestionAnswering):
+    """t5.1.1.lm100k: start and end of an answer."""
+
+    config_class = T5LMAdaptedConfig
+
+
+class T5TalkingHeadsModel(T5ExperimentalModel):
+    """t5.1.th: encoder and decoder without a head."""
+
+    config_class = T5TalkingHeadsConfig
+
+
+class T5TalkingHeadsForConditionalGeneration(T5ExperimentalForConditionalGeneration):
+    """t5.1.th: with the classifier over the vocabulary."""
+
+    config_class = T5TalkingHeadsConfig
+
+
+class T5TalkingHeadsEncoderModel(T5ExperimentalEncoderModel):
+    """t5.1.th: the encoder alone."""
+
+    config_class = T5TalkingHeadsConfig
+
+
+class T5TalkingHeadsForSequenceClassification(T5ExperimentalForSequenceClassification):
+    """t5.1.th: a class or number for a text."""
+
+    config_class = T5TalkingHeadsConfig
+
+
+class T5TalkingHeadsForTokenClassification(T5ExperimentalForTokenClassification):
+    """t5.1.th: a class for every token."""
+
+    config_class = T5TalkingHeadsConfig
+
+
+class T5TalkingHeadsForQuestionAnswering(T5ExperimentalForQuestionAnswering):
+    """t5.1.th: start and end of an answer."""
+
+    config_class = T5TalkingHeadsConfig
+
+
+class T5FirstLayersNarrowModel(T5ExperimentalModel):
+    """t5.1.n4w10: encoder and decoder without a head."""
+
+    config_class = T5FirstLayersNarrowConfig
+
+
+class T5FirstLayersNarrowForConditionalGeneration(T5ExperimentalForConditionalGeneration):
+    """t5.1.n4w10: with the classifier over the vocabulary."""
+
+    config_class = T5FirstLayersNarrowConfig
+
+
+class T5FirstLayersNarrowEncoderModel(T5ExperimentalEncoderModel):
+    """t5.1.n4w10: the encoder alone."""
+
+    config_class = T5FirstLayersNarrowConfig
+
+
+class T5FirstLayersNarrowForSequenceClassification(T5ExperimentalForSequenceClassification):
+    """t5.1.n4w10: a class or number for a text."""
+
+    config_class = T5FirstLayersNarrowConfig
+
+
+class T5FirstLayersNarrowForTokenClassification(T5ExperimentalForTokenClassification):
+    """t5.1.n4w10: a class for every token."""
+
+    config_class = T5FirstLayersNarrowConfig
+
+
+class T5FirstLayersNarrowForQuestionAnswering(T5ExperimentalForQuestionAnswering):
+    """t5.1.n4w10: start and end of an answer."""
+
+    config_class = T5FirstLayersNarrowConfig
+
+
+def auto_classes() -> list[tuple[str, type[T5ExperimentalConfig], type[T5ExperimentalPreTrainedModel]]]:
+    """Every (name of an Auto class, configuration class, model class that it builds) of the four families."""
+    return [
+        (auto, config_class, globals()[config_class.__name__.removesuffix("Config") + suffix])
+        for config_class in CONFIG_CLASSES
+        for auto, suffix in AUTO_CLASSES.items()
+    ]
+
+
+__all__ = sorted({model_class.__name__ for _, _, model_class in auto_classes()})

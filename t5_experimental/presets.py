@@ -1,0 +1,59 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Configurations of the fifteen released checkpoints, as small differences from their family's base size."""
+
+from typing import Any
+
+from .configuration_t5_experimental import (
+    T5ExperimentalConfig,
+    T5FirstLayersNarrowConfig,
+    T5LMAdaptedConfig,
+    T5TalkingHeadsConfig,
+    T5V11Config,
+)
+
+
+# Sizes that t5.1.1 and its LM-adapted descendants share. Source: the gin files of the `t5` package, version 0.9.4.
+_T5_1_1_SIZES: dict[str, dict[str, Any]] = {
+    "small": {"d_model": 512, "num_layers": 8, "num_heads": 6, "d_ff": 1024},
+    "base": {},
+    "large": {"d_model": 1024, "num_layers": 24, "num_heads": 16, "d_ff": 2816},
+    "xl": {"d_model": 2048, "num_layers": 24, "num_heads": 32, "d_ff": 5120},
+    "xxl": {"d_model": 4096, "num_layers": 24, "num_heads": 64, "d_ff": 10240},
+}
+
+_FAMILIES: dict[str, tuple[type[T5ExperimentalConfig], dict[str, dict[str, Any]]]] = {
+    "t5.1.1": (T5V11Config, _T5_1_1_SIZES),
+    "t5.1.1.lm100k": (T5LMAdaptedConfig, _T5_1_1_SIZES),
+    "t5.1.th": (
+        T5TalkingHeadsConfig,
+        {"base": {}, "large": {"d_model": 1024, "num_layers": 24, "num_heads": 32, "d_ff": 2816}},
+    ),
+    "t5.1.n4w10": (
+        T5FirstLayersNarrowConfig,
+        {
+            "base": {},
+            "large": {"d_model": 1024, "num_heads": 32, "d_ff": 5120},
+            "xl": {"d_model": 2048, "num_heads": 64, "d_ff": 10240},
+        },
+    ),
+}
+
+PRESETS: tuple[str, ...] = tuple(f"{family}.{size}" for family, (_, sizes) in _FAMILIES.items() for size in sizes)
+"""Names of the fifteen released checkpoints, family by family, from small to large."""
+
+
+def preset_config(name: str, **overrides: Any) -> T5ExperimentalConfig:
+    """Configuration of a released checkpoint.
+
+    Args:
+        name: one of [`PRESETS`], as "t5.1.th.base".
+        overrides: configuration fields to set otherwise, as `dropout_rate=0.0`.
+
+    Raises:
+        ValueError: no checkpoint of that name was released.
+    """
+    family, _, size = name.rpartition(".")
+    config_class, sizes = _FAMILIES.get(family, (None, {}))
+    if config_class is None or size not in sizes:
+        raise ValueError(f"{name!r} is not a released checkpoint; these are: {', '.join(PRESETS)}.")
+    return config_class(**{**sizes[size], **overrides})

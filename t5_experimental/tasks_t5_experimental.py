@@ -1,0 +1,532 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""What stands on the stacks: the bare model, the language model, the encoder alone, and the task heads.
+
+None of these classes knows a family; modeling_t5_experimental.py names them once for each. Submodules are named as in
+transformers' T5.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import GenerationMixin
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import (
+    BaseModelOutput,
+    Seq2SeqLMOutput,
+    Seq2SeqModelOutput,
+    Seq2SeqQuestionAnsweringModelOutput,
+    Seq2SeqSequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_t5_experimental import T5ExperimentalConfig
+from .loss_t5_experimental import cross_entropy_loss
+from .stack_t5_experimental import T5ExperimentalPreTrainedModel, T5Stack
+
+
+class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
+    """The two stacks over one embedding, which the bare model, the language model and question answering share."""
+
+    _shared_embeddings = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    _tied_weights_keys = dict.fromkeys(_shared_embeddings, "shared.weight")
+    # An old transformers release stored a bias that no encoder-decoder attention of T5 has.
+    _keys_to_ignore_on_load_unexpected = [
+        r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
+    ]
+
+    def __init__(self, config: T5ExperimentalConfig):
+        super().__init__(config)
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.encoder = T5Stack(config, "encoder")
+        self.decoder = T5Stack(config, "decoder")
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.shared
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.shared = value
+        self.encoder.set_input_embeddings(value)
+        self.decoder.set_input_embeddings(value)
+
+    def run_stacks(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        decoder_input_ids: torch.Tensor | None,
+        decoder_attention_mask: torch.Tensor | None,
+        encoder_outputs: BaseModelOutput | tuple | None,
+        past_key_values: Cache | None,
+        inputs_embeds: torch.Tensor | None,
+        decoder_inputs_embeds: torch.Tensor | None,
+        use_cache: bool | None,
+        output_attentions: bool | None,
+        output_hidden_states: bool | None,
+        segment_ids: torch.Tensor | None,
+        decoder_segment_ids: torch.Tensor | None,
+    ) -> Seq2SeqModelOutput:
+        """Encodes, unless `encoder_outputs` are given, and decodes; arguments as of [`T5ExperimentalModel.forward`]."""
+        if (segment_ids is None) != (decoder_segment_ids is None):
+            raise ValueError(
+                "Packed batches need both `segment_ids` and `decoder_segment_ids`: encoder-decoder attention "
+                "compares the two."
+            )
+        encoded: BaseModelOutput
+        if encoder_outputs is None:
+            encoded = self.encoder(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                inputs_embeds=inputs_embeds,
+                output_attentions=output_attentions,
+                output_hidden_states=output_hidden_states,
+                segment_ids=segment_ids,
+                return_dict=True,
+            )
+        elif isinstance(encoder_outputs, BaseModelOutput):
+            encoded = encoder_outputs
+        else:
+            encoded = BaseModelOutput(*encoder_outputs)
+        decoder_outputs = self.decoder(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            encoder_hidden_states=encoded.last_hidden_state,
+            encoder_attention_mask=attention_mask,
+            inputs_embeds=decoder_inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            segment_ids=decoder_segment_ids,
+            encoder_segment_ids=segment_ids,
+            return_dict=True,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=decoder_outputs.last_hidden_state,
+            past_key_values=decoder_outputs.past_key_values,
+            decoder_hidden_states=decoder_outputs.hidden_states,
+            decoder_attentions=decoder_outputs.attentions,
+            cross_attentions=decoder_outputs.cross_attentions,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
+        )
+
+
+def intermediate_outputs(outputs: Seq2SeqModelOutput) -> dict[str, Any]:
+    """All of a bare model's outputs but its last hidden state, for the output of a head on top of it."""
+    return {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+
+
+class T5ExperimentalModel(T5ExperimentalEncoderDecoder):
+    """Encoder and decoder without a head."""
+
+    def __init__(self, config: T5ExperimentalConfig):
+        super().__init__(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        segment_ids: torch.Tensor | None = None,
+        decoder_segment_ids: torch.Tensor | None = None,
+    ) -> Seq2SeqModelOutput:
+        """Encodes and decodes.
+
+        Args:
+            input_ids: `(batch, source)`; or `inputs_embeds` `(batch, source, d_model)`, or `encoder_outputs`.
+            attention_mask: `(batch, source)`, 0 at padding.
+            decoder_input_ids: `(batch, target)`; or `decoder_inputs_embeds` `(batch, target, d_model)`.
+            decoder_attention_mask: `(batch, target)`, 0 at padding; with a cache, past positions come first.
+            encoder_outputs: what the encoder returned, to skip it.
+            past_key_values: cache of earlier positions.
+            use_cache: return a cache; the config's `use_cache` unless given.
+            output_attentions: return softmax weights of all attentions.
+            output_hidden_states: return hidden states of all layers.
+            segment_ids: `(batch, source)`, packed examples: 1, 2, … in the order of the examples, 0 at padding. A
+                position sees only positions of its own id, within the encoder, within the decoder and across.
+            decoder_segment_ids: `(batch, target)`, the same for the decoder.
+        """
+        return self.run_stacks(
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            past_key_values,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            segment_ids,
+            decoder_segment_ids,
+        )
+
+
+class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, GenerationMixin):
+    """Encoder and decoder with the classifier over the vocabulary: a matrix of its own, unless the config shares it."""
+
+    _tied_weights_keys = {**T5ExperimentalEncoderDecoder._tied_weights_keys, "lm_head.weight": "shared.weight"}
+    # The loss is divided by the trainer's count of target tokens when it passes one.
+    accepts_loss_kwargs = True
+
+    def __init__(self, config: T5ExperimentalConfig):
+        super().__init__(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        tied = super().get_expanded_tied_weights_keys(all_submodels=all_submodels)
+        if not self.config.tie_word_embeddings:
+            tied.pop("lm_head.weight", None)
+        return tied
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        segment_ids: torch.Tensor | None = None,
+        decoder_segment_ids: torch.Tensor | None = None,
+        num_items_in_batch: int | torch.Tensor | None = None,
+    ) -> Seq2SeqLMOutput:
+        """Predicts target tokens; arguments as of [`T5ExperimentalModel.forward`], and
+
+        Args:
+            labels: `(batch, target)`, ids to predict, -100 where there is nothing to predict. Decoder inputs are made
+                from them unless given.
+            num_items_in_batch: divisor of the loss instead of the number of labels here, see [`cross_entropy_loss`].
+                The original's loss is [`original_loss`] of the logits.
+        """
+        if labels is not None:
+            if use_cache is None:
+                use_cache = False
+            if decoder_input_ids is None and decoder_inputs_embeds is None:
+                decoder_input_ids = self._shift_right(labels, decoder_segment_ids)
+        outputs = self.run_stacks(
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            past_key_values,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            use_cache,
+            output_attentions,
+            output_hidden_states,
+            segment_ids,
+            decoder_segment_ids,
+        )
+        hidden_states = outputs.last_hidden_state
+        if self.config.scale_decoder_outputs:
+            hidden_states = hidden_states * self.config.d_model**-0.5
+        logits = self.lm_head(hidden_states)
+        loss = None if labels is None else cross_entropy_loss(logits, labels, num_items_in_batch)
+        return Seq2SeqLMOutput(loss=loss, logits=logits, **intermediate_outputs(outputs))
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Arguments of the next forward pass of `generate`; `decoder_inputs_embeds` stand for the decoder's prompt.
+
+        Args:
+            input_ids: `(batch, length)`, decoder ids so far; the first is the start token that `generate` put there.
+            decoder_inputs_embeds: `(batch, prompt, d_model)`, what the decoder begins with, instead of the start token.
+            is_first_iteration: nothing has been generated yet.
+            kwargs: passed on to transformers.
+        """
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids,  # type: ignore[arg-type]
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        has_past = inputs.get("past_key_values") is not None and not is_first_iteration
+        if decoder_inputs_embeds is not None and not has_past:
+            generated = self.shared(input_ids[:, 1:])
+            inputs["decoder_input_ids"] = None
+            inputs["decoder_inputs_embeds"] = torch.cat([decoder_inputs_embeds, generated], dim=1)
+        return inputs
+
+    def prepare_decoder_input_ids_from_labels(
+        self, labels: torch.Tensor, decoder_segment_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Decoder inputs `(batch, target)` that predict `labels` `(batch, target)`; collators call this."""
+        return self._shift_right(labels, decoder_segment_ids)
+
+
+class T5ExperimentalEncoderModel(T5ExperimentalPreTrainedModel):
+    """The encoder alone, as text encoders of image models use it."""
+
+    _shared_embeddings = ("encoder.embed_tokens.weight",)
+    _tied_weights_keys = {"encoder.embed_tokens.weight": "shared.weight"}
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^lm_head\."]
+
+    def __init__(self, config: T5ExperimentalConfig):
+        super().__init__(config)
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.encoder = T5Stack(config, "encoder")
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.shared
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.shared = value
+        self.encoder.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        segment_ids: torch.Tensor | None = None,
+    ) -> BaseModelOutput:
+        """Encodes; arguments as of [`T5ExperimentalModel.forward`]."""
+        return self.encoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            segment_ids=segment_ids,
+            return_dict=True,
+        )
+
+
+class T5ClassificationHead(nn.Module):
+    """Two dense layers on one hidden state per example."""
+
+    def __init__(self, config: T5ExperimentalConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.d_model, config.d_model)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.out_proj = nn.Linear(config.d_model, config.num_labels or 2)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(batch, d_model)` -> `(batch, num_labels)`."""
+        return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(hidden_states)))))
+
+
+def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: T5ExperimentalConfig) -> torch.Tensor:
+    """Loss of `logits` `(batch, num_labels)` for the config's `problem_type`, which is guessed from `labels` if unset.
+
+    Regression if there is one label, classes if the labels are whole numbers, several labels per example otherwise.
+    """
+    labels = labels.to(logits.device)
+    problem_type = config.problem_type
+    if problem_type is None:
+        if config.num_labels == 1:
+            problem_type = "regression"
+        else:
+            problem_type = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+    if problem_type == "regression":
+        return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype).reshape(logits.squeeze(-1).shape))
+    if problem_type == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+    return F.cross_entropy(logits, labels.flatten())
+
+
+class T5ExperimentalForSequenceClassification(T5ExperimentalPreTrainedModel):
+    """A class, several labels or a number for a text, read off the decoder's state at the last end-of-sequence
+    token."""
+
+    def __init__(self, config: T5ExperimentalConfig):
+        super().__init__(config)
+        self.transformer = T5ExperimentalModel(config)
+        self.classification_head = T5ClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> Seq2SeqSequenceClassifierOutput:
+        """Classifies; arguments as of [`T5ExperimentalModel.forward`], decoder inputs are the shifted inputs unless
+        given.
+
+        Args:
+            input_ids: `(batch, source)`; needed, because the end-of-sequence token is looked for in it.
+            labels: `(batch,)` class indices or numbers, or `(batch, num_labels)` for several labels per example.
+
+        Raises:
+            ValueError: no `input_ids`, or an example without end-of-sequence token.
+        """
+        if input_ids is None:
+            raise ValueError("Sequence classification reads the state at the end-of-sequence token: give `input_ids`.")
+        is_eos = torch.isin(input_ids, torch.as_tensor(self.config.eos_token_id, device=input_ids.device))
+        if not torch.compiler.is_compiling() and not bool(is_eos.any(-1).all()):
+            raise ValueError("Every example must contain the end-of-sequence token; T5's tokenizer appends it.")
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            decoder_input_ids = self._shift_right(input_ids)
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=False if use_cache is None else use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        last_eos = (is_eos * positions).argmax(-1)
+        states = outputs.last_hidden_state
+        rows = torch.arange(states.shape[0], device=states.device)
+        logits = self.classification_head(states[rows, last_eos.to(states.device)])
+        loss = None if labels is None else classification_loss(logits, labels, self.config)
+        return Seq2SeqSequenceClassifierOutput(loss=loss, logits=logits, **intermediate_outputs(outputs))
+
+
+class T5ExperimentalForTokenClassification(T5ExperimentalPreTrainedModel):
+    """A class for every token, from the encoder alone."""
+
+    _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"^lm_head\."]
+
+    def __init__(self, config: T5ExperimentalConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.transformer = T5ExperimentalEncoderModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.d_model, config.num_labels or 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> TokenClassifierOutput:
+        """Classifies every token; arguments as of [`T5ExperimentalModel.forward`].
+
+        Args:
+            labels: `(batch, source)`, class indices, -100 where a token does not count.
+        """
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1), labels.to(logits.device).flatten())
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class T5ExperimentalForQuestionAnswering(T5ExperimentalEncoderDecoder):
+    """Start and end of an answer in the text, as in SQuAD."""
+
+    def __init__(self, config: T5ExperimentalConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.qa_outputs = nn.Linear(config.d_model, config.num_labels or 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> Seq2SeqQuestionAnsweringModelOutput:
+        """Scores every position; arguments as of [`T5ExperimentalModel.forward`].
+
+        Decoder inputs are the shifted inputs unless given.
+
+        Args:
+            start_positions: `(batch,)`, index of the answer's first token; positions beyond the text do not count.
+            end_positions: `(batch,)`, index of the answer's last token.
+        """
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            if input_ids is None:
+                raise ValueError("Give `input_ids`, or the decoder's `decoder_input_ids` or `decoder_inputs_embeds`.")
+            decoder_input_ids = self._shift_right(input_ids)
+        outputs = self.run_stacks(
+            input_ids,
+            attention_mask,
+            decoder_input_ids,
+            decoder_attention_mask,
+            encoder_outputs,
+            None,
+            inputs_embeds,
+            decoder_inputs_embeds,
+            False if use_cache is None else use_cache,
+            output_attentions,
+            output_hidden_states,
+            None,
+            None,
+        )
+        start_logits, end_logits = (
+            logits.contiguous() for logits in self.qa_outputs(outputs.last_hidden_state).unbind(-1)
+        )
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            length = start_logits.shape[1]
+            losses = [
+                F.cross_entropy(logits, positions.to(logits.device).reshape(-1).clamp(0, length), ignore_index=length)
+                for logits, positions in ((start_logits, start_positions), (end_logits, end_positions))
+            ]
+            loss = (losses[0] + losses[1]) / 2
+        return Seq2SeqQuestionAnsweringModelOutput(
+            loss=loss, start_logits=start_logits, end_logits=end_logits, **intermediate_outputs(outputs)
+        )

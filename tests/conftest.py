@@ -1,0 +1,99 @@
+"""Fixtures that several test folders use: tiny models of every family, and the reference data of the original code."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import t5_experimental
+from t5_experimental import T5ExperimentalConfig
+
+
+torch.set_num_threads(1)  # tests run in several processes
+
+REFERENCE = Path(__file__).parent / "reference"
+
+TINY = {"vocab_size": 1152, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2}
+
+
+def tiny_config(name: str, **overrides: object) -> T5ExperimentalConfig:
+    """A configuration of a few thousand parameters: one per family, and mixes that no released checkpoint has."""
+    if name == "t5.1.1":
+        return t5_experimental.T5V11Config(**{**TINY, **overrides})
+    if name == "t5.1.1.lm100k":
+        return t5_experimental.T5LMAdaptedConfig(**{**TINY, **overrides})
+    if name == "t5.1.th":
+        uneven = {"num_key_heads": 2, "num_value_heads": 3, "d_k": 8, "d_v": 6}
+        return t5_experimental.T5TalkingHeadsConfig(**{**TINY, **uneven, **overrides})
+    if name == "t5.1.n4w10":
+        return t5_experimental.T5FirstLayersNarrowConfig(
+            **{**TINY, "num_layers": 6, "num_decoder_layers": 5, **overrides}
+        )
+    assert name == "mixed", name
+    layers = {
+        "encoder": [{"num_heads": 2, "d_ff": 32}, {"attention_type": "multi_head"}, {"num_key_heads": 3, "d_v": 4}],
+        "decoder": [{"num_heads": 2}, {"attention_type": "multi_head", "num_heads": 6}, {}],
+    }
+    return t5_experimental.T5TalkingHeadsConfig(**{**TINY, "num_layers": 3, "layer_overrides": layers, **overrides})
+
+
+FAMILIES = ("t5.1.1", "t5.1.1.lm100k", "t5.1.th", "t5.1.n4w10")
+ARCHITECTURES = (*FAMILIES, "mixed")
+
+
+@pytest.fixture
+def make_config() -> Callable[..., T5ExperimentalConfig]:
+    """`make_config(name, **overrides)`, see `tiny_config`."""
+    return tiny_config
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def config(request: pytest.FixtureRequest) -> T5ExperimentalConfig:
+    """Every tiny architecture in turn."""
+    return tiny_config(request.param)
+
+
+@pytest.fixture
+def model(config: T5ExperimentalConfig) -> torch.nn.Module:
+    """A language model of every tiny architecture in turn, with fixed random weights, in evaluation mode."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    torch.manual_seed(0)
+    return AutoModelForSeq2SeqLM.from_config(config).eval()
+
+
+@pytest.fixture
+def batch() -> dict[str, torch.Tensor]:
+    """Three examples: full, padded on the right, padded on the left; every one ends with the end-of-sequence token."""
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(3, 1000, (3, 13), generator=generator)
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[1, 9:] = 0
+    attention_mask[2, :4] = 0
+    input_ids[0, -1] = input_ids[1, 8] = input_ids[2, -1] = 1
+    labels = torch.randint(3, 1000, (3, 7), generator=generator)
+    labels[:, -1] = 1
+    return {"input_ids": input_ids * attention_mask, "attention_mask": attention_mask, "labels": labels}
+
+
+@pytest.fixture(scope="session")
+def reference() -> Path:
+    """The folder of what the original code left behind: checkpoints with golden outputs, and shapes."""
+    return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, np.ndarray]]:
+    """`golden(name)`: the arrays that the original code wrote beside checkpoint `name`."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        with np.load(REFERENCE / "golden" / name / "golden.npz") as arrays:
+            return dict(arrays)
+
+    return load

@@ -97,3 +97,19 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
             return dict(arrays)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`converted(name)`: folder that the `t5-experimental` command made of golden checkpoint `name`."""
+    from t5_experimental.convert.cli import main
+
+    root = tmp_path_factory.mktemp("converted")
+
+    def convert(name: str) -> Path:
+        output = root / name
+        if not output.exists():
+            assert main(["convert", str(REFERENCE / "golden" / name), str(output)]) == 0
+        return output
+
+    return convert

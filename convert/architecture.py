@@ -1,0 +1,215 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""What a model is made of, and its deduction from the shapes of a checkpoint's variables."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ..configuration_t5_experimental import MULTI_HEAD, TALKING_HEADS, LayerSpec
+from .checkpoint import Variable
+from .errors import ConversionError
+from .layout import SUBLAYERS
+from .matching import Sorted, mesh_name
+
+
+# Mesh's activation -> its name in the configuration. Mesh's gelu is the tanh form, and so is "gelu" in our models.
+ACTIVATIONS: Mapping[str, str] = {"relu": "relu", "gelu": "gelu", "swish": "silu", "sigmoid": "sigmoid", "tanh": "tanh"}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model, whatever told us about it.
+
+    Attributes:
+        d_model: width of the residual stream.
+        layers: widths of every layer, by stack.
+        buckets: buckets of the relative position bias.
+        feed_forward_proj: activation as the configuration writes it, as "gated-gelu".
+        tied: the classifier is the embedding.
+        dropout_rate: the training run's; None if nothing tells.
+        layer_norm_epsilon: added to the mean square in the norms.
+        notes: what was assumed, one sentence each.
+    """
+
+    d_model: int
+    layers: Mapping[str, tuple[LayerSpec, ...]]
+    buckets: int
+    feed_forward_proj: str
+    tied: bool
+    dropout_rate: float | None = None
+    layer_norm_epsilon: float = 1e-6
+    notes: tuple[str, ...] = ()
+
+
+class Shapes:
+    """Sizes of axes, looked up by our parameter name and the label that the rule gives to the axis."""
+
+    def __init__(self, variables: Mapping[str, Variable], names: Sorted) -> None:
+        self._variables = variables
+        self.names = names
+
+    def __contains__(self, our_name: str) -> bool:
+        return our_name in self.names.matches
+
+    def axes(self, our_name: str, section: str = "multi_head") -> dict[str, int]:
+        """Size of every axis of a variable: labels joined by an asterisk stay joined.
+
+        Raises:
+            ConversionError: the checkpoint lacks the variable, or it has another number of axes.
+        """
+        if our_name not in self:
+            name = mesh_name(our_name, section, self.names.layout)
+            raise ConversionError(f"{name} is missing from the checkpoint: a model cannot be without it.")
+        match = self.names.matches[our_name]
+        shape = self._variables[match.mesh].shape
+        for form in match.rule.mesh_axes:
+            axes = form.split()
+            if len(axes) == len(shape):
+                return dict(zip(axes, shape, strict=True))
+        raise ConversionError(
+            f"{match.mesh} has the shape {list(shape)}, but should have the axes "
+            f"[{match.rule.mesh_axes[0].replace(' ', ', ')}]."
+        )
+
+    def layer_count(self, stack: str) -> int:
+        """Layers of a stack: one more than the highest number in a name."""
+        numbers = [int(m[1]) for m in (re.match(rf"{stack}\.block\.(\d+)\.", name) for name in self.names.matches) if m]
+        if not numbers:
+            raise ConversionError(
+                f"the checkpoint has no {stack} layers: only encoder-decoder models with two stacks are converted."
+            )
+        return max(numbers) + 1
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward has two inward projections."""
+        return any(name.endswith(".wi_0.weight") for name in self.names.matches)
+
+    def attention_section(self, stack: str, i: int) -> str:
+        """Kind of attention in a layer, which is also the name of its rules' section."""
+        prefix = f"{stack}.block.{i}.layer.0.SelfAttention."
+        sections = {match.section for name, match in self.names.matches.items() if name.startswith(prefix)}
+        return TALKING_HEADS if TALKING_HEADS in sections else MULTI_HEAD
+
+
+def deduce(shapes: Shapes, d_kv: int | None = None) -> Architecture:
+    """The architecture that the variables show; the usual activation is assumed, as no shape tells it.
+
+    Args:
+        shapes: the checkpoint's variables.
+        d_kv: size of one head of plain attention, where no bias table tells it.
+
+    Raises:
+        ConversionError: a needed variable is missing, or something cannot be told from the variables and was not given.
+    """
+    embedding = shapes.axes("shared.weight")
+    layers, buckets = {}, set()
+    for stack in SUBLAYERS:
+        heads = _HeadCounts(shapes, stack, d_kv)
+        count = shapes.layer_count(stack)
+        layers[stack] = tuple(_layer(shapes, stack, i, heads) for i in range(count))
+        buckets |= heads.buckets
+    if len(buckets) > 1:
+        raise ConversionError(f"the bias tables have {sorted(buckets)} buckets: our models have one number for all.")
+    proj = "gated-gelu" if shapes.gated else "relu"
+    return Architecture(
+        d_model=embedding["d_model"],
+        layers=layers,
+        # Without a table there is nothing to deduce; the missing table itself is reported when the plan is made.
+        buckets=buckets.pop() if buckets else 32,
+        feed_forward_proj=proj,
+        tied="lm_head.weight" not in shapes,
+        notes=(
+            f"No operative_config.gin tells the feed-forward's activation: {proj} is assumed, as in "
+            f"{'t5.1.1' if shapes.gated else 't5.1.0'} (--feed-forward-proj sets another).",
+        ),
+    )
+
+
+def with_options(
+    architecture: Architecture, shapes: Shapes, d_kv: int | None, feed_forward_proj: str | None
+) -> Architecture:
+    """The architecture with what the user says in addition.
+
+    Raises:
+        ConversionError: that contradicts the variables or the gin file, or names no activation.
+    """
+    sizes = {s.d_k for stack in SUBLAYERS for s in architecture.layers[stack] if s.attention_type == MULTI_HEAD}
+    if d_kv is not None and sizes - {d_kv}:
+        raise ConversionError(
+            f"--d-kv {d_kv} contradicts the checkpoint, whose heads are of size {', '.join(map(str, sorted(sizes)))}: "
+            "leave it out."
+        )
+    if feed_forward_proj is None:
+        return architecture
+    name = feed_forward_proj.removeprefix("gated-")
+    if name not in ACTIVATIONS.values():
+        known = ", ".join(ACTIVATIONS.values())
+        raise ConversionError(f"--feed-forward-proj {feed_forward_proj} is unknown: use {known}, or gated- before one.")
+    if shapes.gated != feed_forward_proj.startswith("gated-"):
+        raise ConversionError(
+            f"--feed-forward-proj {feed_forward_proj} contradicts the checkpoint, whose feed-forward is "
+            f"{'gated' if shapes.gated else 'not gated'}: use {'gated-' if shapes.gated else ''}{name}."
+        )
+    note = f"The feed-forward's activation is {feed_forward_proj}, as the user said."
+    notes = [n for n in architecture.notes if "--feed-forward-proj" not in n]
+    return replace(architecture, feed_forward_proj=feed_forward_proj, notes=(*notes, note))
+
+
+class _HeadCounts:
+    """Number of heads in the columns of plain attention, from the bias tables of one stack."""
+
+    def __init__(self, shapes: Shapes, stack: str, d_kv: int | None) -> None:
+        self._shapes = shapes
+        self._stack = stack
+        self._given = d_kv
+        self.buckets: set[int] = set()
+        self._by_columns: dict[int, int] = {}
+        for i in range(shapes.layer_count(stack)):
+            table = f"{stack}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight"
+            if table in shapes:
+                axes = shapes.axes(table)
+                self.buckets.add(axes["buckets"])
+                if shapes.attention_section(stack, i) == MULTI_HEAD:
+                    self._by_columns.setdefault(self._columns(i)["num_heads*d_kv"], axes.get("num_heads", 1))
+
+    def _columns(self, i: int) -> dict[str, int]:
+        axes = self._shapes.axes(f"{self._stack}.block.{i}.layer.0.SelfAttention.q.weight")
+        if "num_heads" in axes:
+            return {**axes, "num_heads*d_kv": axes["num_heads"] * axes["d_kv"]}
+        return axes
+
+    def plain(self, i: int) -> tuple[int, int]:
+        """Heads and head size of a layer with plain attention."""
+        axes = self._columns(i)
+        if "num_heads" in axes:
+            return axes["num_heads"], axes["d_kv"]
+        columns = axes["num_heads*d_kv"]
+        name = self._shapes.names.matches[f"{self._stack}.block.{i}.layer.0.SelfAttention.q.weight"].mesh
+        heads = self._by_columns.get(columns)
+        sizes = {c // h for c, h in self._by_columns.items() if c % h == 0}
+        size = columns // heads if heads else self._given or (sizes.pop() if len(sizes) == 1 else None)
+        if size is None:
+            raise ConversionError(
+                f"no bias table tells how many heads the {columns} columns of {name} are: pass --d-kv N, a head's size."
+            )
+        if columns % size:
+            raise ConversionError(f"{name} has {columns} columns, which are no whole number of heads of size {size}.")
+        return columns // size, size
+
+
+def _layer(shapes: Shapes, stack: str, i: int, heads: _HeadCounts) -> LayerSpec:
+    """Widths of one layer. That its other attention agrees is checked with all other shapes, when the plan is made."""
+    block = f"{stack}.block.{i}.layer"
+    inward = f"{block}.{len(SUBLAYERS[stack]) - 1}.DenseReluDense.wi"
+    d_ff = shapes.axes(inward + ".weight" if inward + ".weight" in shapes else inward + "_0.weight")["d_ff"]
+    kind = shapes.attention_section(stack, i)
+    if kind == MULTI_HEAD:
+        count, size = heads.plain(i)
+        return LayerSpec(kind, count, count, count, size, size, d_ff)
+    keys, values, mix = (
+        shapes.axes(f"{block}.0.SelfAttention.{name}.weight", kind) for name in ("q", "v", "logits_projection")
+    )
+    return LayerSpec(
+        kind, mix["num_heads"], keys["num_key_heads"], values["num_value_heads"], keys["d_k"], values["d_v"], d_ff
+    )

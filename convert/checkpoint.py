@@ -1,0 +1,156 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Finding a Mesh TensorFlow checkpoint on disk, and the interface through which its variables are read."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from .errors import ConversionError
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of a checkpoint, known before any of its numbers is read.
+
+    Attributes:
+        name: Mesh name.
+        shape: its dimensions.
+        dtype: as TensorFlow and NumPy call it, such as "bfloat16".
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class CheckpointReader(Protocol):
+    """Names, shapes and dtypes first, then one tensor at a time."""
+
+    @property
+    def variables(self) -> Mapping[str, Variable]:
+        """All variables by name, in the order in which reading them is fastest."""
+
+    def read(self, name: str) -> np.ndarray:
+        """The whole variable; bfloat16 comes as `ml_dtypes.bfloat16`.
+
+        Raises:
+            ConversionError: the bytes cannot be read or fail their checksum.
+        """
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a checkpoint lies.
+
+    Attributes:
+        prefix: path that its files begin with, as "folder/model.ckpt-1000000".
+    """
+
+    prefix: Path
+
+    @property
+    def name(self) -> str:
+        """Folder and prefix without what is above them: says which checkpoint it is, but not whose disk it was on."""
+        return "/".join(filter(None, (Path(os.path.abspath(self.prefix.parent)).name, self.prefix.name)))
+
+    @property
+    def gin_file(self) -> Path | None:
+        """The configuration that the run wrote beside its checkpoints, if it is there."""
+        path = self.prefix.parent / "operative_config.gin"
+        return path if path.is_file() else None
+
+    @property
+    def named_step(self) -> int | None:
+        """Training step in the prefix's name."""
+        match = re.search(r"-(\d+)\Z", self.prefix.name)
+        return int(match[1]) if match else None
+
+
+def resolve(source: str | Path) -> Checkpoint:
+    """Finds the checkpoint that the user means.
+
+    Args:
+        source: a folder, where the file `checkpoint` names the newest one, or the prefix or the index of one.
+
+    Raises:
+        ConversionError: there is none, there are several to choose from, or one of its files is missing.
+    """
+    if "://" in str(source):
+        raise ConversionError(f"{source} is not on this machine's disk: copy the checkpoint's folder here first.")
+    path = Path(source).expanduser()
+    if path.is_dir():
+        prefix = _in_folder(path)
+    else:
+        prefix = path.with_name(re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})\Z", "", path.name))
+        if not _index(prefix).is_file():
+            if not prefix.parent.is_dir() or not any(prefix.parent.glob(_glob_escape(prefix.name) + ".data-*")):
+                raise ConversionError(
+                    f"{source} does not exist: give a checkpoint's folder, or a prefix such as DIR/model.ckpt-1000000."
+                )
+            raise ConversionError(f"{_index(prefix)} is missing: copy it beside the checkpoint's data files.")
+    _check_shards(prefix)
+    return Checkpoint(prefix)
+
+
+def _in_folder(folder: Path) -> Path:
+    present = sorted(path.name.removesuffix(".index") for path in folder.glob("*.index"))
+    state = folder / "checkpoint"
+    if state.is_file():
+        return _newest(folder, state, present)
+    if not present:
+        raise ConversionError(f"{folder} holds no checkpoint: there is no file that ends in .index in it.")
+    if len(present) > 1:
+        raise ConversionError(
+            f"{folder} holds {len(present)} checkpoints and no file `checkpoint` that picks one: give one of the "
+            f"prefixes {', '.join(present)}."
+        )
+    return folder / present[0]
+
+
+def _newest(folder: Path, state: Path, present: list[str]) -> Path:
+    """The prefix that TensorFlow's `checkpoint` file names, also after the folder was copied from elsewhere."""
+    text = state.read_text(encoding="utf-8", errors="replace")
+    match = re.search(r'^\s*model_checkpoint_path\s*:\s*"((?:[^"\\]|\\.)*)"', text, re.MULTILINE)
+    if not match:
+        raise ConversionError(f"{state} names no checkpoint: give the prefix of the one to convert.")
+    named = re.sub(r"\\(.)", r"\1", match[1])
+    basename = re.split(r"[/\\]", named)[-1]
+    # What lies in the folder comes first: an absolute path in the file is where the folder was when it was written.
+    for candidate in (folder / basename, folder / named):
+        if basename and "://" not in str(candidate) and _index(candidate).is_file():
+            return candidate
+    others = f"give the prefix of one that is: {', '.join(present)}" if present else "no other is there either"
+    raise ConversionError(f"{state} names {basename}, whose .index is not in the folder; {others}.")
+
+
+def _index(prefix: Path) -> Path:
+    return prefix.with_name(prefix.name + ".index")
+
+
+def _glob_escape(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _check_shards(prefix: Path) -> None:
+    """All data files are there: `-0000k-of-0000n` for every k of an n."""
+    found: dict[int, set[int]] = {}
+    for path in prefix.parent.glob(_glob_escape(prefix.name) + ".data-*-of-*"):
+        match = re.search(r"\.data-(\d{5})-of-(\d{5})\Z", path.name)
+        if match:
+            found.setdefault(int(match[2]), set()).add(int(match[1]))
+    if not found:
+        raise ConversionError(
+            f"{prefix.name} has an index but no data: copy {prefix.name}.data-00000-of-… into {prefix.parent}."
+        )
+    if any(shards == set(range(total)) for total, shards in found.items()):
+        return
+    total, shards = max(found.items())
+    missing = [f"{prefix.name}.data-{k:05d}-of-{total:05d}" for k in range(total) if k not in shards]
+    raise ConversionError(
+        f"{len(missing)} of {total} data files are missing from {prefix.parent}, first {missing[0]}: copy them there."
+    )

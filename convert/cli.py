@@ -1,0 +1,181 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""The command `t5-experimental`: arguments and printing, nothing else."""
+
+import argparse
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+from .errors import ConversionError
+from .names import FAMILY_SECTIONS
+from .plan import parse_size
+
+
+if TYPE_CHECKING:
+    from .pipeline import Inspection, Summary
+
+
+_DTYPES = ("source", "float32", "bfloat16", "float16")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Args:
+        argv: arguments without the command's name; those of the process unless given.
+
+    Returns:
+        Exit status: 0, 1 if it cannot be done, 130 if interrupted. Wrong usage ends the process with 2.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        with _terminated_as_interrupted():
+            if arguments.command == "inspect":
+                _inspect(arguments)
+            else:
+                _convert(arguments)
+    except ConversionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing was left behind.", file=sys.stderr)
+        return 130
+    return 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """A terminated run cleans up after itself as an interrupted one does."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    # Python lets only the main thread set handlers; elsewhere the program around us decides.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="t5-experimental", description="Converts Mesh TensorFlow T5 checkpoints for transformers."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    convert = commands.add_parser("convert", help="write a folder that from_pretrained loads")
+    inspect = commands.add_parser("inspect", help="show family, configuration and variables; writes nothing")
+    for command in (convert, inspect):
+        command.add_argument(
+            "source", metavar="SOURCE", help="checkpoint folder, or prefix such as DIR/model.ckpt-1000000"
+        )
+        if command is convert:
+            command.add_argument("output", metavar="OUTPUT", help="folder to write")
+        command.add_argument("--family", choices=("auto", *FAMILY_SECTIONS), default="auto", help="default: auto")
+        command.add_argument("--d-kv", type=_positive, metavar="N", help="size of one head, if nothing tells it")
+        command.add_argument(
+            "--feed-forward-proj", metavar="NAME", help="activation such as gated-gelu or relu, if nothing tells it"
+        )
+    convert.add_argument("--vocab", metavar="FILE", help="sentencepiece.model; adds the tokenizer")
+    convert.add_argument("--dtype", choices=_DTYPES, default="source", help="dtype to write; default: the source's own")
+    convert.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="default: 5GB")
+    convert.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new folder is complete")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    from .pipeline import inspect
+
+    found = inspect(
+        arguments.source, arguments.family, d_kv=arguments.d_kv, feed_forward_proj=arguments.feed_forward_proj
+    )
+    _print_findings(found)
+    print("\nConfiguration")
+    for name, value in sorted(found.config.to_diff_dict().items()):
+        print(f"  {name}: {value}")
+    _print_table(found)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from .pipeline import convert
+
+    summary = convert(
+        arguments.source,
+        arguments.output,
+        family=arguments.family,
+        vocab=arguments.vocab,
+        dtype=arguments.dtype,
+        max_shard_size=arguments.max_shard_size,
+        overwrite=arguments.overwrite,
+        d_kv=arguments.d_kv,
+        feed_forward_proj=arguments.feed_forward_proj,
+        report=_print_findings,
+        progress=True,
+    )
+    _print_summary(summary)
+
+
+def _print_findings(found: "Inspection") -> None:
+    dtypes = Counter(entry.source.dtype for entry in found.plan.entries)
+    gin = found.checkpoint.gin_file
+    rows = {
+        "Source": found.checkpoint.prefix,
+        "Family": f"{found.family} ({type(found.config).__name__})",
+        "Told by": f"{gin.name}, checked against every shape" if gin else "the variables' shapes",
+        "Step": "unknown" if found.step is None else f"{found.step:,}",
+        "Parameters": f"{found.plan.parameter_count:,} in {len(found.plan.entries):,} tensors",
+        "Dtype": ", ".join(f"{name} ({count} tensors)" for name, count in dtypes.most_common()),
+    }
+    for title, text in rows.items():
+        print(f"{title + ':':<12}{text}")
+    for note in found.notes:
+        print(f"{'Note:':<12}{note}")
+
+
+def _print_table(found: "Inspection") -> None:
+    entries = {entry.name: entry for shard in found.plan.shards for entry in shard.entries}
+    rows = [("parameter", "shape", "dtype", "variable", "transform")]
+    rows += [
+        (name, "x".join(map(str, entry.shape)), entry.dtype, entry.source.name, entry.transform)
+        for name, entry in entries.items()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    print("\nVariables")
+    for row in rows:
+        print(("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))).rstrip())
+    for reason, count in Counter(found.plan.drops.values()).most_common():
+        print(f"  left out: {count:,} x {reason}")
+
+
+def _print_summary(summary: "Summary") -> None:
+    print("\nSummary")
+    rows = {
+        "output": summary.output,
+        "tensors": f"{summary.tensors:,} in {len(summary.inspection.plan.shards)} file(s)",
+        "parameters": f"{summary.parameters:,}",
+        "bytes": f"{summary.nbytes:,}",
+        "seconds": f"{summary.seconds:.1f}",
+        "peak memory": f"{summary.peak_memory / 2**20:,.0f} MiB" if summary.peak_memory else "unknown",
+    }
+    for title, text in rows.items():
+        print(f"  {title + ':':<14}{text}")

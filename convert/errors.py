@@ -1,0 +1,6 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""The one exception that a user of the converter meets."""
+
+
+class ConversionError(Exception):
+    """A conversion cannot be done; the message is one sentence that says what is wrong and what to do about it."""

@@ -1,0 +1,134 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""The README.md of a converted folder."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from .plan import Plan
+
+
+if TYPE_CHECKING:
+    from ..configuration_t5_experimental import T5ExperimentalConfig
+
+
+_ABOUT: Mapping[str, str] = {
+    "t5.1.1": "T5 version 1.1, pre-trained on C4 only",
+    "t5.1.1.lm100k": "T5 version 1.1, trained for 100,000 more steps on a language-modelling objective",
+    "t5.1.th": "T5 version 1.1 with talking-heads attention (https://arxiv.org/abs/2003.02436)",
+    "t5.1.n4w10": "T5 version 1.1 whose first layers are narrower than the others",
+}
+
+_TEMPLATE = """---
+license: apache-2.0
+library_name: transformers
+tags:
+- t5
+- {family}
+- {model_type}
+- mesh-tensorflow
+---
+
+# {title}
+
+{about}.
+
+| | |
+|---|---|
+| family | {family} |
+| source | Mesh TensorFlow checkpoint `{source}` |
+| training step | {step} |
+| parameters | {parameters:,} |
+| d_model | {d_model:,} |
+| layers (encoder, decoder) | {encoder_layers}, {decoder_layers} |
+| heads | {heads} |
+| d_ff | {d_ff} |
+| vocabulary rows | {vocab_size:,} |
+| classifier | {classifier} |
+| feed-forward | {feed_forward} |
+| dtype | {dtype} |
+| tensors | {gigabytes:.3f} GB in {files} |
+
+## How to load it
+
+With the package `t5_experimental` installed:
+
+```python
+import t5_experimental  # registers the architecture with the Auto classes
+from transformers import AutoModelForSeq2SeqLM
+
+model = AutoModelForSeq2SeqLM.from_pretrained("path/to/this/folder")
+```
+
+Without it, with the modelling code in this folder:
+
+```python
+from transformers import AutoModelForSeq2SeqLM
+
+model = AutoModelForSeq2SeqLM.from_pretrained("path/to/this/folder", trust_remote_code=True)
+```
+
+{tokenizer}
+
+## Notes
+
+{notes}
+"""
+
+_TOKENIZER = """The tokenizer is in this folder too: `AutoTokenizer.from_pretrained("path/to/this/folder")`. Its ids are
+those of the sentencepiece model; `<extra_id_0>` is the highest."""
+_NO_TOKENIZER = "This folder has no tokenizer: convert with `--vocab sentencepiece.model` to add it."
+
+
+def model_card(
+    title: str,
+    family: str,
+    source: str,
+    step: int | None,
+    config: "T5ExperimentalConfig",
+    plan: Plan,
+    has_tokenizer: bool,
+    notes: tuple[str, ...],
+) -> str:
+    """Text of the card.
+
+    Args:
+        title: name of the output folder.
+        family: one of the four.
+        source: the checkpoint's folder and prefix, without what is above them on somebody's disk.
+        step: training step, if anything tells.
+        config: the model's configuration.
+        plan: what was written.
+        has_tokenizer: whether tokenizer files are in the folder.
+        notes: what was assumed or set otherwise than in the checkpoint.
+    """
+    specs = {stack: config.layer_specs(stack) for stack in ("encoder", "decoder")}
+    dtypes = Counter(entry.dtype for entry in plan.entries)
+    released = "The released checkpoints of this family have seen raw text only: fine-tune them before use on a task."
+    all_notes = (*notes, released)
+    return _TEMPLATE.format(
+        title=title,
+        about=_ABOUT[family],
+        family=family,
+        model_type=config.model_type,
+        source=source,
+        step="unknown" if step is None else f"{step:,}",
+        parameters=plan.parameter_count,
+        d_model=config.d_model,
+        encoder_layers=len(specs["encoder"]),
+        decoder_layers=len(specs["decoder"]),
+        heads=_distinct(str(spec.num_heads) for stack in specs.values() for spec in stack),
+        d_ff=_distinct(f"{spec.d_ff:,}" for stack in specs.values() for spec in stack),
+        vocab_size=config.vocab_size,
+        classifier="the embedding matrix" if config.tie_word_embeddings else "a matrix of its own",
+        feed_forward=config.feed_forward_proj,
+        dtype=", ".join(name for name, _ in dtypes.most_common()),
+        gigabytes=plan.nbytes / 1e9,
+        files="one file" if len(plan.shards) == 1 else f"{len(plan.shards)} files",
+        tokenizer=_TOKENIZER if has_tokenizer else _NO_TOKENIZER,
+        notes="\n".join(f"- {note}" for note in all_notes),
+    )
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return ", then ".join(dict.fromkeys(values))

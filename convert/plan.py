@@ -1,0 +1,270 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""The complete plan of a conversion: where every tensor comes from and where it goes. Whatever can fail fails here."""
+
+import math
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .architecture import Architecture, Shapes
+from .arrays import SAFETENSORS_DTYPES, describe, fits, numpy_dtype, rearrange, shape_of
+from .checkpoint import Variable
+from .errors import ConversionError
+from .layout import SUBLAYERS
+from .matching import Sorted, mesh_name
+from .parameters import Parameter, field_name, parameters
+
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ..configuration_t5_experimental import T5ExperimentalConfig
+
+
+_UNITS = {"B": 1}
+_UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)}
+_UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the output.
+
+    Attributes:
+        source: the Mesh variable.
+        parameter: our parameter.
+        mesh_axes: the form in which the variable has its axes.
+        dtype: dtype to write.
+    """
+
+    source: Variable
+    parameter: Parameter
+    mesh_axes: str
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        """Our name."""
+        return self.parameter.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Our shape."""
+        return self.parameter.shape
+
+    @property
+    def size(self) -> int:
+        """Count of numbers."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the output."""
+        return self.size * numpy_dtype(self.dtype).itemsize
+
+    @property
+    def transform(self) -> str:
+        """What happens to the axes, in words."""
+        return describe(self.mesh_axes, self.parameter.rule.our_axes)
+
+    def to_ours(self, array: "np.ndarray") -> "np.ndarray":
+        """The variable with our axes: a view of shape `shape`."""
+        return rearrange(array, self.mesh_axes, self.parameter.rule.our_axes, self.parameter.sizes)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One safetensors file.
+
+    Attributes:
+        filename: its name in the output folder.
+        entries: its tensors in the order of their bytes.
+    """
+
+    filename: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a conversion will write.
+
+    Attributes:
+        entries: all tensors, in the order in which the source is read.
+        shards: the same tensors, by output file.
+        drops: reason by name of a variable that is left out.
+    """
+
+    entries: tuple[Entry, ...]
+    shards: tuple[Shard, ...]
+    drops: Mapping[str, str]
+
+    @property
+    def parameter_count(self) -> int:
+        """Count of numbers in the model."""
+        return sum(entry.size for entry in self.entries)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors in the output."""
+        return sum(entry.nbytes for entry in self.entries)
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as "5GB", "500MB" (powers of ten) or "2GiB" (powers of two).
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper())
+    unit = _UNITS.get(match[2] or "B") if match else None
+    if match is None or unit is None or float(match[1]) * unit < 1:
+        raise ValueError(f"{text!r} is not a size: write it as 5GB, 500MB or 2GiB")
+    return int(float(match[1]) * unit)
+
+
+def check_known(names: Sorted, variables: Mapping[str, Variable]) -> None:
+    """Raises if there is a variable that no rule is for."""
+    if names.unknown:
+        first = variables[names.unknown[0]]
+        others = f" (and {len(names.unknown) - 1} more)" if len(names.unknown) > 1 else ""
+        raise ConversionError(
+            f"{first.name}{others}, of shape {list(first.shape)}, is a variable that no rule is for: none of the "
+            "families has it, so this is not a checkpoint of one of them."
+        )
+
+
+def check_agreement(gin: str, said: Architecture, shapes: Shapes) -> None:
+    """Raises if a gin file and the variables differ in what is there at all; sizes are compared by `make_plan`."""
+    for stack in SUBLAYERS:
+        count, expected = shapes.layer_count(stack), len(said.layers[stack])
+        if count != expected:
+            raise ConversionError(
+                f"{gin} contradicts the tensors: it gives the {stack} {expected} layers (make_layer_stack), but the "
+                f"checkpoint has variables of {count}."
+            )
+        for i, spec in enumerate(said.layers[stack]):
+            section = shapes.attention_section(stack, i)
+            if section != spec.attention_type:
+                raise ConversionError(
+                    f"{gin} contradicts the tensors: it says {spec.attention_type} for layer {i} of the {stack} "
+                    f"(make_layer_stack.layers), but its variables are those of {section}."
+                )
+    if said.tied != ("lm_head.weight" not in shapes):
+        raise ConversionError(
+            f"{gin} contradicts the tensors: it sets shared_embedding_and_softmax_weights = {said.tied}, but the "
+            f"checkpoint {'has' if said.tied else 'lacks'} decoder/logits/kernel."
+        )
+    if shapes.gated != said.feed_forward_proj.startswith("gated-"):
+        raise ConversionError(
+            f"{gin} contradicts the tensors: its DenseReluDense.activation is {said.feed_forward_proj}, but the "
+            f"checkpoint's feed-forward is {'gated' if shapes.gated else 'not gated'}."
+        )
+
+
+def make_plan(
+    variables: Mapping[str, Variable],
+    names: Sorted,
+    config: "T5ExperimentalConfig",
+    dtype: str = "source",
+    max_shard_size: int = 5 * 10**9,
+    gin: str | None = None,
+) -> Plan:
+    """Plans a conversion.
+
+    Args:
+        variables: the checkpoint's, in the order in which they are to be read.
+        names: what the rules say about them.
+        config: configuration of our model.
+        dtype: dtype to write, or "source" to keep every variable's own.
+        max_shard_size: bytes of tensors in one file, unless a single tensor is larger.
+        gin: name of the gin file that the configuration comes from, for messages.
+
+    Raises:
+        ConversionError: a variable is missing, too many, of the wrong shape, or of a dtype that weights do not have.
+    """
+    expected = parameters(config)
+    for name, parameter in expected.items():
+        if name not in names.matches:
+            mesh = mesh_name(name, parameter.section, names.layout)
+            raise ConversionError(
+                f"{mesh} is missing from the checkpoint: {name} of shape {list(parameter.shape)} cannot be filled."
+            )
+    for name, match in names.matches.items():
+        if name not in expected:
+            raise ConversionError(
+                f"{match.mesh} is a variable too many: the model that {gin or 'the other variables'} describe"
+                f"{'s' if gin else ''} has no {name}."
+            )
+    entries = {
+        name: _entry(parameter, variables[names.matches[name].mesh], dtype, gin) for name, parameter in expected.items()
+    }
+    order = {name: k for k, name in enumerate(variables)}
+    in_source_order = sorted(entries.values(), key=lambda entry: order[entry.source.name])
+    return Plan(tuple(in_source_order), _shards(list(entries.values()), max_shard_size), names.drops)
+
+
+def _entry(parameter: Parameter, source: Variable, dtype: str, gin: str | None) -> Entry:
+    if source.dtype not in SAFETENSORS_DTYPES:
+        raise ConversionError(
+            f"{source.name} has the dtype {source.dtype}, but weights are {', '.join(SAFETENSORS_DTYPES)}: this "
+            "checkpoint cannot be converted."
+        )
+    rule = parameter.rule
+    for form in rule.mesh_axes:
+        if source.shape == shape_of(form, parameter.sizes) and fits(form, rule.our_axes, parameter.sizes):
+            return Entry(source, parameter, form, source.dtype if dtype == "source" else dtype)
+    raise ConversionError(_wrong_shape(parameter, source, gin))
+
+
+def _wrong_shape(parameter: Parameter, source: Variable, gin: str | None) -> str:
+    """One sentence on a shape, with the configuration fields of the axes that differ."""
+    form = next(
+        (f for f in parameter.rule.mesh_axes if len(f.split()) == len(source.shape)), parameter.rule.mesh_axes[0]
+    )
+    wanted = shape_of(form, parameter.sizes)
+    message = f"{source.name} has the shape {list(source.shape)}, but {list(wanted)} is expected"
+    if len(wanted) == len(source.shape):
+        pairs = zip(form.split(), wanted, source.shape, strict=True)
+        axes = [" * ".join(map(field_name, axis.split("*"))) for axis, want, have in pairs if want != have]
+        message += f" ({', '.join(axes)})"
+    if gin:
+        return f"{message}: {gin} contradicts the tensors."
+    return f"{message} from the other variables: the checkpoint is not one of a single model."
+
+
+def _shards(entries: list[Entry], max_size: int) -> tuple[Shard, ...]:
+    """Fills files in the order of the model."""
+    groups: list[list[Entry]] = [[]]
+    filled = 0
+    for entry in entries:
+        if groups[-1] and filled + entry.nbytes > max_size:
+            groups.append([])
+            filled = 0
+        groups[-1].append(entry)
+        filled += entry.nbytes
+    total = len(groups)
+    shards = []
+    for k, group in enumerate(groups, 1):
+        filename = f"model-{k:05d}-of-{total:05d}.safetensors" if total > 1 else "model.safetensors"
+        # Wider numbers first, so that every tensor lies at a multiple of its item size.
+        group.sort(key=lambda entry: -numpy_dtype(entry.dtype).itemsize)
+        shards.append(Shard(filename, tuple(group)))
+    return tuple(shards)
+
+
+def check_disk(plan: Plan, output: Path) -> None:
+    """Raises if the tensors do not fit the disk that the output goes to; a margin is left for the other files."""
+    folder = output.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    needed = plan.nbytes + 16 * 2**20
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ConversionError(
+            f"{needed / 1e9:.2f} GB are needed for {output.name}, but the disk of {folder} has {free / 1e9:.2f} GB "
+            "free: make room or choose another disk."
+        )

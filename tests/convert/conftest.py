@@ -1,0 +1,92 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Fixtures of the converter's tests: checkpoints in memory and on disk, and the command."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from t5_experimental.convert.checkpoint import Variable
+from t5_experimental.convert.cli import main
+
+
+class MemoryReader:
+    """A `CheckpointReader` over a dictionary; remembers the order in which it was read."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.arrays = dict(arrays)
+        self.variables = {name: Variable(name, a.shape, a.dtype.name) for name, a in self.arrays.items()}
+        self.reads: list[str] = []
+
+    def read(self, name: str) -> np.ndarray:
+        self.reads.append(name)
+        return self.arrays[name]
+
+
+@pytest.fixture
+def memory_reader() -> type[MemoryReader]:
+    return MemoryReader
+
+
+@pytest.fixture
+def golden_copy(reference: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`golden_copy(name, gin=True)`: a copy of a genuine checkpoint's folder, to be spoiled."""
+
+    def copy(name: str, gin: bool = True) -> Path:
+        folder = tmp_path / "source" / name
+        shutil.copytree(reference / "golden" / name, folder)
+        if not gin:
+            (folder / "operative_config.gin").unlink()
+        return folder
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def read_checkpoint() -> Callable[[Path], dict[str, np.ndarray]]:
+    """`read_checkpoint(folder)`: all variables of a checkpoint, through TensorFlow."""
+
+    def read(folder: Path) -> dict[str, np.ndarray]:
+        from t5_experimental.convert.checkpoint import resolve
+        from t5_experimental.convert.tensorflow_reader import TensorFlowReader
+
+        reader = TensorFlowReader(resolve(folder).prefix)
+        return {name: reader.read(name) for name in reader.variables}
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def write_checkpoint() -> Callable[..., Path]:
+    """`write_checkpoint(folder, arrays, prefix="model.ckpt-7")`: a checkpoint written by TensorFlow's own saver."""
+
+    def write(folder: Path, arrays: Mapping[str, np.ndarray], prefix: str = "model.ckpt-7") -> Path:
+        import tensorflow as tf
+
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("model.ckpt*"):
+            old.unlink()
+        names = sorted(arrays)
+        tensors = [tf.constant(arrays[name]) for name in names]
+        tf.raw_ops.SaveV2(
+            prefix=str(folder / prefix), tensor_names=names, shape_and_slices=[""] * len(names), tensors=tensors
+        )
+        (folder / "checkpoint").write_text(f'model_checkpoint_path: "{prefix}"\n')
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
+    """`run("inspect", source, ...)`: the command's exit status, output and errors."""
+
+    def call(*arguments: object) -> SimpleNamespace:
+        status = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return SimpleNamespace(status=status, out=captured.out, err=captured.err)
+
+    return call

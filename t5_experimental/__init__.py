@@ -23,7 +23,6 @@ def _register_auto_classes() -> None:
     """Makes transformers' Auto classes know every family; a second import of the package changes nothing."""
     for config_class in CONFIG_CLASSES:
         transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-        transformers.AutoTokenizer.register(config_class, tokenizer_class=transformers.T5Tokenizer, exist_ok=True)
     for auto, config_class, model_class in auto_classes():
         getattr(transformers, auto).register(config_class, model_class, exist_ok=True)
 

@@ -1,0 +1,150 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Bad input ends in one clear sentence and a non-zero exit, and leaves nothing behind."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForTextEncoding, T5Config
+
+from t5_experimental.training import finetune
+
+
+GOOD_LINE = '{"source": "a", "target": "b"}\n'
+
+
+@pytest.fixture(autouse=True)
+def _private_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def model(tiny_models) -> Path:
+    return tiny_models["t5_v1_1"]
+
+
+@pytest.fixture
+def train_file(tmp_path) -> Path:
+    path = tmp_path / "train.jsonl"
+    path.write_text(GOOD_LINE)
+    return path
+
+
+def complaint(output: Path | None, **options: object) -> str:
+    """What `finetune` says when it refuses; checks that it wrote nothing."""
+    options = {"use_cpu": True, **options} | ({} if output is None else {"output_dir": output})
+    before = sorted(output.rglob("*")) if output is not None and output.is_dir() else None
+    with pytest.raises(SystemExit) as exit_info:
+        finetune.main([text for name, value in options.items() for text in (f"--{name}", str(value))])
+    message = str(exit_info.value.code)
+    assert message.startswith("finetune: ")
+    assert "\n" not in message
+    if before is not None:
+        assert sorted(output.rglob("*")) == before
+    elif output is not None:
+        assert not output.is_dir()
+    return message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("empty.jsonl", b"", "has no examples"),
+        ("blank.jsonl", b"\n\n", "has no examples"),
+        ("header.csv", b"source,target\n", "has no examples"),
+        ("empty.csv", b"", "has no examples"),
+        ("columns.jsonl", b'{"text": "a", "target": "b"}\n', "line 1: no column 'source' among ['target', 'text']"),
+        ("columns.csv", b"source,label\na,b\n", "line 2: no column 'target' among ['label', 'source']"),
+        ("broken.jsonl", b'{"source": "a"\n', "line 1: not JSON"),
+        ("list.jsonl", b'["a", "b"]\n', "line 1: not a JSON object"),
+        ("null.jsonl", b'{"source": "a", "target": null}\n', "column 'target' holds None, which is not text"),
+        ("later.jsonl", GOOD_LINE.encode() * 2 + b'{"source": "a"}\n', "line 3: no column 'target'"),
+        ("references.jsonl", b'{"source": "a", "target": ["b", "c"]}\n', "holds ['b', 'c'], which is not text"),
+        ("cells.csv", b"source,target\na,b,c\n", "line 2: not as many cells"),
+        ("latin1.jsonl", '{"source": "é", "target": "b"}\n'.encode("latin-1"), "is not UTF-8 text"),
+        ("broken.parquet", b"PAR1", "is not a Parquet file"),
+        ("text.txt", b"a\n", "unknown ending '.txt'"),
+    ],
+)
+def test_data_files(name, content, expected, model, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert expected in complaint(tmp_path / "output", model_name_or_path=model, train_file=path)
+
+
+def test_parquet_without_the_column(model, tmp_path):
+    from datasets import Dataset
+
+    path = tmp_path / "data.parquet"
+    Dataset.from_dict({"source": ["a"], "text": ["b"]}).to_parquet(path)
+    message = complaint(tmp_path / "output", model_name_or_path=model, train_file=path)
+    assert "row 1: no column 'target' among ['source', 'text']" in message
+
+
+@pytest.mark.parametrize("option", ["train_file", "validation_file", "test_file"])
+def test_missing_files(option, model, train_file, tmp_path):
+    options = {"model_name_or_path": model, "train_file": train_file, option: tmp_path / "none.jsonl"}
+    message = complaint(tmp_path / "output", **options)
+    assert f"--{option} {tmp_path / 'none.jsonl'} does not exist" in message
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"dropout_rate": 1}, "--dropout_rate is 1.0"),
+        ({"max_source_length": 0}, "--max_source_length is 0"),
+        ({"max_target_length": -1}, "--max_target_length is -1"),
+        ({"eval_strategy": "epoch"}, "give --validation_file"),
+        ({"load_best_model_at_end": True, "save_strategy": "steps"}, "the save and eval strategy to match"),
+    ],
+)
+def test_options(options, expected, model, train_file, tmp_path):
+    assert expected in complaint(tmp_path / "output", model_name_or_path=model, train_file=train_file, **options)
+
+
+def test_output_folder(model, train_file, tmp_path):
+    options = {"model_name_or_path": model, "train_file": train_file}
+    assert "--output_dir is missing" in complaint(None, **options)
+    assert "is a file" in complaint(train_file, **options)
+    assert "already holds a model" in complaint(model, **options)
+
+
+def test_model_folders(model, train_file, tmp_path):
+    def refusal(folder: Path) -> str:
+        return complaint(tmp_path / "output", model_name_or_path=folder, train_file=train_file)
+
+    assert "is not a model folder" in refusal(tmp_path / "none")
+
+    without_tokenizer = tmp_path / "without_tokenizer"
+    shutil.copytree(model, without_tokenizer)
+    (without_tokenizer / "spiece.model").unlink()
+    (without_tokenizer / "tokenizer_config.json").unlink()
+    assert "has no tokenizer: convert" in refusal(without_tokenizer)
+
+    too_many_ids = tmp_path / "too_many_ids"
+    shutil.copytree(model, too_many_ids)
+    config = (too_many_ids / "tokenizer_config.json").read_text()
+    (too_many_ids / "tokenizer_config.json").write_text(config.replace("100", "1000"))
+    assert "the model only 1152 embedding rows" in refusal(too_many_ids)
+
+    without_weights = tmp_path / "without_weights"
+    shutil.copytree(model, without_weights, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert "do not load" in refusal(without_weights)
+
+    encoder_only = tmp_path / "encoder_only"
+    shutil.copytree(model, encoder_only)
+    AutoModelForTextEncoding.from_pretrained(model).save_pretrained(encoder_only)
+    assert "weights, decoder.block.0" in refusal(encoder_only)
+
+    stock = tmp_path / "stock"
+    shutil.copytree(model, stock, ignore=shutil.ignore_patterns("config.json", "*.safetensors", "*.py"))
+    T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(stock)
+    assert "holds a model of type 't5'" in refusal(stock)
+
+
+@pytest.mark.slow
+def test_through_the_launcher(launch, model, tmp_path):
+    result = launch(model_name_or_path=model, output_dir=tmp_path / "output", input_column="text")
+    assert result.returncode != 0
+    assert "no column 'text' among ['source', 'target']" in result.stderr
+    assert not (tmp_path / "output").exists()

@@ -10,6 +10,7 @@ Axes, as they occur in shapes below:
 Logits are not divided by sqrt(dk): T5 folds that factor into the initialiser of q.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +22,8 @@ from .configuration_t5_experimental import TALKING_HEADS, LayerSpec, T5Experimen
 from .masks_t5_experimental import masked_bias
 
 
-def bucket_starts(num_buckets: int, max_distance: int) -> list[int]:
+@cache
+def bucket_starts(num_buckets: int, max_distance: int) -> tuple[int, ...]:
     """Distances at which the logarithmic half of the buckets of one direction begins, after its first bucket.
 
     The first `num_buckets // 2` buckets hold one distance each. Bucket `num_buckets // 2 + i` begins at the smallest
@@ -38,7 +40,7 @@ def bucket_starts(num_buckets: int, max_distance: int) -> list[int]:
         while distance**logarithmic * exact**i < max_distance**i * exact**logarithmic:
             distance += 1
         starts.append(distance)
-    return starts
+    return tuple(starts)
 
 
 def relative_position_bucket(
@@ -219,16 +221,16 @@ class T5Attention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys `(b, hk, m, dk)` and values `(b, hv, m, dv)`, past ones included; the encoder's are computed once."""
         is_cross = key_value_states is not None
-        cache = past_key_values
+        layers = past_key_values
         if isinstance(past_key_values, EncoderDecoderCache):
-            cache = past_key_values.cross_attention_cache if is_cross else past_key_values.self_attention_cache
+            layers = past_key_values.cross_attention_cache if is_cross else past_key_values.self_attention_cache
             if is_cross and past_key_values.is_updated.get(self.layer_idx):
-                layer: Any = cache.layers[self.layer_idx]
+                layer: Any = layers.layers[self.layer_idx]
                 return self._from_cache(layer.keys, layer.values)
         source = key_value_states if key_value_states is not None else hidden_states
         key, value = self._to_cache(self.k(source), self.v(source))
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
+        if layers is not None:
+            key, value = layers.update(key, value, self.layer_idx)
             if is_cross and isinstance(past_key_values, EncoderDecoderCache):
                 past_key_values.is_updated[self.layer_idx] = True
         return self._from_cache(key, value)

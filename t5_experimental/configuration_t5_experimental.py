@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 MULTI_HEAD: Literal["multi_head"] = "multi_head"
@@ -56,6 +57,9 @@ class LayerSpec:
     d_ff: int
 
 
+# What transformers' T5Config means by a field that is left out.
+_STOCK_T5_DEFAULTS = {"d_model": 512, "num_layers": 6, "num_heads": 8, "feed_forward_proj": "relu"}
+
 # What a layer may override, by the name of the configuration field that it overrides.
 LAYER_FIELDS = ("attention_type", "num_heads", "num_key_heads", "num_value_heads", "d_kv", "d_k", "d_v", "d_ff")
 
@@ -81,10 +85,10 @@ class T5ExperimentalConfig(PreTrainedConfig):
         num_value_heads: talking heads: heads of values; `num_heads` unless given.
         d_k: talking heads: size of one query or key head; `d_kv` unless given.
         d_v: talking heads: size of one value head; `d_kv` unless given.
-        layer_overrides: what single layers have otherwise than the fields above: one dictionary per layer,
-            `{"encoder": [{"num_heads": 6, "d_ff": 1024}, {}, ...], "decoder": [...]}`. A stack that is left out is
-            uniform. Each stack has one relative position bias for each number of softmax heads that occurs in it, held
-            by the first layer that has that number.
+        layer_overrides: what single layers have otherwise than the fields above: one dictionary per layer, `{"encoder":
+            [{"num_heads": 6, "d_ff": 1024}, {}, ...], "decoder": [...]}`. A stack that is left out is uniform. Each
+            stack has one relative position bias for each number of softmax heads that occurs in it, held by the first
+            layer that has that number.
         relative_attention_num_buckets: buckets of the relative position bias.
         relative_attention_max_distance: distance in tokens from which on all positions share the last bucket.
         feed_forward_proj: `"gated-gelu"` (GELU in its tanh approximation, as in the original), `"relu"` (t5.1.0), or
@@ -140,11 +144,27 @@ class T5ExperimentalConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # transformers' T5 writes these two into its config.json; here they follow from `feed_forward_proj`.
+        kwargs.pop("is_gated_act", None)
+        kwargs.pop("dense_act_fn", None)
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
         if self.scale_decoder_outputs is None:
             self.scale_decoder_outputs = self.tie_word_embeddings
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """See [`~transformers.PreTrainedConfig.from_dict`]; understands the configuration of a stock T5, too.
+
+        transformers 5 writes `tie_word_embeddings: true` for every T5 and keeps the truth in `scale_decoder_outputs`:
+        the original rescales the decoder's output exactly when the classifier is the embedding.
+        """
+        if config_dict.get("model_type") == "t5":
+            tied = config_dict.get("scale_decoder_outputs", config_dict.get("tie_word_embeddings", True))
+            config_dict = {**_STOCK_T5_DEFAULTS, **config_dict, "tie_word_embeddings": tied}
+            config_dict |= {"scale_decoder_outputs": tied, "model_type": cls.model_type}
+        return super().from_dict(config_dict, **kwargs)
 
     @property
     def is_gated_act(self) -> bool:
@@ -173,7 +193,9 @@ class T5ExperimentalConfig(PreTrainedConfig):
             ValueError: the overrides name an unknown field, are not one per layer, or contradict the kind of attention.
         """
         count = self._num_layers_of(stack)
-        overrides: list[dict[str, Any]] = (self.layer_overrides or {}).get(stack) or [{}] * count
+        overrides = (self.layer_overrides or {}).get(stack)
+        if overrides is None:
+            overrides = [{}] * count
         if len(overrides) != count:
             raise ValueError(
                 f"`layer_overrides` has {len(overrides)} entries for the {stack} of {count} layers: give one per "
@@ -193,16 +215,9 @@ class T5ExperimentalConfig(PreTrainedConfig):
             value |= {"num_key_heads": None, "num_value_heads": None, "d_k": None, "d_v": None}
         value |= override
         heads = value["num_heads"]
-        head_size = value["d_kv"]
-        spec = LayerSpec(
-            attention_type=value["attention_type"],
-            num_heads=heads,
-            num_key_heads=value["num_key_heads"] or heads,
-            num_value_heads=value["num_value_heads"] or heads,
-            d_k=value["d_k"] or head_size,
-            d_v=value["d_v"] or head_size,
-            d_ff=value["d_ff"],
-        )
+        follows = {"num_key_heads": heads, "num_value_heads": heads, "d_k": value["d_kv"], "d_v": value["d_kv"]}
+        value |= {name: default for name, default in follows.items() if value[name] is None}
+        spec = LayerSpec(**{field.name: value[field.name] for field in fields(LayerSpec)})
         where = f"layer {index} of the {stack}"
         if spec.attention_type not in (MULTI_HEAD, TALKING_HEADS):
             raise ValueError(
@@ -236,8 +251,38 @@ class T5ExperimentalConfig(PreTrainedConfig):
         save)."""
         if unknown := sorted(set(self.layer_overrides or {}) - set(STACKS)):
             raise ValueError(f"`layer_overrides` has the keys {unknown}: it may only have {list(STACKS)}.")
+        for name in ("vocab_size", "d_model", "num_layers", "num_decoder_layers"):
+            if (count := getattr(self, name)) is not None and count < 1:
+                raise ValueError(f"`{name}` is {count}: it must be a positive whole number.")
+        for name in ("dropout_rate", "classifier_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}: it must be at least 0 and less than 1.")
+        # Both directions need at least one bucket for single distances, and room for the logarithmic ones after it.
+        buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
+        if buckets < 4 or distance <= buckets // 2:
+            raise ValueError(
+                f"`relative_attention_num_buckets` is {buckets} and `relative_attention_max_distance` {distance}: "
+                "there must be at least 4 buckets, and a distance greater than half their number."
+            )
+        if self.dense_act_fn not in ACT2FN:
+            raise ValueError(
+                f"`feed_forward_proj` is {self.feed_forward_proj!r}: use an activation of transformers such as 'relu', "
+                "or 'gated-' and an activation, such as 'gated-gelu'."
+            )
         for stack in STACKS:
             self.layer_specs(stack)
+
+    def _remote_code_map(self) -> dict[str, str] | None:
+        """The `auto_map` of a saved folder, or None for a class that is none of the families'."""
+        family = next((base for base in type(self).__mro__ if base in CONFIG_CLASSES), None)
+        if family is None:
+            return None
+        prefix = family.__name__.removesuffix("Config")
+        models = dict(AUTO_CLASSES)
+        if self.architectures and all(name.endswith("EncoderModel") for name in self.architectures):
+            models = dict.fromkeys(("AutoModel", "AutoModelForTextEncoding"), "EncoderModel")
+        code_map = {auto: f"modeling_t5_experimental.{prefix}{suffix}" for auto, suffix in models.items()}
+        return {"AutoConfig": f"configuration_t5_experimental.{family.__name__}", **code_map}
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Saves `config.json` and, beside it, the modelling code that `trust_remote_code=True` loads without our
@@ -246,9 +291,8 @@ class T5ExperimentalConfig(PreTrainedConfig):
         The code travels with every `config.json`, so a folder that a trainer saves is as complete as one that the
         converter wrote.
         """
-        prefix = type(self).__name__.removesuffix("Config")
-        models = {auto: f"modeling_t5_experimental.{prefix}{suffix}" for auto, suffix in AUTO_CLASSES.items()}
-        self.auto_map = {"AutoConfig": f"configuration_t5_experimental.{prefix}Config", **models}
+        if (code_map := self._remote_code_map()) is not None:
+            self.auto_map = code_map
         folder = Path(save_directory)
         if folder.is_file():
             raise ValueError(f"{folder} is a file: give a folder to save into.")

@@ -44,7 +44,7 @@ def cross_entropy_loss(
             several processes passes the number of tokens of the whole step.
 
     Returns:
-        Scalar in float32; 0 if no token counts.
+        Scalar in float32; 0 if no token counts and no divisor is given.
     """
     labels = labels.to(logits.device)
     total = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")

@@ -21,9 +21,9 @@ def visible_positions(
 
     Args:
         attention_mask: 2-D `(batch, keys)`, nonzero where a key is not padding; it may be shorter than `key_length`
-            when the cache has free room. Or 3-D `(batch, queries, keys)` or 4-D `(batch, 1 or heads, queries, keys)`,
-            nonzero where a query sees a key; a 4-D mask of floats is transformers' additive form: 0 where visible, very
-            negative elsewhere.
+            when the cache has free room. Or 3-D `(batch, queries, keys)` or 4-D `(batch, 1 or heads, queries, keys)`:
+            booleans or whole numbers, nonzero where a query sees a key, or floats in transformers' additive form, 0
+            where it does and -1000 or less elsewhere.
         query_segments: `(batch, queries)`, id of the packed example that a query belongs to, 0 for padding.
         key_segments: `(batch, keys)`, the same for the keys.
         query_length: number of queries.
@@ -39,12 +39,8 @@ def visible_positions(
     if attention_mask is not None:
         if attention_mask.ndim == 2:
             visible = attention_mask[:, None, None, :] != 0
-        elif attention_mask.ndim == 3:
-            visible = attention_mask[:, None] != 0
-        elif attention_mask.is_floating_point():
-            visible = attention_mask > torch.finfo(attention_mask.dtype).min / 2
         else:
-            visible = attention_mask != 0
+            visible = _visible_pairs(attention_mask if attention_mask.ndim == 4 else attention_mask[:, None])
         free_room = key_length - visible.shape[-1]
         if free_room > 0 and attention_mask.ndim == 2:
             visible = torch.nn.functional.pad(visible, (0, free_room), value=False)
@@ -62,6 +58,19 @@ def visible_positions(
         same = (query_segments[:, :, None] == key_segments[:, None, :])[:, None]
         visible = same if visible is None else visible & same
     return visible
+
+
+def _visible_pairs(attention_mask: torch.Tensor) -> torch.Tensor:
+    """True where a query sees a key, from a 4-D mask in either form."""
+    if not attention_mask.is_floating_point():
+        return attention_mask != 0
+    # Looking at the numbers waits for the device, which a compiled step must not do.
+    if not torch.compiler.is_compiling() and attention_mask.numel() and bool(attention_mask.max() > 0):
+        raise ValueError(
+            "A 3-D or 4-D attention mask of floats is added to the logits, so it cannot have values above 0: give "
+            "booleans or whole numbers for a mask of ones and zeros."
+        )
+    return attention_mask > -1000
 
 
 def causal_positions(

@@ -78,8 +78,13 @@ class T5DenseActDense(nn.Module):
         inner = self.dropout(inner)
         # `wo` stays in float32 when the rest is float16, whose range its outputs exceed; quantised weights cast
         # themselves.
-        if self.wo.weight.is_floating_point() and not torch.is_autocast_enabled(inner.device.type):
-            inner = inner.to(self.wo.weight.dtype)
+        weight = self.wo.weight
+        if (
+            isinstance(weight, torch.Tensor)
+            and weight.is_floating_point()
+            and not torch.is_autocast_enabled(inner.device.type)
+        ):
+            inner = inner.to(weight.dtype)
         return self.wo(inner)
 
 
@@ -409,8 +414,16 @@ class T5Stack(T5ExperimentalPreTrainedModel):
             return None
         if use_cache is None:
             use_cache = self.config.use_cache
-        if past_key_values is None and use_cache:
-            return EncoderDecoderCache(DynamicCache(), DynamicCache())
+        if past_key_values is None:
+            return EncoderDecoderCache(DynamicCache(), DynamicCache()) if use_cache else None
+        if not isinstance(past_key_values, Cache):
+            raise ValueError(
+                f"`past_key_values` is a {type(past_key_values).__name__}: give an `EncoderDecoderCache`, or nothing "
+                "and `use_cache=True`."
+            )
+        if not isinstance(past_key_values, EncoderDecoderCache):
+            # Both attentions of a layer would write into the one cache.
+            return EncoderDecoderCache(past_key_values, DynamicCache())
         return past_key_values
 
     def _positions(

@@ -73,6 +73,11 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
                 "Packed batches need both `segment_ids` and `decoder_segment_ids`: encoder-decoder attention "
                 "compares the two."
             )
+        if encoder_outputs is None and attention_mask is not None and attention_mask.shape[1:-1].numel() > 1:
+            raise ValueError(
+                "An attention mask with a query axis holds for the encoder alone: pass `segment_ids` for packed "
+                "examples, or run the encoder first and give `encoder_outputs` and a 2-D mask."
+            )
         encoded: BaseModelOutput
         if encoder_outputs is None:
             encoded = self.encoder(
@@ -248,6 +253,27 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
         loss = None if labels is None else cross_entropy_loss(logits, labels, num_items_in_batch)
         return Seq2SeqLMOutput(loss=loss, logits=logits, **intermediate_outputs(outputs))
 
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, length: int
+    ) -> Any:
+        """A cache of fixed size needs room for the whole prompt, which `generate` takes for the one start token."""
+        prompt = model_kwargs.get("decoder_inputs_embeds")
+        if prompt is not None:
+            length += prompt.shape[1] - 1
+        return super()._prepare_cache_for_generation(  # type: ignore[misc]
+            generation_config, model_kwargs, generation_mode, batch_size, length
+        )
+
+    def create_masks_for_generate(
+        self, attention_mask: torch.Tensor | None, past_key_values: Cache, **unused: Any
+    ) -> torch.Tensor | None:
+        """The decoder's padding mask for a step with a cache of fixed size, at the cache's length, so that every step
+        has the same shapes; the decoder adds causality itself."""
+        if attention_mask is None:
+            return None
+        length, _ = past_key_values.get_mask_sizes(1, 0)
+        return F.pad(attention_mask, (0, length - attention_mask.shape[1]))
+
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.Tensor,
@@ -375,6 +401,7 @@ class T5ExperimentalForSequenceClassification(T5ExperimentalPreTrainedModel):
         decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -385,7 +412,8 @@ class T5ExperimentalForSequenceClassification(T5ExperimentalPreTrainedModel):
         given.
 
         Args:
-            input_ids: `(batch, source)`; needed, because the end-of-sequence token is looked for in it.
+            input_ids: `(batch, source)`; needed also beside `inputs_embeds`, because the end-of-sequence token is
+                looked for in it.
             labels: `(batch,)` class indices or numbers, or `(batch, num_labels)` for several labels per example.
 
         Raises:
@@ -399,11 +427,12 @@ class T5ExperimentalForSequenceClassification(T5ExperimentalPreTrainedModel):
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             decoder_input_ids = self._shift_right(input_ids)
         outputs = self.transformer(
-            input_ids=input_ids,
+            input_ids=input_ids if inputs_embeds is None else None,
             attention_mask=attention_mask,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
+            inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=False if use_cache is None else use_cache,
             output_attentions=output_attentions,

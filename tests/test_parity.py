@@ -3,13 +3,15 @@
 The mutation checks at the end break one thing each, and see the comparison fail.
 """
 
+from functools import partialmethod
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import original_loss
-from t5_experimental.attention_t5_experimental import T5TalkingHeadsAttention, softmax_with_bias
+from t5_experimental.attention_t5_experimental import T5TalkingHeadsAttention
 
 
 FAMILIES = ("t5.1.1.tiny", "t5.1.th.tiny", "t5.1.n4w10.tiny")
@@ -183,14 +185,18 @@ def test_a_broken_model_fails_the_comparison(name, mutate, converted, golden):
 
 
 def test_bias_before_the_first_mix_fails_the_comparison(converted, golden, monkeypatch):
-    def attend(self, query, key, value, attention_bias, output_attentions):
+    """The position bias alone is moved there; the mask stays on the softmax heads."""
+
+    def attend(self, query, key, value, attention_bias, output_attentions, before=True):
         logits = query @ key.transpose(-1, -2)
-        if attention_bias is not None:
-            logits = logits + attention_bias.clamp(min=-1e4)
-        weights = softmax_with_bias(self.logits_projection(logits), None)
+        hidden = torch.zeros((), dtype=torch.bool) if attention_bias is None else attention_bias < -1e30
+        bias = 0 if attention_bias is None else attention_bias.masked_fill(hidden, 0)
+        logits = self.logits_projection(logits + bias) if before else self.logits_projection(logits) + bias
+        weights = logits.masked_fill(hidden, -1e30).softmax(-1)
         return self.weights_projection(weights) @ value, None
 
     model = load(converted("t5.1.th.tiny"))
+    monkeypatch.setattr(T5TalkingHeadsAttention, "attend", partialmethod(attend, before=False))
     assert logit_error(model, golden("t5.1.th.tiny")) < TOLERANCE
     monkeypatch.setattr(T5TalkingHeadsAttention, "attend", attend)
     assert logit_error(model, golden("t5.1.th.tiny")) > 100 * TOLERANCE
@@ -207,7 +213,7 @@ def test_a_wrong_far_bucket_fails_the_comparison(converted, golden):
     model = load(converted("t5.1.1.tiny-long"))
     table = model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
     for bucket in (15, 31):  # the last bucket of each direction
-        changed = table.data.clone()
+        original = table.data.clone()
         table.data[bucket] += 0.1
         assert logit_error(model, golden("t5.1.1.tiny-long")) > 10 * TOLERANCE
-        table.data = changed
+        table.data = original

@@ -35,7 +35,7 @@ def test_released_variables_map_one_to_one_and_back(size: str, reference: Path) 
     assert sum(math.prod(p.shape) for p in expected.values()) == shapes["total_parameters"]
 
 
-@pytest.mark.parametrize("size", ["t5.1.1.base", "t5.1.th.base", "t5.1.n4w10.base"])
+@pytest.mark.parametrize("size", t5_experimental.PRESETS)
 def test_parameters_are_those_of_the_model(size: str) -> None:
     torch = pytest.importorskip("torch")
     from transformers import AutoModelForSeq2SeqLM

@@ -61,6 +61,16 @@ def test_first_layers_narrow_default_and_explicit():
         ({"num_heads": 0}, "`num_heads` of layer 0 of the encoder is 0"),
         ({"attention_type": "flash"}, "attention_type"),
         ({"layer_overrides": {"encoder": [{}, {"attention_type": "flash"}]}}, "'flash'"),
+        ({"layer_overrides": {"encoder": []}}, "has 0 entries for the encoder of 2 layers"),
+        ({"num_key_heads": 0}, "`num_key_heads` of layer 0 of the encoder is 0"),
+        ({"feed_forward_proj": "gated-foo"}, "`feed_forward_proj` is 'gated-foo'"),
+        ({"feed_forward_proj": "gelu-gated"}, "`feed_forward_proj` is 'gelu-gated'"),
+        ({"d_model": 0}, "`d_model` is 0"),
+        ({"vocab_size": -1}, "`vocab_size` is -1"),
+        ({"num_layers": 0}, "`num_layers` is 0"),
+        ({"dropout_rate": 1.0}, "`dropout_rate` is 1.0"),
+        ({"relative_attention_num_buckets": 2}, "`relative_attention_num_buckets` is 2"),
+        ({"relative_attention_max_distance": 16}, "`relative_attention_max_distance` 16"),
     ],
 )
 def test_contradictions_are_refused(make_config, fields, message):

@@ -46,7 +46,7 @@ def test_a_decoder_prompt_as_ids_or_as_embeddings(model, inputs, way):
     prompt = torch.tensor([[0, 17, 4]]).expand(3, -1)
     expected = generate(model, **inputs, **WAYS[way], decoder_input_ids=prompt)
     embeds = model.get_input_embeddings()(prompt)
-    for kwargs in ({}, {"use_cache": False}):
+    for kwargs in ({}, {"use_cache": False}, {"cache_implementation": "static"}):
         generated = generate(model, **inputs, **WAYS[way], decoder_inputs_embeds=embeds, **kwargs)
         assert torch.equal(generated[:, 1:], expected[:, 3:])
 
@@ -62,13 +62,15 @@ def test_padding_changes_nothing(model, inputs):
 def test_a_left_padded_decoder_prompt(model, inputs):
     row = {name: tensor[:1] for name, tensor in inputs.items()}
     expected = generate(model, **row, decoder_input_ids=torch.tensor([[0, 17]]))
-    padded = generate(
-        model,
-        **row,
-        decoder_input_ids=torch.tensor([[0, 0, 0, 17]]),
-        decoder_attention_mask=torch.tensor([[0, 0, 1, 1]]),
-    )
-    assert torch.equal(padded[0, 2:], expected[0])
+    for kwargs in ({}, {"use_cache": False}, {"cache_implementation": "static"}):
+        padded = generate(
+            model,
+            **row,
+            decoder_input_ids=torch.tensor([[0, 0, 0, 17]]),
+            decoder_attention_mask=torch.tensor([[0, 0, 1, 1]]),
+            **kwargs,
+        )
+        assert torch.equal(padded[0, 2:], expected[0]), kwargs
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
@@ -87,6 +89,18 @@ def test_step_by_step_logits_equal_one_pass(model, batch, kind):
             for i in range(decoder_input_ids.shape[1])
         ]
     torch.testing.assert_close(torch.cat(steps, dim=1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cache_for_one_attention_is_completed_and_other_things_are_refused(model, batch):
+    labels = batch.pop("labels")
+    decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels)
+    expected = model(**batch, decoder_input_ids=decoder_input_ids).logits
+    cache = DynamicCache()
+    model(**batch, decoder_input_ids=decoder_input_ids[:, :4], past_key_values=cache)
+    logits = model(**batch, decoder_input_ids=decoder_input_ids[:, 4:], past_key_values=cache).logits
+    torch.testing.assert_close(logits, expected[:, 4:], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="`past_key_values` is a tuple: give an `EncoderDecoderCache`"):
+        model(**batch, decoder_input_ids=decoder_input_ids, past_key_values=((),))
 
 
 @pytest.mark.slow

@@ -92,6 +92,15 @@ def test_bare_model_and_tuples(config, batch):
     torch.testing.assert_close(values[0], outputs.last_hidden_state, rtol=1e-4, atol=1e-5)
 
 
+def test_a_mask_with_queries_is_the_encoders_alone(model, batch):
+    square = batch["attention_mask"][:, None, :].expand(-1, 13, -1)
+    encoded = model.encoder(batch["input_ids"], square)
+    expected = model(**batch, encoder_outputs=encoded).logits
+    torch.testing.assert_close(expected, model(**batch).logits, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="holds for the encoder alone"):
+        model(**{**batch, "attention_mask": square})
+
+
 def test_inputs_are_given_once(model, batch):
     with pytest.raises(ValueError, match="Give either `input_ids` or `inputs_embeds`"):
         model(**batch, inputs_embeds=model.shared(batch["input_ids"]))

@@ -33,14 +33,21 @@ def test_masks_with_queries():
     four_bool = three[:, None].bool()
     four_float = torch.where(four_bool, 0.0, torch.finfo(torch.float32).min)
     infinite = torch.where(four_bool, 0.0, float("-inf"))
-    for mask in (three, four_bool, four_float, infinite):
+    foreign = torch.where(four_bool, 0.0, torch.finfo(torch.float16).min)
+    customary = torch.where(four_bool, 0.0, -1e4)
+    for mask in (three, four_bool, four_float, infinite, foreign, customary, customary[:, 0], three.bool()):
         assert visible_positions(mask, None, None, 2, 2)[0, 0].tolist() == [[True, False], [True, True]]
+
+
+def test_floats_that_cannot_be_added_are_refused():
+    with pytest.raises(ValueError, match="cannot have values above 0"):
+        visible_positions(torch.ones(1, 1, 2, 2), None, None, 2, 2)
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (1, 3, 4), (1, 1, 2, 3)])
 def test_a_mask_that_does_not_fit_is_refused(shape):
     with pytest.raises(ValueError, match="does not fit 2 queries and 4 keys"):
-        visible_positions(torch.ones(shape), None, None, 2, 4)
+        visible_positions(torch.ones(shape, dtype=torch.long), None, None, 2, 4)
 
 
 def test_segments_that_do_not_fit_are_refused():

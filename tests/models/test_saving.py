@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM
 
 import t5_experimental
@@ -150,9 +151,10 @@ class Absent(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Absent())
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 folder, inputs, outputs = sys.argv[1:]
 with torch.no_grad():
-    batch = torch.load(inputs, weights_only=True)
+    batch = load_file(inputs)
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
     logits = model(**batch).logits
     encoder = transformers.AutoModelForTextEncoding.from_pretrained(folder, trust_remote_code=True)
@@ -161,7 +163,7 @@ with torch.no_grad():
 try:
     import t5_experimental
 except ModuleNotFoundError:
-    torch.save({"logits": logits, "hidden": hidden}, outputs)
+    save_file({"logits": logits, "hidden": hidden}, outputs)
 """
 
 
@@ -169,7 +171,7 @@ def test_a_folder_carries_its_code(model, batch, tmp_path, monkeypatch):
     """The same folder in a process that cannot import the package, offline; and the folder that it saves in turn."""
     folder = tmp_path / "model"
     model.save_pretrained(folder)
-    torch.save(batch, tmp_path / "batch")
+    save_file(batch, tmp_path / "batch")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     expected = model(**batch, output_hidden_states=True)
@@ -183,7 +185,7 @@ def test_a_folder_carries_its_code(model, batch, tmp_path, monkeypatch):
             str(tmp_path / "out"),
         ]
         subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True)
-        outputs = torch.load(tmp_path / "out", weights_only=True)
+        outputs = load_file(tmp_path / "out")
         torch.testing.assert_close(outputs["logits"], expected.logits)
         torch.testing.assert_close(outputs["hidden"], expected.encoder_last_hidden_state)
         (tmp_path / "out").unlink()

@@ -1,5 +1,7 @@
 """t5.1.1 beside transformers' own T5, which is exact there when loaded from files: weights and outputs go both ways."""
 
+import json
+
 import pytest
 import torch
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, T5ForSequenceClassification
@@ -55,14 +57,33 @@ def test_our_model_loads_a_stock_folder(make_config, stock_config, batch, tmp_pa
     theirs.lm_head.weight = torch.nn.Parameter(torch.randn(1152, 32))
     theirs.all_tied_weights_keys.pop("lm_head.weight", None)
     theirs.save_pretrained(tmp_path)
-    config = make_config("t5.1.1")
-    ours, info = t5_experimental.T5V11ForConditionalGeneration.from_pretrained(
-        tmp_path, config=config, output_loading_info=True
-    )
+    # transformers writes that the classifier is shared, though it is not.
+    assert json.loads((tmp_path / "config.json").read_text())["tie_word_embeddings"] is True
+    ours, info = t5_experimental.T5V11ForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
+    assert ours.config.layer_specs("encoder") == make_config("t5.1.1").layer_specs("encoder")
+    assert not ours.config.tie_word_embeddings
+    assert not ours.config.scale_decoder_outputs
     assert_same_outputs(ours, theirs, batch)
     ours.load_state_dict(theirs.state_dict())
+    assert_same_outputs(ours, theirs, batch)
+    ours.resize_token_embeddings(1160)
+    assert ours.lm_head.weight.data_ptr() != ours.shared.weight.data_ptr()
+    assert torch.equal(ours.lm_head.weight[:1152], theirs.lm_head.weight)
+
+
+def test_our_model_loads_a_stock_folder_with_a_shared_classifier(stock_config, batch, tmp_path):
+    """t5.1.0 as transformers has it."""
+    torch.manual_seed(0)
+    names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "decoder_start_token_id")
+    theirs = T5ForConditionalGeneration(T5Config(**{name: getattr(stock_config, name) for name in names})).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = t5_experimental.T5V11ForConditionalGeneration.from_pretrained(tmp_path)
+    assert ours.config.feed_forward_proj == "relu"
+    assert ours.config.tie_word_embeddings
+    assert ours.config.scale_decoder_outputs
+    assert ours.lm_head.weight is ours.shared.weight
     assert_same_outputs(ours, theirs, batch)
 
 

@@ -152,6 +152,21 @@ def test_lora_targets_the_usual_names(model, batch):
     assert any("EncDecAttention.v" in name for name in trained)
 
 
+@pytest.mark.parametrize(
+    ("task_type", "suffix"),
+    [("SEQ_CLS", "ForSequenceClassification"), ("TOKEN_CLS", "ForTokenClassification")],
+)
+def test_lora_on_the_task_heads(config, batch, task_type, suffix):
+    peft = pytest.importorskip("peft")
+    model = getattr(t5_experimental, type(config).__name__.removesuffix("Config") + suffix)(config)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type=task_type, r=2, target_modules=["q", "v"]))
+    labels = torch.tensor([0, 1, 1]) if task_type == "SEQ_CLS" else torch.zeros(3, 13, dtype=torch.long)
+    adapted(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels).loss.backward()
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.grad is not None}
+    assert any("lora_" in name for name in trained)
+    assert not any("wi_0" in name for name in trained)
+
+
 def test_prompt_tuning_finds_the_embedding_and_generates(model, batch):
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(model, peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4))

@@ -1,16 +1,17 @@
-# `make demo` and `make test` need nothing but Python 3.10 or newer: each creates the environment that it uses.
+# `make demo` and `make test` need nothing but Python 3.11 or newer: each creates the environment that it uses.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := convert,training,peft,dev
 
-.PHONY: install demo test style format types reference clean
+.PHONY: install demo test test-oldest style format types reference clean
 
 install: $(VENV)/.installed
 
 # torch comes first and pinned, so that no other requirement chooses its build.
 $(VENV)/.installed: setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: run make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
@@ -22,6 +23,16 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# The models on the oldest releases that setup.py admits; for the rest of the code the versions hardly matter.
+test-oldest: $(VENV)-oldest/.installed
+	$(VENV)-oldest/bin/python -m pytest --numprocesses 2 tests/models
+
+$(VENV)-oldest/.installed: setup.py constraints-oldest.txt
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt torch
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[peft]" pytest pytest-xdist
+	touch $@
 
 style: install
 	$(BIN)/ruff check .
@@ -42,4 +53,4 @@ reference:
 	bash tests/reference/make_reference.sh build/reference
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest build *.egg-info

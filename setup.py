@@ -9,22 +9,35 @@ from setuptools import setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "t5_experimental" / "__init__.py").read_text()).group(1)
 
+# The converter reads checkpoints, casts and counts with these; the models themselves need torch and transformers alone.
+REQUIREMENTS = [
+    "torch>=2.9",
+    "transformers>=5.17,<6",
+    "ml_dtypes>=0.4",
+    "google-crc32c>=1.5",
+    "cramjam>=2.8",
+    "tqdm",
+]
+
 EXTRAS = {
-    # Reading TensorFlow checkpoints, and turning sentencepiece vocabularies into tokenizers.
-    "convert": [
-        "tensorflow-cpu>=2.16; sys_platform == 'linux' and platform_machine == 'x86_64'",
-        "tensorflow>=2.16; sys_platform != 'linux' or platform_machine != 'x86_64'",
-        "ml_dtypes>=0.4",
-        "sentencepiece>=0.2",
-        "protobuf",
-        "tqdm",
-    ],
+    # What turning a vocabulary into the tokenizer of a stock T5 takes; all other conversions need nothing more.
+    "convert": ["sentencepiece>=0.2", "protobuf"],
     "training": ["accelerate>=1.10", "datasets>=4.0", "sentencepiece>=0.2", "protobuf"],
     "deepspeed": ["deepspeed>=0.18"],
     # Needs an environment of its own: torch and torch_xla must be of the same release.
     "xla": ["torch_xla>=2.9"],
     "peft": ["peft>=0.18"],
-    "dev": ["pytest>=8", "pytest-xdist", "hypothesis", "ruff", "mypy"],
+    # TensorFlow judges our reader of its checkpoints, CTranslate2 the folders that we write for it.
+    "dev": [
+        "pytest>=8",
+        "pytest-xdist",
+        "hypothesis",
+        "ruff",
+        "mypy",
+        "ctranslate2>=4.6",
+        "tensorflow-cpu>=2.16; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "tensorflow>=2.16; sys_platform != 'linux' or platform_machine != 'x86_64'",
+    ],
 }
 
 setup(
@@ -34,8 +47,8 @@ setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
-    install_requires=["torch>=2.9", "transformers>=5.17,<6"],
+    python_requires=">=3.11",
+    install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     packages=["t5_experimental", "t5_experimental.convert", "t5_experimental.training"],
     package_dir={"t5_experimental.convert": "convert", "t5_experimental.training": "training"},

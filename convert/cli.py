@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from .errors import ConversionError
 from .names import FAMILY_SECTIONS
+from .output_format import FORMATS, NATIVE
 from .plan import parse_size
 
 
@@ -83,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--feed-forward-proj", metavar="NAME", help="activation such as gated-gelu or relu, if nothing tells it"
         )
+        command.add_argument("--encoder-only", action="store_true", help="the encoder alone, as image models use it")
+        command.add_argument(
+            "--format", choices=FORMATS, default=NATIVE, help="stock-t5: for transformers' own T5; default: native"
+        )
+        command.add_argument(
+            "--with-optimizer", action="store_true", help="also Adafactor's state, in optimizer.safetensors"
+        )
     convert.add_argument("--vocab", metavar="FILE", help="sentencepiece.model; adds the tokenizer")
     convert.add_argument("--dtype", choices=_DTYPES, default="source", help="dtype to write; default: the source's own")
     convert.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="default: 5GB")
@@ -107,11 +115,17 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from .pipeline import inspect
 
     found = inspect(
-        arguments.source, arguments.family, d_kv=arguments.d_kv, feed_forward_proj=arguments.feed_forward_proj
+        arguments.source,
+        arguments.family,
+        d_kv=arguments.d_kv,
+        feed_forward_proj=arguments.feed_forward_proj,
+        encoder_only=arguments.encoder_only,
+        output_format=arguments.format,
+        optimizer=arguments.with_optimizer,
     )
     _print_findings(found)
     print("\nConfiguration")
-    for name, value in sorted(found.config.to_diff_dict().items()):
+    for name, value in sorted(found.output.fields(found.config).items()):
         print(f"  {name}: {value}")
     _print_table(found)
 
@@ -129,6 +143,9 @@ def _convert(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
         d_kv=arguments.d_kv,
         feed_forward_proj=arguments.feed_forward_proj,
+        encoder_only=arguments.encoder_only,
+        output_format=arguments.format,
+        optimizer=arguments.with_optimizer,
         report=_print_findings,
         progress=True,
     )
@@ -141,11 +158,14 @@ def _print_findings(found: "Inspection") -> None:
     rows = {
         "Source": found.checkpoint.prefix,
         "Family": f"{found.family} ({type(found.config).__name__})",
+        "Output": found.output.class_name(found.config),
         "Told by": f"{gin.name}, checked against every shape" if gin else "the variables' shapes",
         "Step": "unknown" if found.step is None else f"{found.step:,}",
         "Parameters": f"{found.plan.parameter_count:,} in {len(found.plan.entries):,} tensors",
         "Dtype": ", ".join(f"{name} ({count} tensors)" for name, count in dtypes.most_common()),
     }
+    if found.plan.optimizer is not None:
+        rows["Optimizer"] = f"{len(found.plan.optimizer.entries):,} slots of Adafactor"
     for title, text in rows.items():
         print(f"{title + ':':<12}{text}")
     for note in found.notes:
@@ -153,7 +173,7 @@ def _print_findings(found: "Inspection") -> None:
 
 
 def _print_table(found: "Inspection") -> None:
-    entries = {entry.name: entry for shard in found.plan.shards for entry in shard.entries}
+    entries = {entry.name: entry for shard in found.plan.files for entry in shard.entries}
     rows = [("parameter", "shape", "dtype", "variable", "transform")]
     rows += [
         (name, "x".join(map(str, entry.shape)), entry.dtype, entry.source.name, entry.transform)
@@ -163,8 +183,13 @@ def _print_table(found: "Inspection") -> None:
     print("\nVariables")
     for row in rows:
         print(("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))).rstrip())
-    for reason, count in Counter(found.plan.drops.values()).most_common():
-        print(f"  left out: {count:,} x {reason}")
+    for text in _left_out(found):
+        print(f"  left out: {text}")
+
+
+def _left_out(found: "Inspection") -> list[str]:
+    """Variables that are not written, counted by reason."""
+    return [f"{count:,} x {reason}" for reason, count in Counter(found.plan.drops.values()).most_common()]
 
 
 def _print_summary(summary: "Summary") -> None:
@@ -177,5 +202,10 @@ def _print_summary(summary: "Summary") -> None:
         "seconds": f"{summary.seconds:.1f}",
         "peak memory": f"{summary.peak_memory / 2**20:,.0f} MiB" if summary.peak_memory else "unknown",
     }
+    optimizer = summary.inspection.plan.optimizer
+    if optimizer is not None:
+        rows["optimizer"] = f"{len(optimizer.entries):,} slots, {optimizer.nbytes:,} bytes in {optimizer.filename}"
+    if summary.inspection.plan.drops:
+        rows["left out"] = ", ".join(_left_out(summary.inspection))
     for title, text in rows.items():
         print(f"  {title + ':':<14}{text}")

@@ -71,7 +71,7 @@ def _check(asked: str, kinds: set[str], uniform: bool) -> None:
 
 
 def build_config(
-    family: str, architecture: Architecture, vocab_size: int, dtype: str
+    family: str, architecture: Architecture, vocab_size: int, dtype: str, encoder_only: bool = False
 ) -> tuple[T5ExperimentalConfig, tuple[str, ...]]:
     """Our configuration, and notes on what it says otherwise than the checkpoint.
 
@@ -80,13 +80,15 @@ def build_config(
         architecture: what the model is made of.
         vocab_size: rows of the embedding.
         dtype: dtype of the weights that are written.
+        encoder_only: describe the encoder alone, as for the family's EncoderModel.
 
     Returns:
         A configuration with the fewest fields: what most layers have stands once, and only layers that have something
         else are overridden.
     """
     prefix = CLASS_PREFIXES[family]
-    specs = [spec for stack in STACKS for spec in architecture.layers[stack]]
+    stacks = ("encoder",) if encoder_only else STACKS
+    specs = [spec for stack in stacks for spec in architecture.layers[stack]]
     counts = Counter(specs)
     # The last of the commonest, so that a tie is decided for the wide layers.
     base = max(reversed(specs), key=lambda spec: counts[spec])
@@ -96,18 +98,21 @@ def build_config(
         vocab_size=vocab_size,
         d_model=architecture.d_model,
         num_layers=len(architecture.layers["encoder"]),
-        num_decoder_layers=len(architecture.layers["decoder"]),
+        num_decoder_layers=None if encoder_only else len(architecture.layers["decoder"]),
         **_fields(base),
-        layer_overrides=_overrides(family, architecture, base),
+        layer_overrides=_overrides(family, architecture, base, stacks),
         relative_attention_num_buckets=architecture.buckets,
         feed_forward_proj=architecture.feed_forward_proj,
         dropout_rate=dropout_rate,
         layer_norm_epsilon=architecture.layer_norm_epsilon,
         tie_word_embeddings=architecture.tied,
-        architectures=[prefix + "ForConditionalGeneration"],
+        # As transformers' own T5EncoderModel says.
+        is_encoder_decoder=not encoder_only,
+        use_cache=not encoder_only,
+        architectures=[prefix + ("EncoderModel" if encoder_only else "ForConditionalGeneration")],
         dtype=dtype,
     )
-    for stack in STACKS:
+    for stack in stacks:
         assert config.layer_specs(stack) == architecture.layers[stack], stack
     return config, notes
 
@@ -135,10 +140,12 @@ def _fields(spec: LayerSpec) -> dict[str, Any]:
     }
 
 
-def _overrides(family: str, architecture: Architecture, base: LayerSpec) -> dict[str, list[dict[str, Any]]] | None:
+def _overrides(
+    family: str, architecture: Architecture, base: LayerSpec, stacks: tuple[str, ...]
+) -> dict[str, list[dict[str, Any]]] | None:
     """What layers have otherwise than the base, for the stacks where any layer does."""
     overrides = {}
-    for stack in STACKS:
+    for stack in stacks:
         rows = [_override(spec, base) for spec in architecture.layers[stack]]
         # The defaults of t5.1.n4w10 make the first layers narrow wherever nothing is given.
         if any(rows) or family == "t5.1.n4w10":

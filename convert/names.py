@@ -171,11 +171,12 @@ FAMILY_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "t5.1.n4w10": ("common", "multi_head", "legacy"),
 }
 
+# Endings of Adafactor's slots -> what we call the slot (see `optimizer`).
+SLOTS: Mapping[str, str] = {"_slot_v": "v", "_slot_vr": "vr", "_slot_vc": "vc", "_slot_m": "m"}
+SLOT_DROP = "optimizer slot"
+
 # What a checkpoint holds besides the model; `{variable}` is a variable that a rule above maps.
 DROPS: Mapping[str, str] = {
     "global_step": "training step",
-    "{variable}_slot_v": "optimizer slot",
-    "{variable}_slot_vr": "optimizer slot",
-    "{variable}_slot_vc": "optimizer slot",
-    "{variable}_slot_m": "optimizer slot",
+    **{"{variable}" + ending: SLOT_DROP for ending in SLOTS},
 }

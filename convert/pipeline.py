@@ -1,24 +1,23 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """The road of a conversion: inspect, plan, write into a temporary sibling, rename; only then it looks finished."""
 
-import errno
-import secrets
-import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .architecture import Shapes, deduce, with_options
 from .checkpoint import Checkpoint, CheckpointReader, Variable, resolve
 from .errors import ConversionError
 from .gin_file import GinFile
 from .matching import sort_names
-from .plan import Plan, check_agreement, check_disk, check_known, make_plan
+from .optimizer import find_slots, with_optimizer
+from .output_folder import check_output, finished_or_nothing
+from .output_format import OutputFormat, check_expressible, write_config, write_tokenizer_files
+from .plan import Plan, check_agreement, check_disk, check_known, make_plan, without_decoder
 
 
 if TYPE_CHECKING:
@@ -34,7 +33,8 @@ class Inspection:
         checkpoint: where it lies.
         reader: open for reading its tensors.
         family: one of the four.
-        config: configuration of our model for it.
+        config: configuration of our model for what is written.
+        output: kind of the folder.
         plan: every tensor's way.
         step: training step, if anything tells.
         notes: what was assumed or is set otherwise than in the checkpoint, one sentence each.
@@ -44,6 +44,7 @@ class Inspection:
     reader: CheckpointReader
     family: str
     config: "T5ExperimentalConfig"
+    output: OutputFormat
     plan: Plan
     step: int | None
     notes: tuple[str, ...]
@@ -56,7 +57,7 @@ class Summary:
     Attributes:
         output: the folder.
         inspection: what was converted.
-        tensors: count of tensors.
+        tensors: count of the model's tensors.
         parameters: count of numbers in them.
         nbytes: bytes of them.
         seconds: time that it took.
@@ -74,9 +75,9 @@ class Summary:
 
 def open_reader(checkpoint: Checkpoint) -> CheckpointReader:
     """Opens a checkpoint for reading."""
-    from .tensorflow_reader import TensorFlowReader
+    from .tensor_bundle import TensorBundleReader
 
-    return TensorFlowReader(checkpoint.prefix)
+    return TensorBundleReader(checkpoint.prefix)
 
 
 def inspect(
@@ -86,6 +87,9 @@ def inspect(
     max_shard_size: int = 5 * 10**9,
     d_kv: int | None = None,
     feed_forward_proj: str | None = None,
+    encoder_only: bool = False,
+    output_format: str = "native",
+    optimizer: bool = False,
 ) -> Inspection:
     """Finds out everything about a checkpoint and plans its conversion; reads no weight.
 
@@ -96,6 +100,9 @@ def inspect(
         max_shard_size: bytes of tensors in one file.
         d_kv: size of one head of plain attention, where neither a gin file nor a bias table tells it.
         feed_forward_proj: activation, where no gin file tells it; if one does, this is used nevertheless.
+        encoder_only: plan the encoder alone; the decoder is checked all the same.
+        output_format: "native" for our classes, "stock-t5" for those that transformers has.
+        optimizer: plan the optimizer's state too, as far as it belongs to parameters that are written.
 
     Raises:
         ConversionError: it cannot be converted.
@@ -103,6 +110,7 @@ def inspect(
     from .family import build_config, choose_family
     from .gin_config import read_architecture
 
+    output = OutputFormat(output_format, encoder_only)
     checkpoint = resolve(source)
     reader = open_reader(checkpoint)
     variables = reader.variables
@@ -119,10 +127,19 @@ def inspect(
     architecture = with_options(architecture, shapes, d_kv, feed_forward_proj)
     chosen, family_notes = choose_family(family, architecture, checkpoint)
     weights = [variables[match.mesh] for match in names.matches.values()]
-    config, config_notes = build_config(chosen, architecture, vocab_size, _config_dtype(dtype, weights))
+    written_dtype = _config_dtype(dtype, weights)
+    config, config_notes = build_config(chosen, architecture, vocab_size, written_dtype)
     plan = make_plan(variables, names, config, dtype, max_shard_size, gin.name if gin else None)
-    notes = (*family_notes, *architecture.notes, *config_notes)
-    return Inspection(checkpoint, reader, chosen, config, plan, _step(checkpoint, reader), notes)
+    slots = find_slots(plan, variables) if optimizer else None
+    if encoder_only:
+        plan = without_decoder(plan, max_shard_size)
+        config, config_notes = build_config(chosen, architecture, vocab_size, written_dtype, encoder_only=True)
+    check_expressible(output, config)
+    step = _step(checkpoint, reader)
+    if slots is not None:
+        plan = with_optimizer(plan, slots, step)
+    notes = (*family_notes, *architecture.notes, *config_notes, *output.notes(config))
+    return Inspection(checkpoint, reader, chosen, config, output, plan, step, notes)
 
 
 def _config_dtype(dtype: str, weights: list[Variable]) -> str:
@@ -146,6 +163,9 @@ def convert(
     overwrite: bool = False,
     d_kv: int | None = None,
     feed_forward_proj: str | None = None,
+    encoder_only: bool = False,
+    output_format: str = "native",
+    optimizer: bool = False,
     report: Callable[[Inspection], None] = lambda _: None,
     progress: bool = False,
 ) -> Summary:
@@ -161,6 +181,9 @@ def convert(
         overwrite: replace the folder, once the new one is complete.
         d_kv: see `inspect`.
         feed_forward_proj: see `inspect`.
+        encoder_only: write the encoder alone, for the EncoderModel classes.
+        output_format: see `inspect`.
+        optimizer: write the optimizer's state too, see the module `optimizer`.
         report: called with what was found, before anything is written.
         progress: show a progress bar on stderr.
 
@@ -172,16 +195,26 @@ def convert(
     start = time.monotonic()
     output = Path(output).expanduser()
     checkpoint = resolve(source)
-    _check_output(output, checkpoint, overwrite)
+    check_output(output, checkpoint, overwrite)
     if vocab is not None and not Path(vocab).expanduser().is_file():
         raise ConversionError(f"the vocabulary {vocab} does not exist: give the file sentencepiece.model.")
-    found = inspect(checkpoint.prefix, family, dtype, max_shard_size, d_kv, feed_forward_proj)
+    found = inspect(
+        checkpoint.prefix,
+        family,
+        dtype,
+        max_shard_size,
+        d_kv,
+        feed_forward_proj,
+        encoder_only,
+        output_format,
+        optimizer,
+    )
     vocabulary = None
     if vocab is not None:
         vocabulary = check_vocabulary(Path(vocab).expanduser(), found.config.vocab_size)
     check_disk(found.plan, output)
     report(found)
-    with _finished_or_nothing(output, overwrite) as folder:
+    with finished_or_nothing(output, overwrite) as folder:
         _write(found, vocabulary, folder, output.name, progress)
     return Summary(
         output=output,
@@ -197,96 +230,27 @@ def convert(
 def _write(found: Inspection, vocabulary: "Vocabulary | None", folder: Path, title: str, progress: bool) -> None:
     """Writes everything that the output folder holds."""
     from tqdm import tqdm
-    from transformers import GenerationConfig
 
     from .model_card import model_card
-    from .tokenizer import write_tokenizer
     from .writer import write_tensors
 
-    with tqdm(total=found.plan.nbytes, unit="B", unit_scale=True, desc="tensors", disable=not progress) as bar:
+    with tqdm(total=found.plan.all_nbytes, unit="B", unit_scale=True, desc="tensors", disable=not progress) as bar:
         write_tensors(found.plan, found.reader, folder, bar.update)
-    config = found.config
-    config.save_pretrained(folder)
-    generation_config: Any = GenerationConfig  # its constructor has no annotations
-    generation_config(
-        decoder_start_token_id=config.decoder_start_token_id,
-        eos_token_id=config.eos_token_id,
-        pad_token_id=config.pad_token_id,
-    ).save_pretrained(folder)
+    write_config(found.output, found.config, folder)
     if vocabulary is not None:
-        write_tokenizer(vocabulary, folder)
+        write_tokenizer_files(found.output, vocabulary, folder)
     card = model_card(
         title=title,
         family=found.family,
         source=found.checkpoint.name,
         step=found.step,
-        config=config,
+        config=found.config,
+        output=found.output,
         plan=found.plan,
         has_tokenizer=vocabulary is not None,
         notes=found.notes,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _check_output(output: Path, checkpoint: Checkpoint, overwrite: bool) -> None:
-    source = checkpoint.prefix.parent.resolve()
-    if output.resolve() in (source, *source.parents):
-        raise ConversionError(f"{output} holds the checkpoint itself: choose another folder for the output.")
-    if not output.exists() and not output.is_symlink():
-        return
-    if not overwrite:
-        raise ConversionError(f"{output} exists: choose another folder, or pass --overwrite to replace it.")
-    # A mistyped path must not cost anybody's files.
-    if not output.is_dir() or output.is_symlink() or (any(output.iterdir()) and not (output / "config.json").is_file()):
-        raise ConversionError(
-            f"{output} is not a converted folder, so --overwrite does not replace it: remove it yourself."
-        )
-
-
-@contextmanager
-def _finished_or_nothing(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside the output, which takes its name on success and is removed on error or interrupt."""
-    output = output.absolute()
-    token = secrets.token_hex(4)
-    folder = output.with_name(f".{output.name}.partial-{token}")
-    created = [parent for parent in output.parents if not parent.exists()]
-    try:
-        try:
-            folder.mkdir(parents=True)
-            yield folder
-            if output.exists() and not overwrite:
-                raise ConversionError(f"{output} appeared while this conversion ran: choose another folder.")
-            _replace(folder, output, output.with_name(f".{output.name}.old-{token}"))
-        except OSError as error:
-            raise ConversionError(_os_error(error, output)) from error
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        for parent in created:
-            try:
-                parent.rmdir()
-            except OSError:
-                break
-        raise
-
-
-def _replace(folder: Path, output: Path, old: Path) -> None:
-    """Gives the folder the output's name; what had it before goes last."""
-    if not output.exists():
-        folder.rename(output)
-        return
-    output.rename(old)
-    try:
-        folder.rename(output)
-    except BaseException:
-        old.rename(output)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _os_error(error: OSError, output: Path) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of {output} is full: make room or choose another disk; nothing was left behind."
-    return f"{output} cannot be written: {error.strerror or error}."
 
 
 def _peak_memory() -> int | None:

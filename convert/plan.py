@@ -1,17 +1,17 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """The complete plan of a conversion: where every tensor comes from and where it goes. Whatever can fail fails here."""
 
-import math
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .architecture import Architecture, Shapes
-from .arrays import SAFETENSORS_DTYPES, describe, fits, numpy_dtype, rearrange, shape_of
+from .arrays import SAFETENSORS_DTYPES, fits, shape_of
 from .checkpoint import Variable
+from .entries import Entry, Shard, model_shards
 from .errors import ConversionError
 from .layout import SUBLAYERS
 from .matching import Sorted, mesh_name
@@ -19,8 +19,6 @@ from .parameters import Parameter, field_name, parameters
 
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from ..configuration_t5_experimental import T5ExperimentalConfig
 
 
@@ -29,63 +27,7 @@ _UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)}
 _UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)}
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of the output.
-
-    Attributes:
-        source: the Mesh variable.
-        parameter: our parameter.
-        mesh_axes: the form in which the variable has its axes.
-        dtype: dtype to write.
-    """
-
-    source: Variable
-    parameter: Parameter
-    mesh_axes: str
-    dtype: str
-
-    @property
-    def name(self) -> str:
-        """Our name."""
-        return self.parameter.name
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Our shape."""
-        return self.parameter.shape
-
-    @property
-    def size(self) -> int:
-        """Count of numbers."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in the output."""
-        return self.size * numpy_dtype(self.dtype).itemsize
-
-    @property
-    def transform(self) -> str:
-        """What happens to the axes, in words."""
-        return describe(self.mesh_axes, self.parameter.rule.our_axes)
-
-    def to_ours(self, array: "np.ndarray") -> "np.ndarray":
-        """The variable with our axes: a view of shape `shape`."""
-        return rearrange(array, self.mesh_axes, self.parameter.rule.our_axes, self.parameter.sizes)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One safetensors file.
-
-    Attributes:
-        filename: its name in the output folder.
-        entries: its tensors in the order of their bytes.
-    """
-
-    filename: str
-    entries: tuple[Entry, ...]
+DECODER_DROP = "decoder variable (encoder only)"
 
 
 @dataclass(frozen=True)
@@ -93,14 +35,18 @@ class Plan:
     """Everything that a conversion will write.
 
     Attributes:
-        entries: all tensors, in the order in which the source is read.
+        entries: the model's tensors, in the order in which the source is read.
         shards: the same tensors, by output file.
         drops: reason by name of a variable that is left out.
+        optimizer: file of the optimizer's state, if it is written.
+        order: place of every variable in the order of reading.
     """
 
     entries: tuple[Entry, ...]
     shards: tuple[Shard, ...]
     drops: Mapping[str, str]
+    order: Mapping[str, int]
+    optimizer: Shard | None = None
 
     @property
     def parameter_count(self) -> int:
@@ -109,8 +55,27 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors in the output."""
+        """Bytes of the model's tensors in the output."""
         return sum(entry.nbytes for entry in self.entries)
+
+    @property
+    def files(self) -> tuple[Shard, ...]:
+        """All safetensors files, the optimizer's included."""
+        return self.shards if self.optimizer is None else (*self.shards, self.optimizer)
+
+    @property
+    def all_nbytes(self) -> int:
+        """Bytes of the tensors in all files."""
+        return sum(shard.nbytes for shard in self.files)
+
+    @property
+    def reads(self) -> tuple[Entry, ...]:
+        """Tensors of all files, in the order in which the source is read."""
+        return self.in_source_order(entry for shard in self.files for entry in shard.entries)
+
+    def in_source_order(self, entries: Iterable[Entry]) -> tuple[Entry, ...]:
+        """Sorts tensors as the source holds them."""
+        return tuple(sorted(entries, key=lambda entry: self.order[entry.source.name]))
 
 
 def parse_size(text: str) -> int:
@@ -203,8 +168,8 @@ def make_plan(
         name: _entry(parameter, variables[names.matches[name].mesh], dtype, gin) for name, parameter in expected.items()
     }
     order = {name: k for k, name in enumerate(variables)}
-    in_source_order = sorted(entries.values(), key=lambda entry: order[entry.source.name])
-    return Plan(tuple(in_source_order), _shards(list(entries.values()), max_shard_size), names.drops)
+    plan = Plan((), model_shards(entries.values(), max_shard_size), names.drops, order)
+    return replace(plan, entries=plan.reads)
 
 
 def _entry(parameter: Parameter, source: Variable, dtype: str, gin: str | None) -> Entry:
@@ -216,7 +181,8 @@ def _entry(parameter: Parameter, source: Variable, dtype: str, gin: str | None) 
     rule = parameter.rule
     for form in rule.mesh_axes:
         if source.shape == shape_of(form, parameter.sizes) and fits(form, rule.our_axes, parameter.sizes):
-            return Entry(source, parameter, form, source.dtype if dtype == "source" else dtype)
+            written = source.dtype if dtype == "source" else dtype
+            return Entry(parameter.name, source, form, rule.our_axes, parameter.sizes, written)
     raise ConversionError(_wrong_shape(parameter, source, gin))
 
 
@@ -236,24 +202,25 @@ def _wrong_shape(parameter: Parameter, source: Variable, gin: str | None) -> str
     return f"{message} from the other variables: the checkpoint is not one of a single model."
 
 
-def _shards(entries: list[Entry], max_size: int) -> tuple[Shard, ...]:
-    """Fills files in the order of the model."""
-    groups: list[list[Entry]] = [[]]
-    filled = 0
-    for entry in entries:
-        if groups[-1] and filled + entry.nbytes > max_size:
-            groups.append([])
-            filled = 0
-        groups[-1].append(entry)
-        filled += entry.nbytes
-    total = len(groups)
-    shards = []
-    for k, group in enumerate(groups, 1):
-        filename = f"model-{k:05d}-of-{total:05d}.safetensors" if total > 1 else "model.safetensors"
-        # Wider numbers first, so that every tensor lies at a multiple of its item size.
-        group.sort(key=lambda entry: -numpy_dtype(entry.dtype).itemsize)
-        shards.append(Shard(filename, tuple(group)))
-    return tuple(shards)
+def without_decoder(plan: Plan, max_shard_size: int = 5 * 10**9) -> Plan:
+    """The plan of the encoder alone; the decoder, which has been checked like the rest, is left out.
+
+    Args:
+        plan: of the whole model.
+        max_shard_size: bytes of tensors in one file.
+    """
+
+    def stays(entry: Entry) -> bool:
+        return entry.name.startswith(("shared.", "encoder."))
+
+    kept = [entry for shard in plan.shards for entry in shard.entries if stays(entry)]
+    decoder = {entry.source.name: DECODER_DROP for entry in plan.entries if not stays(entry)}
+    return replace(
+        plan,
+        entries=plan.in_source_order(kept),
+        shards=model_shards(kept, max_shard_size),
+        drops={**plan.drops, **decoder},
+    )
 
 
 def check_disk(plan: Plan, output: Path) -> None:
@@ -261,7 +228,7 @@ def check_disk(plan: Plan, output: Path) -> None:
     folder = output.absolute().parent
     while not folder.exists():
         folder = folder.parent
-    needed = plan.nbytes + 16 * 2**20
+    needed = plan.all_nbytes + 16 * 2**20
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ConversionError(

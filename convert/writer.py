@@ -42,14 +42,14 @@ def write_tensors(
     files: dict[str, BinaryIO] = {}
     places: dict[str, tuple[str, int]] = {}
     try:
-        for shard in plan.shards:
+        for shard in plan.files:
             header, offsets = _header(shard)
             file: BinaryIO = (folder / shard.filename).open("wb")
             files[shard.filename] = file
             file.write(header)
-            file.truncate(len(header) + sum(entry.nbytes for entry in shard.entries))
+            file.truncate(len(header) + shard.nbytes)
             places |= {name: (shard.filename, len(header) + offset) for name, offset in offsets.items()}
-        for entry in plan.entries:
+        for entry in plan.reads:
             filename, offset = places[entry.name]
             files[filename].seek(offset)
             _write_tensor(entry, reader.read(entry.source.name), files[filename], progress)
@@ -65,7 +65,7 @@ def write_tensors(
 
 def _header(shard: Shard) -> tuple[bytes, dict[str, int]]:
     """First bytes of a file, and the offset of every tensor behind them."""
-    table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    table: dict[str, Any] = {"__metadata__": dict(shard.metadata)}
     offsets = {}
     end = 0
     for entry in shard.entries:

@@ -1,5 +1,6 @@
 """Fixtures that several test folders use: tiny models of every family, and the reference data of the original code."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,9 @@ import torch
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+with contextlib.suppress(ImportError):
+    # It comes with torch's CUDA builds; the process aborts if TensorFlow, which some tests use, is imported before it.
+    import triton  # noqa: F401
 
 import t5_experimental
 from t5_experimental import T5ExperimentalConfig

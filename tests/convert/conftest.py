@@ -1,7 +1,10 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Fixtures of the converter's tests: checkpoints in memory and on disk, and the command."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +34,32 @@ def memory_reader() -> type[MemoryReader]:
     return MemoryReader
 
 
+class TensorFlowReader:
+    """TensorFlow's own reader, as a `CheckpointReader`: the judge of ours.
+
+    Attributes:
+        variables: all variables, sorted by name.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        # TensorFlow's C++ side reads it when it is loaded.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        import tensorflow
+
+        self._reader = tensorflow.train.load_checkpoint(str(prefix))
+        shapes = self._reader.get_variable_to_shape_map()
+        dtypes = self._reader.get_variable_to_dtype_map()
+        self.variables = {name: Variable(name, tuple(shapes[name]), dtypes[name].name) for name in sorted(shapes)}
+
+    def read(self, name: str) -> np.ndarray:
+        return np.asarray(self._reader.get_tensor(name))
+
+
+@pytest.fixture(scope="session")
+def tensorflow_reader() -> type[TensorFlowReader]:
+    return TensorFlowReader
+
+
 @pytest.fixture
 def golden_copy(reference: Path, tmp_path: Path) -> Callable[..., Path]:
     """`golden_copy(name, gin=True)`: a copy of a genuine checkpoint's folder, to be spoiled."""
@@ -51,7 +80,6 @@ def read_checkpoint() -> Callable[[Path], dict[str, np.ndarray]]:
 
     def read(folder: Path) -> dict[str, np.ndarray]:
         from t5_experimental.convert.checkpoint import resolve
-        from t5_experimental.convert.tensorflow_reader import TensorFlowReader
 
         reader = TensorFlowReader(resolve(folder).prefix)
         return {name: reader.read(name) for name in reader.variables}
@@ -88,5 +116,38 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
         status = main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return SimpleNamespace(status=status, out=captured.out, err=captured.err)
+
+    return call
+
+
+WITHOUT_PACKAGE = """
+import importlib.abc, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "t5_experimental":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.fixture(scope="session")
+def run_without_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """`run_without_package(script, *arguments)`: what a process printed, errors too, that cannot import the package."""
+
+    def call(script: str, *arguments: object) -> str:
+        folder = tmp_path_factory.mktemp("without-package")
+        environment = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules"), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_PACKAGE + script, *map(str, arguments)],
+            cwd=folder,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+        )
+        printed = done.stdout + done.stderr
+        assert done.returncode == 0, printed
+        return printed
 
     return call

@@ -3,7 +3,6 @@
 
 import builtins
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,8 +67,8 @@ BROKEN_FILES = {
     "no data": (remove("*.data-*"), "has an index but no data"),
     "missing shard": (another_of_two_shards, "1 of 2 data files are missing from .*model.ckpt-800.data-00001-of-00002"),
     "index of something else": (empty_index, "model.ckpt-800.index is not a readable checkpoint"),
-    "data cut off": (cut_data, "cannot be read from model.ckpt-800"),
-    "data damaged": (flip_data, "cannot be read from model.ckpt-800"),
+    "data cut off": (cut_data, "is cut off: it has 1000 bytes, but .* ends at byte"),
+    "data damaged": (flip_data, "fails its checksum: bytes .* are not what was written"),
     "gin cut off": (gin_is("a.b = [\n"), "operative_config.gin is cut off"),
     "gin is empty": (gin_is(""), "does not set encoder/make_layer_stack.layers"),
     "gin of another feature": (gin("encoder/SelfAttention.shared_kv = True"), "SelfAttention.shared_kv = True"),
@@ -273,7 +272,7 @@ def test_too_little_disk(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensorflow_not_installed(
+def test_tensorflow_is_not_needed(
     reference: Path, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = builtins.__import__
@@ -284,11 +283,7 @@ def test_tensorflow_not_installed(
         return original(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    for module in [name for name in sys.modules if name.split(".")[0] == "tensorflow"]:
-        monkeypatch.delitem(sys.modules, module)
-    result = run("convert", reference / "golden" / NAME, tmp_path / "out")
-    assert_refused(result, r"TensorFlow, .* is not installed: pip install 't5-experimental\[convert\]'")
-    assert list(tmp_path.iterdir()) == []
+    assert run("convert", reference / "golden" / NAME, tmp_path / "out").status == 0
 
 
 def test_numbers_too_large_for_float16(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import t5_experimental
-from t5_experimental.convert import inspect, tensorflow_reader
+from t5_experimental.convert import inspect, tensor_bundle
 
 
 GOLDEN = (
@@ -224,7 +224,7 @@ def test_an_old_folder_comes_back_when_the_new_one_cannot_take_its_name(
 def test_an_interrupted_run_leaves_nothing(
     how: str, reference: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = tensorflow_reader.TensorFlowReader.read
+    read = tensor_bundle.TensorBundleReader.read
     seen: list[list[str]] = []
 
     def stop_in_the_middle(self: Any, name: str) -> np.ndarray:
@@ -235,7 +235,7 @@ def test_an_interrupted_run_leaves_nothing(
             os.kill(os.getpid(), signal.SIGTERM)
         return read(self, name)
 
-    monkeypatch.setattr(tensorflow_reader.TensorFlowReader, "read", stop_in_the_middle)
+    monkeypatch.setattr(tensor_bundle.TensorBundleReader, "read", stop_in_the_middle)
     handler = signal.getsignal(signal.SIGTERM)
     result = run("convert", reference / "golden" / "t5.1.1.tiny", tmp_path / "new" / "out")
     assert result.status == 130

@@ -1,0 +1,274 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Reading a TensorFlow checkpoint (a "tensor bundle", version 2) without TensorFlow.
+
+PREFIX.index is a table (see `sstable`): the empty key holds what is true of the whole checkpoint, every other key is a
+variable's name, or names one slice of a partitioned variable, and its value says where the bytes are in which
+PREFIX.data-0000k-of-0000n. Everything that the index says is checked before any of these bytes is read.
+Source: tensorflow/core/util/tensor_bundle.
+"""
+
+import mmap
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from .arrays import numpy_dtype
+from .bundle_index import MAX_INDEX_BYTES, NUMERIC_DTYPES, Part, Tensor, read_index
+from .checkpoint import Variable
+from .errors import ConversionError
+from .sstable import Malformed
+
+
+BLOCK_BYTES = 16 * 2**20
+
+_MAX_OPEN_FILES = 64
+
+
+class TensorBundleReader:
+    """`CheckpointReader` that maps the data files into memory.
+
+    Pages of the files are given back as soon as they were used (only those of `open_array` wait for `release`), so that
+    a model of any size streams through little memory. The files must stay as they are while they are read: the
+    operating system ends a process (SIGBUS) that touches a mapped page which is not in its file any more.
+
+    Attributes:
+        variables: all variables by name, in the order of their bytes in the files.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        """Reads and checks the index; touches no number.
+
+        Args:
+            prefix: path without ".index".
+
+        Raises:
+            ConversionError: a file is missing or too short, or the index is damaged or of a kind that is not known.
+        """
+        self._prefix = prefix
+        self._maps: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
+        path = prefix.with_name(prefix.name + ".index")
+        try:
+            self._num_shards, tensors = read_index(_load(path))
+        except Malformed as error:
+            raise ConversionError(f"{path} is not a readable checkpoint index: {error}; copy it again.") from error
+        self._tensors = {tensor.variable.name: tensor for tensor in tensors}
+        self._sizes = self._check_files()
+        self.variables: Mapping[str, Variable] = {tensor.variable.name: tensor.variable for tensor in tensors}
+
+    def read(self, name: str) -> np.ndarray:
+        """See `CheckpointReader.read`: the whole variable, verified, in memory of its own."""
+        tensor = self._numeric(name)
+        dtype = numpy_dtype(tensor.variable.dtype)
+        try:
+            result = np.empty(tensor.variable.shape, dtype)
+        except MemoryError as error:
+            raise ConversionError(f"{name} does not fit into memory: convert on a machine with more of it.") from error
+        for part in tensor.parts:
+            if part.region is None:
+                _fill(result.reshape(-1).view(np.uint8), self._part_blocks(name, part, BLOCK_BYTES))
+                continue
+            piece = np.empty([end - start for start, end in part.region], dtype)
+            _fill(piece.reshape(-1).view(np.uint8), self._part_blocks(name, part, BLOCK_BYTES))
+            result[tuple(slice(start, end) for start, end in part.region)] = piece
+        return result
+
+    def blocks(self, name: str, max_bytes: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
+        """The bytes of a variable in order, each checked on its way, without holding more than a block in memory.
+
+        Only a variable that is partitioned along another axis than the first is assembled in memory before.
+
+        Args:
+            name: a key of `variables`.
+            max_bytes: most bytes of a block; rounded down to whole numbers, but at least one.
+
+        Yields:
+            uint8 [bytes], read-only, a view of the file: valid as long as it is referenced, but its pages are given
+            back when the next block is asked for. The last block comes only if the variable's checksum is right; a
+            partitioned variable has one for each slice.
+
+        Raises:
+            ConversionError: the bytes cannot be read or fail their checksum.
+        """
+        tensor = self._numeric(name)
+        itemsize = numpy_dtype(tensor.variable.dtype).itemsize
+        step = max(max_bytes // itemsize, 1) * itemsize
+        if _contiguous(tensor):
+            for part in tensor.parts:
+                yield from self._part_blocks(name, part, step)
+            return
+        whole = self.read(name).reshape(-1).view(np.uint8)
+        whole.flags.writeable = False
+        for start in range(0, len(whole), step):
+            yield whole[start : start + step]
+
+    def open_array(self, name: str) -> np.ndarray:
+        """The whole variable as a read-only view of its file: costs nothing until it is used, but is NOT verified.
+
+        Call `check` for that, and `release` when done with it. A partitioned variable is assembled (and verified).
+
+        Raises:
+            ConversionError: the bytes cannot be read, or those of a partitioned variable fail their checksum.
+        """
+        tensor = self._numeric(name)
+        if len(tensor.parts) > 1 or tensor.parts[0].region is not None:
+            array = self.read(name)
+            array.flags.writeable = False
+            return array
+        return self._bytes(tensor.parts[0]).view(numpy_dtype(tensor.variable.dtype)).reshape(tensor.variable.shape)
+
+    def check(self, name: str) -> None:
+        """Reads a variable and compares its checksum.
+
+        Raises:
+            ConversionError: the bytes cannot be read or fail their checksum.
+        """
+        for part in self._numeric(name).parts:
+            for _ in self._part_blocks(name, part, BLOCK_BYTES):
+                pass
+
+    def release(self, name: str) -> None:
+        """Gives back the memory that pages of a variable take; arrays that show them stay valid."""
+        for part in self._numeric(name).parts:
+            self._advise("MADV_DONTNEED", part, 0, part.size)
+
+    def crc32c(self, name: str) -> int | None:
+        """Checksum that the index has for a variable's bytes, not masked; None for a partitioned one, which has many.
+
+        Raises:
+            ConversionError: there is no such variable.
+        """
+        parts = self.parts(name)
+        return parts[0].crc32c if len(parts) == 1 else None
+
+    def parts(self, name: str) -> tuple[Part, ...]:
+        """Where the bytes of a variable are.
+
+        Raises:
+            ConversionError: there is no such variable.
+        """
+        return self._find(name).parts
+
+    def data_file(self, shard: int) -> Path:
+        """Path of a data file."""
+        return self._prefix.with_name(f"{self._prefix.name}.data-{shard:05d}-of-{self._num_shards:05d}")
+
+    def _find(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            raise ConversionError(f"{self._prefix.name} holds no variable {name}: choose one of {len(self._tensors)}.")
+        return self._tensors[name]
+
+    def _numeric(self, name: str) -> Tensor:
+        tensor = self._find(name)
+        if tensor.variable.dtype not in NUMERIC_DTYPES.values():
+            raise ConversionError(
+                f"{name} in {self._prefix.name} is of type {tensor.variable.dtype}, which is not converted: leave it "
+                "out when saving the checkpoint."
+            )
+        return tensor
+
+    def _check_files(self) -> dict[int, int]:
+        """Every byte that the index speaks of is there; returns the sizes of the files."""
+        sizes: dict[int, int] = {}
+        for tensor in self._tensors.values():
+            for part in tensor.parts:
+                end = part.offset + part.size
+                if part.shard not in sizes:
+                    sizes[part.shard] = _file_size(self.data_file(part.shard))
+                if end > sizes[part.shard]:
+                    raise ConversionError(
+                        f"{self.data_file(part.shard)} is cut off: it has {sizes[part.shard]} bytes, but "
+                        f"{tensor.variable.name} ends at byte {end}; copy it again."
+                    )
+        return sizes
+
+    def _part_blocks(self, name: str, part: Part, max_bytes: int) -> Iterator[np.ndarray]:
+        """See `blocks`."""
+        data = self._bytes(part)
+        crc = 0
+        for start in range(0, max(part.size, 1), max_bytes):
+            block = data[start : start + max_bytes]
+            # The disk fetches the next block while this one is used.
+            self._advise("MADV_WILLNEED", part, start + max_bytes, min(max_bytes, part.size - start - max_bytes))
+            crc = google_crc32c.extend(crc, block)
+            if start + max_bytes >= part.size and crc != part.crc32c:
+                raise ConversionError(
+                    f"{name} fails its checksum: bytes {part.offset} to {part.offset + part.size} of "
+                    f"{self.data_file(part.shard)} are not what was written; copy the file again."
+                )
+            if part.size:
+                yield block
+            self._advise("MADV_DONTNEED", part, start, len(block))
+
+    def _bytes(self, part: Part) -> np.ndarray:
+        """uint8 [size], read-only, a view of the file."""
+        if not part.size:
+            return np.frombuffer(b"", np.uint8)
+        return self._map(part.shard)[1][part.offset : part.offset + part.size]
+
+    def _map(self, shard: int) -> tuple[mmap.mmap, np.ndarray]:
+        if shard not in self._maps:
+            while len(self._maps) >= _MAX_OPEN_FILES:
+                del self._maps[next(iter(self._maps))]
+            path = self.data_file(shard)
+            try:
+                with path.open("rb") as file:
+                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:  # ValueError: the file has become empty.
+                raise ConversionError(f"{path} cannot be read: {error}.") from error
+            if len(mapped) != self._sizes[shard]:
+                raise ConversionError(f"{path} changed while it was read: convert when nothing writes to it.")
+            self._maps[shard] = mapped, np.frombuffer(mapped, np.uint8)
+        return self._maps[shard]
+
+    def _advise(self, advice: str, part: Part, start: int, size: int) -> None:
+        """Tells the system about bytes of a part, if it has the notion and there are any."""
+        if size <= 0 or not hasattr(mmap, advice):
+            return
+        first = part.offset + start
+        aligned = first - first % mmap.PAGESIZE
+        mapped = self._map(part.shard)[0]
+        with suppress(OSError):  # It is advice only.
+            mapped.madvise(getattr(mmap, advice), aligned, first + size - aligned)
+
+
+def _load(path: Path) -> bytes:
+    size = _file_size(path)
+    if size > MAX_INDEX_BYTES:
+        raise ConversionError(
+            f"{path} has more than {MAX_INDEX_BYTES} bytes, which no T5 checkpoint needs: give a checkpoint of T5."
+        )
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise ConversionError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _file_size(path: Path) -> int:
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{path} is missing: copy all files of the checkpoint into one folder.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ConversionError(f"{path} is not a file: copy all files of the checkpoint into one folder.")
+    return status.st_size
+
+
+def _fill(target: np.ndarray, blocks: Iterator[np.ndarray]) -> None:
+    """Copies blocks one behind the other; both are uint8 of the same size."""
+    at = 0
+    for block in blocks:
+        target[at : at + len(block)] = block
+        at += len(block)
+
+
+def _contiguous(tensor: Tensor) -> bool:
+    """Whether the variable's bytes are those of its parts one behind the other: no axis but the first is cut."""
+    shape = tensor.variable.shape
+    return all(
+        part.region is None or list(part.region[1:]) == [(0, size) for size in shape[1:]] for part in tensor.parts
+    )

@@ -1,10 +1,16 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Options of the entry points, as dataclasses that the command line is parsed into."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import cast
 
+import torch
 from transformers import SchedulerType, Seq2SeqTrainingArguments
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.training_args import OptimizerNames
 
 from t5_experimental.training.errors import TrainingError
@@ -70,6 +76,67 @@ def _check_data_file(option: str, path: Path) -> None:
         )
 
 
+def bfloat16_is_fast(use_cpu: bool) -> bool:
+    """Whether bfloat16 is worth being the default: on CUDA devices with circuits for it.
+
+    On the CPU it is not. Most processors emulate it, so that it takes longer than float32 and is less exact.
+    """
+    return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _checkpoint_to_resume(wanted: str | None, output_dir: Path) -> str | None:
+    """Folder of the checkpoint that `--resume_from_checkpoint` means: a path, or "True" for the last one."""
+    if wanted is None or wanted.lower() == "false":
+        return None
+    if wanted.lower() != "true":
+        checkpoint = wanted
+    else:
+        last = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
+        if last is None:
+            raise TrainingError(
+                f"--resume_from_checkpoint {wanted} needs a checkpoint in --output_dir {output_dir}, which has none: "
+                "leave the option out to start anew, or give the path of a checkpoint."
+            )
+        checkpoint = last
+    # The trainer writes this file last, so it is also missing where a save was cut short.
+    if not (Path(checkpoint) / "trainer_state.json").is_file():
+        raise TrainingError(
+            f"--resume_from_checkpoint {wanted}: {checkpoint} is not a whole checkpoint (it has no "
+            "trainer_state.json); give the path of one that the trainer has finished."
+        )
+    return checkpoint
+
+
+def _check_output(folder: Path) -> None:
+    """Refuses a folder that cannot be written to or already holds a finished model; checkpoints may be there."""
+    try:
+        if folder.is_file():
+            raise TrainingError(f"--output_dir {folder} is a file: give a folder.")
+        if (folder / "config.json").exists():
+            raise TrainingError(f"--output_dir {folder} already holds a model: give another folder, or remove it.")
+        # Tried out, since permissions alone do not tell. Nothing stays behind where another check fails, and the name
+        # is random, so that processes that check at the same time do not meet.
+        with TemporaryDirectory(dir=next(path for path in (folder, *folder.parents) if path.exists())):
+            pass
+    except OSError as error:
+        raise TrainingError(
+            f"--output_dir {folder} cannot be written to ({error.strerror}): give a folder where you may write."
+        ) from error
+
+
+def _check_reporters(names: list[str]) -> None:
+    available = get_available_reporting_integrations()
+    for name, reporter in zip(names, get_reporting_integration_callbacks(names), strict=True):
+        if name in available:
+            continue
+        try:
+            reporter()  # that list lacks some that do work; their constructors know
+        except (ImportError, RuntimeError) as error:
+            raise TrainingError(
+                f"--report_to {name} needs a package that is not installed ({error}): install it, or leave it out."
+            ) from error
+
+
 @dataclass
 class FinetuningArguments(Seq2SeqTrainingArguments):
     """Transformers' own options, with the defaults that suit T5."""
@@ -81,16 +148,38 @@ class FinetuningArguments(Seq2SeqTrainingArguments):
     )
     logging_steps: float = field(default=50, metadata={"help": "Steps between two logs of the loss."})
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Leave non-finite losses out of the log, and so do not stop at them."}
+        default=False,
+        metadata={
+            "help": "Leave non-finite losses out of the log, and do not stop at them. Non-finite weights are not saved."
+        },
+    )
+    bf16: bool | None = field(  # type: ignore[assignment]  # None only until __post_init__
+        default=None,
+        metadata={
+            "help": "Compute in bfloat16 where that is safe, with float32 weights. Default: on CUDA devices that have "
+            "it, unless another precision is asked for; not on the CPU, where it is slower than float32. "
+            "--bf16 False is float32.",
+            # What the parser gives to switches whose default is not None.
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={"help": "Folder of the checkpoint to go on from, or True for the last one in --output_dir."},
     )
 
     def __post_init__(self) -> None:
         if self.output_dir is None:
             raise TrainingError("--output_dir is missing: give the folder that the model shall be written to.")
+        float32_wanted = self.bf16 is False
+        if self.bf16 is None:
+            # What `accelerate launch` was told; it says "no" when it was told nothing.
+            unspecified = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no" and not self.fp16
+            self.bf16 = unspecified and bfloat16_is_fast(self.use_cpu)
         super().__post_init__()
-        if Path(self.output_dir).is_file():
-            raise TrainingError(f"--output_dir {self.output_dir} is a file: give a folder.")
-        if (Path(self.output_dir) / "config.json").exists():
-            raise TrainingError(
-                f"--output_dir {self.output_dir} already holds a model: give another folder, or remove it."
-            )
+        if float32_wanted and self.mixed_precision == "bf16":
+            self.mixed_precision = "no"  # the launcher's word, but the script's own option counts more
+        _check_output(Path(self.output_dir))
+        self.resume_from_checkpoint = _checkpoint_to_resume(self.resume_from_checkpoint, Path(self.output_dir))
+        _check_reporters(cast(list[str], self.report_to))

@@ -7,6 +7,7 @@ would not come back as it was written, and the word "None" in a CSV file would b
 
 import csv
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ def _json_lines(path: Path) -> Iterator[PlacedRow]:
                 continue
             where = f"{path}, line {number}"
             try:
-                row = json.loads(line)
+                # Numbers as they are written: 1.50 is not "1.5", nor is 1e3 "1000.0".
+                row = json.loads(line, parse_int=str, parse_float=str)
             except json.JSONDecodeError as error:
                 raise TrainingError(f"{where}: not JSON ({error}); write one object per line.") from error
             if not isinstance(row, dict):
@@ -83,13 +85,16 @@ def _text(row: dict[str, Any], column: str, where: str) -> str:
     value = row[column]
     if isinstance(value, str):
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    # Parquet's numbers; of JSON's, only NaN and Infinity get here, and no text is meant by those.
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     raise TrainingError(f"{where}: column {column!r} holds {value!r}, which is not text; make it a string.")
 
 
 def read_examples(path: Path, input_column: str, target_column: str) -> Iterator[dict[str, str]]:
-    """Examples of a file, as `{"source": ..., "target": ...}`; numbers become the text that they are written as.
+    """Examples of a file, as `{"source": ..., "target": ...}`.
+
+    Numbers become text: in CSV and JSON exactly what is written there; in Parquet, which stores no notation, Python's.
 
     Raises:
         TrainingError: the file is not what its ending says, lacks a column, or has an example that is not text.

@@ -9,10 +9,12 @@ transformers' `Seq2SeqTrainingArguments`. The output folder gets the model and i
 meanwhile the trainer's checkpoints.
 """
 
+import os
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from datasets import Dataset
@@ -33,15 +35,30 @@ from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.training.arguments import DataArguments, FinetuningArguments, ModelArguments
 from t5_experimental.training.data import load_features
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.trainer import FinetuningTrainer, StopAtNonFiniteLoss, exact_match
+from t5_experimental.training.trainer import FinetuningTrainer, exact_match
 
 
 Options = tuple[ModelArguments, DataArguments, FinetuningArguments]
 
+FP16_WARNING = (
+    "\nWARNING: --fp16 computes in float16, which ends at 65504; activations of T5 models go beyond that, and the loss "
+    "becomes NaN: use --bf16 where the hardware has it, else --bf16 False without --fp16, which is float32.\n"
+)
+
+# Longer than it takes a launcher to end the other processes when the first one has failed, slow imports included.
+SECONDS_TO_BE_ENDED = 60
+
+
+class _Parser(HfArgumentParser):
+    """Complains like everything else here, where argparse's own parser ends the process with its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise TrainingError(f"{message}; --help lists the options.")
+
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
     """Options from the command line, checked; `arguments` instead of the process's own for tests and notebooks."""
-    parser = HfArgumentParser(
+    parser = _Parser(
         cast(Iterable[Any], (ModelArguments, DataArguments, FinetuningArguments)),
         description="Fine-tunes a converted checkpoint on pairs of texts.",
         # The generated line would name some hundred options of transformers.
@@ -118,7 +135,6 @@ def build_trainer(options: Options) -> tuple[FinetuningTrainer, dict[str, Datase
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         processing_class=tokenizer,
         compute_metrics=exact_match(tokenizer) if training.predict_with_generate else None,
-        callbacks=[StopAtNonFiniteLoss()],
     )
     return trainer, splits
 
@@ -129,7 +145,10 @@ def describe(trainer: FinetuningTrainer, splits: dict[str, Dataset], data: DataA
     batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     sample = splits["train"][:1000]["labels"]
     tokens = sum(map(len, sample)) / len(sample)
-    precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else "float32"
+    asked = trainer.accelerator.mixed_precision
+    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(asked, asked)
+    if args.device.type == "cpu" and asked == "no":
+        precision += " (bfloat16 is slow on most CPUs; --bf16 True asks for it)"
     optimizer, schedule = OptimizerNames(args.optim).value, SchedulerType(args.lr_scheduler_type).value
     sizes = ", ".join(f"{len(features):,} {split}" for split, features in splits.items())
     lines = {
@@ -146,6 +165,8 @@ def describe(trainer: FinetuningTrainer, splits: dict[str, Dataset], data: DataA
 def run(options: Options) -> None:
     """Trains, saves, evaluates."""
     _, data, training = options
+    if training.mixed_precision == "fp16" and training.process_index == 0:
+        print(FP16_WARNING, file=sys.stderr, flush=True)
     set_seed(training.seed)
     trainer, splits = build_trainer(options)
     if trainer.is_world_process_zero():
@@ -164,9 +185,14 @@ def run(options: Options) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs with a command line; what the user can solve ends it with a sentence, from one process of each machine."""
     try:
         run(parse(arguments))
     except TrainingError as error:
+        if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+            # The launcher ends all processes as soon as one fails: the first shall come to speak before that.
+            time.sleep(SECONDS_TO_BE_ENDED)
+            sys.exit(1)
         sys.exit(f"finetune: {error}")
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What fine-tuning adds to transformers' `Seq2SeqTrainer`: exact counts, a stop at non-finite losses, the save."""
+"""What fine-tuning adds to transformers' `Seq2SeqTrainer`: exact counts, a stop at non-finite numbers, the save."""
 
 import math
 import os
@@ -10,14 +10,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import (
     EvalPrediction,
     PreTrainedTokenizerBase,
     Seq2SeqTrainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -25,7 +22,58 @@ from t5_experimental.training.errors import TrainingError
 
 
 class FinetuningTrainer(Seq2SeqTrainer):
-    """`Seq2SeqTrainer` that evaluates every example once, and whose final model appears all at once."""
+    """`Seq2SeqTrainer` that counts every example once, saves no broken weights, and the final model all at once.
+
+    A loss that is infinite or not a number ends the run at the next log or save, whichever comes first. Every process
+    only sees the losses of its own examples, so they agree before one of them stops: the others would wait for it
+    forever.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Stays on the device: reading it in every step would make the processor wait for each of them.
+        self._losses_are_finite = torch.tensor(True, device=self.args.device)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not self.args.logging_nan_inf_filter:
+            self._losses_are_finite = self._losses_are_finite & torch.isfinite(loss)
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        # "loss", "train_loss" (of the whole run), "eval_loss", "test_loss"
+        bad = [
+            f"The {name} is {value}"
+            for name, value in logs.items()
+            if name.endswith("loss") and not math.isfinite(value)
+        ]
+        finite = self._losses_are_finite & torch.tensor(not bad, device=self.args.device)
+        self._stop_unless(finite, bad[0] if bad else "A loss was infinite or not a number")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        # Checkpoints come through here, too. The step before may have broken the weights after a loss that was fine.
+        self._stop_unless(self._losses_are_finite, "A loss was infinite or not a number")
+        self._stop_unless(self._weights_are_finite(), "A weight is infinite or not a number")
+        super().save_model(output_dir, _internal_call)
+
+    def _weights_are_finite(self) -> torch.Tensor:
+        finite = torch.tensor(True, device=self.args.device)
+        for weight in cast(torch.nn.Module, self.model).parameters():
+            # Where engines cut the weights up, every process looks at its own part: DeepSpeed's ZeRO-3 keeps that
+            # beside an emptied parameter, FSDP inside a distributed tensor.
+            part = getattr(weight, "ds_tensor", weight)
+            local = part.to_local() if isinstance(part, DTensor) else part
+            finite = finite & torch.isfinite(local.detach()).all().to(finite.device)
+        return finite
+
+    def _stop_unless(self, finite: torch.Tensor, problem: str) -> None:
+        """Ends the run on every process if `finite`, a scalar, is false on any; all processes call this."""
+        if not self.accelerator.gather(finite.int().reshape(1)).all().item():
+            raise TrainingError(
+                f"{problem} at or before step {self.state.global_step}: nothing more is saved; lower --learning_rate, "
+                "and use --bf16 or full precision instead of --fp16."
+            )
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         # Several processes fill up the last batch with examples from the front. Seq2SeqTrainer would count them again.
@@ -63,26 +111,6 @@ class FinetuningTrainer(Seq2SeqTrainer):
         self.model_wrapped = cast(torch.nn.Module, self.model)
         self.accelerator.free_memory()
         self.accelerator.end_training()
-
-
-class StopAtNonFiniteLoss(TrainerCallback):
-    """Ends the run at the first logged loss that is infinite or not a number, before that step's checkpoint."""
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        for name, value in (logs or {}).items():
-            # "loss", "train_loss" (of the whole run), "eval_loss", "test_loss"
-            if name.endswith("loss") and not math.isfinite(value):
-                raise TrainingError(
-                    f"The {name} is {value} at or before step {state.global_step}: nothing more is saved; lower "
-                    "--learning_rate, and use --bf16 or full precision instead of --fp16."
-                )
 
 
 def exact_match(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:

@@ -59,6 +59,9 @@ def complaint(output: Path | None, **options: object) -> str:
         ("list.jsonl", b'["a", "b"]\n', "line 1: not a JSON object"),
         ("null.jsonl", b'{"source": "a", "target": null}\n', "column 'target' holds None, which is not text"),
         ("later.jsonl", GOOD_LINE.encode() * 2 + b'{"source": "a"}\n', "line 3: no column 'target'"),
+        ("nan.jsonl", b'{"source": NaN, "target": "b"}\n', "column 'source' holds nan, which is not text"),
+        ("infinite.jsonl", b'{"source": "a", "target": -Infinity}\n', "column 'target' holds -inf, which is not text"),
+        ("boolean.jsonl", b'{"source": true, "target": "b"}\n', "column 'source' holds True, which is not text"),
         ("references.jsonl", b'{"source": "a", "target": ["b", "c"]}\n', "holds ['b', 'c'], which is not text"),
         ("cells.csv", b"source,target\na,b,c\n", "line 2: not as many cells"),
         ("latin1.jsonl", '{"source": "é", "target": "b"}\n'.encode("latin-1"), "is not UTF-8 text"),
@@ -95,6 +98,12 @@ def test_missing_files(option, model, train_file, tmp_path):
         ({"max_source_length": 0}, "--max_source_length is 0"),
         ({"max_target_length": -1}, "--max_target_length is -1"),
         ({"eval_strategy": "epoch"}, "give --validation_file"),
+        ({"max_steps": "many"}, "invalid int value: 'many'"),
+        ({"max_stepz": 1}, "--max_stepz"),
+        ({"fp16": True, "bf16": True}, "At most one of fp16 and bf16"),
+        ({"report_to": "carrier_pigeon"}, "carrier_pigeon is not supported"),
+        ({"resume_from_checkpoint": "checkpoint-1"}, "checkpoint-1 is not a whole checkpoint"),
+        ({"resume_from_checkpoint": True}, "needs a checkpoint in --output_dir"),
         ({"load_best_model_at_end": True, "save_strategy": "steps"}, "the save and eval strategy to match"),
     ],
 )
@@ -107,6 +116,44 @@ def test_output_folder(model, train_file, tmp_path):
     assert "--output_dir is missing" in complaint(None, **options)
     assert "is a file" in complaint(train_file, **options)
     assert "already holds a model" in complaint(model, **options)
+
+
+def test_output_folder_that_cannot_be_made(model, train_file, tmp_path):
+    # What the kernel serves below /proc cannot be added to, not even by root, who may write everywhere else.
+    for folder in (Path("/proc/output"), train_file / "output", tmp_path / ("a" * 300)):
+        with pytest.raises(SystemExit, match=r"cannot be written to .*: give a folder where you may write"):
+            finetune.main(
+                f"--model_name_or_path {model} --train_file {train_file} --use_cpu --output_dir {folder}".split()
+            )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.jsonl"]
+
+
+def test_reporter_that_is_not_installed(model, train_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.integration_utils.is_tensorboard_available", lambda: False)
+    options = {"model_name_or_path": model, "train_file": train_file, "report_to": "tensorboard"}
+    message = complaint(tmp_path / "output", **options)
+    assert "--report_to tensorboard needs a package that is not installed" in message
+
+
+def test_resuming_is_checked_before_anything_is_loaded(model, train_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "build_trainer", lambda options: pytest.fail("the model was loaded"))
+    output = tmp_path / "output"
+    (output / "checkpoint-2").mkdir(parents=True)
+    options = {"model_name_or_path": model, "train_file": train_file}
+    for wanted in (True, output / "checkpoint-2"):
+        message = complaint(output, **options, resume_from_checkpoint=wanted)
+        assert "checkpoint-2 is not a whole checkpoint (it has no trainer_state.json)" in message
+
+
+def test_only_one_process_of_a_machine_speaks(tmp_path, monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as exit_info:
+        finetune.main(["--model_name_or_path", str(tmp_path), "--train_file", "none", "--output_dir", "none"])
+    assert exit_info.value.code == 1
+    assert "".join(capsys.readouterr()) == ""
+    assert waited == [finetune.SECONDS_TO_BE_ENDED]
 
 
 def test_model_folders(model, train_file, tmp_path):
@@ -143,8 +190,13 @@ def test_model_folders(model, train_file, tmp_path):
 
 
 @pytest.mark.slow
-def test_through_the_launcher(launch, model, tmp_path):
-    result = launch(model_name_or_path=model, output_dir=tmp_path / "output", input_column="text")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_through_the_launcher(processes, launch, model, tmp_path):
+    launcher_options = ("--multi_gpu", "--num_processes", "2") if processes == 2 else ()
+    options = {"ddp_backend": "gloo"} if processes == 2 else {}
+    result = launch(
+        launcher_options, model_name_or_path=model, output_dir=tmp_path / "output", input_column="text", **options
+    )
     assert result.returncode != 0
-    assert "no column 'text' among ['source', 'target']" in result.stderr
+    assert result.stderr.count("no column 'text' among ['source', 'target']") == 1
     assert not (tmp_path / "output").exists()

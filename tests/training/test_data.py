@@ -37,9 +37,20 @@ def test_text_is_not_changed(ending, tmp_path):
     assert examples == [{"source": row["question"], "target": row["answer"]} for row in ROWS]
 
 
-def test_numbers_become_text(tmp_path):
+# Notations that Python's own numbers would come back from as another text.
+NUMBERS = ["7", "-0", "0.5", "1.50", "1e3", "1E-7", "0.1000000000000000055511151231257827", "9" * 5000]
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=lambda number: number[:10])
+def test_json_numbers_stay_as_written(number, tmp_path):
     path = tmp_path / "data.jsonl"
-    path.write_text('{"source": 7, "target": 0.5}\n')
+    path.write_text(f'{{"source": {number}, "target": "a", "score": NaN}}\n')
+    assert list(read_examples(path, "source", "target")) == [{"source": number, "target": "a"}]
+
+
+def test_parquet_numbers_become_text(tmp_path):
+    path = tmp_path / "data.parquet"
+    Dataset.from_dict({"source": [7], "target": [0.5]}).to_parquet(path)
     assert list(read_examples(path, "source", "target")) == [{"source": "7", "target": "0.5"}]
 
 

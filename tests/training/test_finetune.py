@@ -3,6 +3,8 @@
 
 import ast
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from t5_experimental.training import finetune
+from t5_experimental.training.arguments import bfloat16_is_fast
+from t5_experimental.training.trainer import FinetuningTrainer
 
 
 DATA = Path(__file__).parents[1] / "data"
@@ -83,6 +87,14 @@ def test_learns_resumes_and_reports_exact_match(tiny_models, launch, tmp_path):
     result = launch(**options, output_dir=resumed, max_steps=120, logging_steps=20, resume_from_checkpoint=checkpoint)
     assert logged_losses(result) == losses[3:]
 
+    # "True" is the last checkpoint of the output folder, whatever its name sorts as.
+    continued = tmp_path / "continued"
+    shutil.copytree(checkpoint, continued / "checkpoint-60")
+    (continued / "checkpoint-7").mkdir()
+    result = launch(**options, output_dir=continued, max_steps=120, logging_steps=20, resume_from_checkpoint=True)
+    assert logged_losses(result) == losses[3:]
+    assert (continued / "config.json").is_file()
+
 
 def test_dropout_is_what_was_asked_for(tiny_models, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
@@ -139,18 +151,180 @@ def test_two_processes_and_accumulation_equal_one_large_batch(tiny_models, launc
 
 
 @pytest.mark.slow
-def test_non_finite_loss_stops_the_run(tiny_models, launch, tmp_path):
+def test_evaluation_counts_every_example_once(tiny_models, launch, tmp_path):
+    """Two processes with batches of two fill five examples up to eight, with the first ones."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(tiny_models["t5_v1_1"]).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["t5_v1_1"])
+    inputs = tokenizer("The Amber Anchor serves Thai food", return_tensors="pt")
+    produced = tokenizer.decode(model.generate(**inputs, max_new_tokens=8)[0], skip_special_tokens=True).strip()
+    rows = [{"source": "The Amber Anchor serves Thai food", "target": produced}]
+    rows += [{"source": "The Amber Anchor serves Thai food", "target": f"not {produced}"}] * 4
+    (tmp_path / "five.jsonl").write_text("\n".join(map(json.dumps, rows)))
     result = launch(
+        ("--multi_gpu", "--num_processes", "2"),
         model_name_or_path=tiny_models["t5_v1_1"],
         output_dir=tmp_path / "output",
-        learning_rate=1e30,
-        max_steps=6,
-        logging_steps=1,
-        save_steps=6,
+        validation_file=tmp_path / "five.jsonl",
+        per_device_eval_batch_size=2,
+        predict_with_generate=True,
+        generation_max_length=9,
+        # One step that changes nothing: the model that is evaluated is the one above.
+        optim="sgd",
+        learning_rate=0,
+        max_steps=1,
+        save_strategy="no",
+        ddp_backend="gloo",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "on 2 process(es)" in result.stdout
+    # With the examples that fill up counted it would be 2 of 8.
+    assert json.loads((tmp_path / "output" / "eval_results.json").read_text())["eval_exact_match"] == 1 / 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"logging_steps": 1, "save_steps": 6}, "The loss is nan"),
+        # The checkpoint comes long before the first log.
+        ({"save_steps": 2}, "A loss was infinite or not a number"),
+        # Nothing is logged or saved until the end.
+        ({"save_strategy": "no"}, "The train_loss is nan"),
+    ],
+)
+def test_non_finite_loss_stops_the_run(options, complaint, tiny_models, launch, tmp_path):
+    model, output = tiny_models["t5_v1_1"], tmp_path / "output"
+    result = launch(model_name_or_path=model, output_dir=output, learning_rate=1e30, max_steps=6, **options)
+    assert result.returncode != 0
+    assert f"finetune: {complaint} at or before step" in result.stderr
+    assert list(output.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_non_finite_loss_of_one_process_stops_all(tiny_models, tmp_path):
+    """Only the second process sees the loss; neither saves, both end, and the first one says why."""
+    script = tmp_path / "script.py"
+    script.write_text(ONE_BROKEN_LOSS)
+    options = f"--model_name_or_path {tiny_models['t5_v1_1']} --train_file {DATA / 'restaurants_train.jsonl'}"
+    more = f"--output_dir {tmp_path / 'output'} --use_cpu --ddp_backend gloo --max_steps 6 --save_steps 2"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    result = subprocess.run(
+        [*launcher, str(script), *options.split(), *more.split()],
+        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert result.returncode != 0
-    assert "finetune: The loss is nan at or before step" in result.stderr
-    assert not [path.name for path in (tmp_path / "output").iterdir()]
+    assert "on 2 process(es)" in result.stdout
+    assert result.stderr.count("finetune: A loss was infinite or not a number at or before step 4") == 1
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["checkpoint-2"]
+
+
+# The loss that the trainer is told is not the one that the gradients came from, so that all weights stay finite.
+ONE_BROKEN_LOSS = """
+from transformers import Seq2SeqTrainer
+from t5_experimental.training import finetune
+
+right = Seq2SeqTrainer.training_step
+
+
+def training_step(self, *args, **kwargs):
+    loss = right(self, *args, **kwargs)
+    broken = self.args.process_index == 1 and self.state.global_step == 2
+    return loss * float("inf") if broken else loss
+
+
+Seq2SeqTrainer.training_step = training_step
+finetune.main()
+"""
+
+
+def test_non_finite_weights_are_not_saved(tiny_models, tmp_path, monkeypatch):
+    """The last step breaks the weights: every loss was fine, and yet there is no checkpoint and no model."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folders = ["--model_name_or_path", str(tiny_models["t5_v1_1"]), "--output_dir", str(tmp_path / "output")]
+    data = ["--train_file", str(DATA / "restaurants_train.jsonl")]
+    for more in ("--save_steps 1", "--save_strategy no", "--save_steps 1 --logging_nan_inf_filter"):
+        flags = f"--use_cpu --optim sgd --learning_rate 1e30 --weight_decay 1e10 --max_steps 1 {more}"
+        with pytest.raises(SystemExit, match="A weight is infinite or not a number at or before step 1"):
+            finetune.main([*folders, *data, *flags.split()])
+        assert list((tmp_path / "output").iterdir()) == []
+
+
+def test_steps_do_not_wait_for_the_check(tiny_models, tmp_path, monkeypatch):
+    """Between two logs, nothing reads the flag back from the device."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    checks = []
+    right = FinetuningTrainer._stop_unless
+
+    def counted(self, *args):
+        checks.append(self.state.global_step)
+        right(self, *args)
+
+    monkeypatch.setattr(FinetuningTrainer, "_stop_unless", counted)
+    folders = f"--model_name_or_path {tiny_models['t5_v1_1']} --output_dir {tmp_path / 'output'}"
+    data = f"--train_file {DATA / 'restaurants_train.jsonl'}"
+    finetune.main(f"{folders} {data} --use_cpu --max_steps 5 --logging_steps 3 --save_strategy no".split())
+    # The log, the summary of the run, and the two checks of the final save.
+    assert checks == [3, 5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "flags", "hardware", "expected"),
+    [
+        ("no", "", True, "bf16"),
+        ("no", "", False, "no"),
+        ("no", "--bf16", False, "bf16"),
+        ("no", "--bf16 True", False, "bf16"),
+        ("no", "--bf16 False", True, "no"),
+        ("no", "--fp16", True, "fp16"),
+        ("fp16", "", True, "fp16"),
+        ("bf16", "", False, "bf16"),
+        ("bf16", "--bf16 False", True, "no"),
+    ],
+)
+def test_precision(launcher, flags, hardware, expected, tiny_models, tmp_path, monkeypatch):
+    """bfloat16 where the hardware has it, unless the user says otherwise."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    monkeypatch.setattr("t5_experimental.training.arguments.bfloat16_is_fast", lambda use_cpu: hardware)
+    folders = f"--model_name_or_path {tiny_models['t5_v1_1']} --output_dir {tmp_path / 'output'}"
+    data = f"--train_file {DATA / 'restaurants_train.jsonl'}"
+    _, _, training = finetune.parse(f"{folders} {data} --use_cpu {flags}".split())
+    assert training.mixed_precision == expected
+    assert isinstance(training.bf16, bool)
+
+
+def test_bfloat16_needs_circuits_for_it(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    # Older devices have it emulated, slower than float32.
+    for native in (True, False):
+        monkeypatch.setattr(
+            "torch.cuda.is_bf16_supported",
+            lambda including_emulation=True, native=native: including_emulation or native,
+        )
+        assert bfloat16_is_fast(use_cpu=False) == native
+        assert not bfloat16_is_fast(use_cpu=True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert not bfloat16_is_fast(use_cpu=False)
+
+
+@pytest.mark.parametrize(
+    ("flags", "printed", "warned"),
+    [
+        ("", "computation float32 (bfloat16 is slow on most CPUs; --bf16 True asks for it)\n", False),
+        ("--bf16", "computation bfloat16\n", False),
+        ("--fp16", "computation ", True),
+    ],
+)
+def test_precision_is_printed(flags, printed, warned, tiny_models, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folders = f"--model_name_or_path {tiny_models['t5_v1_1']} --output_dir {tmp_path / 'output'}"
+    data = f"--train_file {DATA / 'restaurants_train.jsonl'}"
+    finetune.main(f"{folders} {data} --use_cpu --max_steps 1 --save_strategy no {flags}".split())
+    output = capsys.readouterr()
+    assert f"weights float32, {printed}" in output.out
+    assert ("WARNING: --fp16 computes in float16" in output.err) == warned
 
 
 def test_module_and_help(tmp_path):

@@ -2,7 +2,7 @@
 """Converter from Mesh TensorFlow T5 checkpoints to folders that `from_pretrained` loads (command `t5-experimental`)."""
 
 from .errors import ConversionError
-from .pipeline import Inspection, Summary, convert, inspect
+from .pipeline import Inspection, Summary, convert, inspect, verify
 
 
-__all__ = ["ConversionError", "Inspection", "Summary", "convert", "inspect"]
+__all__ = ["ConversionError", "Inspection", "Summary", "convert", "inspect", "verify"]

@@ -35,10 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         with _terminated_as_interrupted():
-            if arguments.command == "inspect":
-                _inspect(arguments)
-            else:
-                _convert(arguments)
+            _COMMANDS[arguments.command](arguments)
     except ConversionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -95,6 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--dtype", choices=_DTYPES, default="source", help="dtype to write; default: the source's own")
     convert.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="default: 5GB")
     convert.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new folder is complete")
+    convert.add_argument("--verify", action="store_true", help="read both sides again and compare them bit for bit")
+    convert.add_argument("--allow-nonfinite", action="store_true", help="convert infinities and what is not a number")
+    verify = commands.add_parser("verify", help="compare a converted folder with its source, bit for bit")
+    verify.add_argument("source", metavar="SOURCE", help="checkpoint folder or prefix that was converted")
+    verify.add_argument("output", metavar="OUTPUT", help="converted folder")
     return parser
 
 
@@ -146,10 +148,23 @@ def _convert(arguments: argparse.Namespace) -> None:
         encoder_only=arguments.encoder_only,
         output_format=arguments.format,
         optimizer=arguments.with_optimizer,
+        verify=arguments.verify,
+        allow_nonfinite=arguments.allow_nonfinite,
         report=_print_findings,
         progress=True,
     )
     _print_summary(summary)
+    if arguments.verify:
+        _print_verified(summary.inspection)
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from .pipeline import verify
+
+    _print_verified(verify(arguments.source, arguments.output, progress=True))
+
+
+_COMMANDS = {"convert": _convert, "inspect": _inspect, "verify": _verify}
 
 
 def _print_findings(found: "Inspection") -> None:
@@ -190,6 +205,15 @@ def _print_table(found: "Inspection") -> None:
 def _left_out(found: "Inspection") -> list[str]:
     """Variables that are not written, counted by reason."""
     return [f"{count:,} x {reason}" for reason, count in Counter(found.plan.drops.values()).most_common()]
+
+
+def _print_verified(found: "Inspection") -> None:
+    exact = sum(entry.dtype == entry.source.dtype for entry in found.plan.reads)
+    print("\nVerified")
+    print(f"  equal bit for bit:            {exact:,} tensors")
+    if exact < len(found.plan.reads):
+        print(f"  equal to the source as cast:  {len(found.plan.reads) - exact:,} tensors")
+    print(f"  bytes:                        {found.plan.all_nbytes:,}")
 
 
 def _print_summary(summary: "Summary") -> None:

@@ -4,11 +4,13 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from . import writer
 from .architecture import Shapes, deduce, with_options
 from .checkpoint import Checkpoint, CheckpointReader, Variable, resolve
 from .errors import ConversionError
@@ -18,6 +20,7 @@ from .optimizer import find_slots, with_optimizer
 from .output_folder import check_output, finished_or_nothing
 from .output_format import OutputFormat, check_expressible, write_config, write_tokenizer_files
 from .plan import Plan, check_agreement, check_disk, check_known, make_plan, without_decoder
+from .verify import compare, read_options, write_record
 
 
 if TYPE_CHECKING:
@@ -166,6 +169,8 @@ def convert(
     encoder_only: bool = False,
     output_format: str = "native",
     optimizer: bool = False,
+    verify: bool = False,
+    allow_nonfinite: bool = False,
     report: Callable[[Inspection], None] = lambda _: None,
     progress: bool = False,
 ) -> Summary:
@@ -184,6 +189,8 @@ def convert(
         encoder_only: write the encoder alone, for the EncoderModel classes.
         output_format: see `inspect`.
         optimizer: write the optimizer's state too, see the module `optimizer`.
+        verify: read both sides again before the folder takes its name, and compare them bit for bit.
+        allow_nonfinite: convert infinities and what is not a number, too.
         report: called with what was found, before anything is written.
         progress: show a progress bar on stderr.
 
@@ -198,24 +205,30 @@ def convert(
     check_output(output, checkpoint, overwrite)
     if vocab is not None and not Path(vocab).expanduser().is_file():
         raise ConversionError(f"the vocabulary {vocab} does not exist: give the file sentencepiece.model.")
-    found = inspect(
-        checkpoint.prefix,
-        family,
-        dtype,
-        max_shard_size,
-        d_kv,
-        feed_forward_proj,
-        encoder_only,
-        output_format,
-        optimizer,
-    )
+    options: dict[str, Any] = {
+        "family": family,
+        "dtype": dtype,
+        "max_shard_size": max_shard_size,
+        "d_kv": d_kv,
+        "feed_forward_proj": feed_forward_proj,
+        "encoder_only": encoder_only,
+        "output_format": output_format,
+        "optimizer": optimizer,
+    }
+    found = inspect(checkpoint.prefix, **options)
     vocabulary = None
     if vocab is not None:
         vocabulary = check_vocabulary(Path(vocab).expanduser(), found.config.vocab_size)
     check_disk(found.plan, output)
     report(found)
     with finished_or_nothing(output, overwrite) as folder:
-        _write(found, vocabulary, folder, output.name, progress)
+        with _bar(found, "tensors", progress) as advance:
+            checksums = writer.write_tensors(found.plan, found.reader, folder, advance, allow_nonfinite)
+        # The family that was found out stays found out, whatever the source's folder is called by then.
+        write_record(found, {**options, "family": found.family}, checksums, folder)
+        _write_texts(found, vocabulary, folder, output.name)
+        if verify:
+            _check(found, folder, output, progress)
     return Summary(
         output=output,
         inspection=found,
@@ -227,15 +240,53 @@ def convert(
     )
 
 
-def _write(found: Inspection, vocabulary: "Vocabulary | None", folder: Path, title: str, progress: bool) -> None:
-    """Writes everything that the output folder holds."""
+def verify(source: str | Path, output: str | Path, progress: bool = False) -> Inspection:
+    """Compares a converted folder with its source, bit for bit; the options are those that it was converted with.
+
+    Args:
+        source: the checkpoint's folder or prefix.
+        output: the converted folder.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        What was compared.
+
+    Raises:
+        ConversionError: they differ, or one of the two cannot be read.
+    """
+    folder = Path(output).expanduser()
+    options = read_options(folder)
+    try:
+        found = inspect(source, **options)
+    except TypeError as error:
+        raise ConversionError(f"{folder} was converted by another version of this command: convert again.") from error
+    _check(found, folder, folder, progress)
+    return found
+
+
+def _check(found: Inspection, folder: Path, output: Path, progress: bool) -> None:
+    with _bar(found, "verified", progress) as advance:
+        wrong = compare(found.plan, found.reader, folder, advance)
+    if wrong:
+        name, what = next(iter(wrong.items()))
+        raise ConversionError(
+            f"{len(wrong)} of {len(found.plan.reads)} tensors of {output} are wrong, first {name}, which {what}: "
+            "convert again."
+        )
+
+
+@contextmanager
+def _bar(found: Inspection, title: str, shown: bool) -> Iterator[Callable[[int], Any]]:
     from tqdm import tqdm
 
-    from .model_card import model_card
-    from .writer import write_tensors
+    with tqdm(total=found.plan.all_nbytes, unit="B", unit_scale=True, desc=title, disable=not shown) as bar:
+        yield bar.update
 
-    with tqdm(total=found.plan.all_nbytes, unit="B", unit_scale=True, desc="tensors", disable=not progress) as bar:
-        write_tensors(found.plan, found.reader, folder, bar.update)
+
+def _write_texts(found: Inspection, vocabulary: "Vocabulary | None", folder: Path, title: str) -> None:
+    """Writes what the output folder holds besides tensors."""
+    from .model_card import model_card
+
     write_config(found.output, found.config, folder)
     if vocabulary is not None:
         write_tokenizer_files(found.output, vocabulary, folder)

@@ -11,23 +11,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
+import google_crc32c
 
-from .arrays import SAFETENSORS_DTYPES, cast, numpy_dtype
+from .arrays import SAFETENSORS_DTYPES
 from .checkpoint import CheckpointReader
-from .errors import ConversionError
-from .plan import Entry, Plan, Shard
+from .plan import Plan, Shard
+from .transfer import output_blocks
 
 
 INDEX_FILENAME = "model.safetensors.index.json"
 
-# Memory that a tensor needs besides itself: a block with our axes and the same block cast.
-BLOCK_BYTES = 16 * 2**20
-
 
 def write_tensors(
-    plan: Plan, reader: CheckpointReader, folder: Path, progress: Callable[[int], None] = lambda _: None
-) -> None:
+    plan: Plan,
+    reader: CheckpointReader,
+    folder: Path,
+    progress: Callable[[int], Any] = lambda _: None,
+    allow_nonfinite: bool = False,
+) -> dict[str, int]:
     """Writes all tensors of a plan, reading each once and in the source's order.
 
     Args:
@@ -35,10 +36,16 @@ def write_tensors(
         reader: the source.
         folder: existing folder for the files.
         progress: called with the number of bytes written since the last call.
+        allow_nonfinite: write infinities and what is not a number, too.
+
+    Returns:
+        Checksum (CRC-32C) of every tensor's bytes, by our name.
 
     Raises:
-        ConversionError: a tensor cannot be read, is not what the plan says, or holds a number too large for its dtype.
+        ConversionError: a tensor cannot be read, is not what the plan says, or holds a number that does not fit its
+            dtype.
     """
+    checksums: dict[str, int] = {}
     files: dict[str, BinaryIO] = {}
     places: dict[str, tuple[str, int]] = {}
     try:
@@ -52,7 +59,12 @@ def write_tensors(
         for entry in plan.reads:
             filename, offset = places[entry.name]
             files[filename].seek(offset)
-            _write_tensor(entry, reader.read(entry.source.name), files[filename], progress)
+            checksum = 0
+            for block in output_blocks(entry, reader.read(entry.source.name), allow_nonfinite):
+                files[filename].write(block.data)
+                checksum = google_crc32c.extend(checksum, block)
+                progress(block.nbytes)
+            checksums[entry.name] = checksum
         for written in files.values():
             written.flush()
             os.fsync(written.fileno())
@@ -61,6 +73,7 @@ def write_tensors(
             opened.close()
     if len(plan.shards) > 1:
         (folder / INDEX_FILENAME).write_text(json.dumps(_index(plan), indent=2) + "\n", encoding="utf-8")
+    return checksums
 
 
 def _header(shard: Shard) -> tuple[bytes, dict[str, int]]:
@@ -88,28 +101,3 @@ def _index(plan: Plan) -> dict[str, Any]:
         "metadata": {"total_parameters": plan.parameter_count, "total_size": plan.nbytes},
         "weight_map": weight_map,
     }
-
-
-def _write_tensor(entry: Entry, array: np.ndarray, file: BinaryIO, progress: Callable[[int], None]) -> None:
-    """Writes one tensor at the file's position.
-
-    Args:
-        entry: its plan.
-        array: the Mesh variable.
-        file: open for writing.
-        progress: as above.
-    """
-    if array.shape != entry.source.shape or array.dtype.name != entry.source.dtype:
-        raise ConversionError(
-            f"{entry.source.name} was read as {array.dtype.name} {list(array.shape)}, but the index says "
-            f"{entry.source.dtype} {list(entry.source.shape)}: copy the checkpoint again."
-        )
-    dtype = numpy_dtype(entry.dtype)
-    view = entry.to_ours(array)
-    row_bytes = max(array.dtype.itemsize, dtype.itemsize) * (view[:1].size or 1)
-    rows = max(1, BLOCK_BYTES // row_bytes)
-    for start in range(0, view.shape[0], rows):
-        block = np.ascontiguousarray(view[start : start + rows])
-        data = cast(block, dtype, entry.source.name).reshape(-1).view(np.uint8)
-        file.write(data.data)
-        progress(data.nbytes)

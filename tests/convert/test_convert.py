@@ -254,10 +254,11 @@ def test_an_output_that_appears_meanwhile_is_kept(
 
     write = writer.write_tensors
 
-    def and_somebody_else_too(*arguments: Any) -> None:
-        write(*arguments)
+    def and_somebody_else_too(*arguments: Any) -> dict[str, int]:
+        checksums = write(*arguments)
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "theirs").touch()
+        return checksums
 
     monkeypatch.setattr(writer, "write_tensors", and_somebody_else_too)
     result = run("convert", reference / "golden" / "t5.1.1.tiny", tmp_path / "out")

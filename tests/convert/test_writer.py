@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from t5_experimental.convert import writer
+from t5_experimental.convert import transfer, writer
 from t5_experimental.convert.errors import ConversionError
 from t5_experimental.convert.layout import Layout
 from t5_experimental.convert.matching import mesh_name, sort_names
@@ -56,7 +56,7 @@ def test_every_tensor_in_every_block_size(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(writer, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(transfer, "BLOCK_BYTES", block_bytes)
     reader = memory_reader(arrays)
     plan = plan_of(reader, make_config("mixed"))
     written: list[int] = []

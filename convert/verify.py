@@ -1,0 +1,139 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Holding a converted folder against its source: both sides read again, every tensor compared bit for bit.
+
+`conversion.json` in the folder says how it was made: the options, and of every tensor where it came from.
+"""
+
+import json
+import mmap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .arrays import SAFETENSORS_DTYPES
+from .checkpoint import CheckpointReader
+from .errors import ConversionError
+from .plan import Plan
+from .transfer import output_blocks
+
+
+if TYPE_CHECKING:
+    from .pipeline import Inspection
+
+
+RECORD_FILENAME = "conversion.json"
+
+
+def write_record(found: "Inspection", options: Mapping[str, Any], checksums: Mapping[str, int], folder: Path) -> None:
+    """Writes `conversion.json`.
+
+    Args:
+        found: what was converted.
+        options: arguments of `inspect` with which it can be planned again.
+        checksums: CRC-32C of every tensor's bytes, by our name.
+        folder: where to.
+    """
+    tensors = {
+        entry.name: {
+            "file": shard.filename,
+            "shape": list(entry.shape),
+            "dtype": entry.dtype,
+            "crc32c": f"{checksums[entry.name]:08x}",
+            "source": entry.source.name,
+            "source_shape": list(entry.source.shape),
+            "source_dtype": entry.source.dtype,
+            "transform": entry.transform,
+        }
+        for shard in found.plan.files
+        for entry in shard.entries
+    }
+    record = {"source": found.checkpoint.name, "step": found.step, "options": dict(options), "tensors": tensors}
+    (folder / RECORD_FILENAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def read_options(folder: Path) -> dict[str, Any]:
+    """The options that a folder was converted with.
+
+    Raises:
+        ConversionError: it is none that the converter wrote.
+    """
+    path = folder / RECORD_FILENAME
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))["options"]
+    except FileNotFoundError as error:
+        raise ConversionError(f"{folder} has no {RECORD_FILENAME}: give a folder that the converter wrote.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConversionError(f"{path} cannot be read ({error}): convert again.") from error
+    if not isinstance(options, dict):
+        raise ConversionError(f"{path} has no options: convert again.")
+    return options
+
+
+def compare(
+    plan: Plan, reader: CheckpointReader, folder: Path, progress: Callable[[int], Any] = lambda _: None
+) -> dict[str, str]:
+    """Compares every tensor of a folder with its source, cast and rearranged once more.
+
+    Args:
+        plan: how the folder was, or should have been, made.
+        reader: the source; its checksums are checked on the way.
+        folder: the output.
+        progress: called with the number of bytes compared since the last call.
+
+    Returns:
+        What is wrong, by our name; empty if nothing is.
+
+    Raises:
+        ConversionError: a file of either side cannot be read.
+    """
+    wrong: dict[str, str] = {}
+    files = {shard.filename: _SafetensorsFile(folder / shard.filename) for shard in plan.files}
+    places = {entry.name: shard.filename for shard in plan.files for entry in shard.entries}
+    for shard in plan.files:
+        names = {entry.name for entry in shard.entries}
+        wrong |= dict.fromkeys(files[shard.filename].table.keys() - names, "is not in the plan")
+    for entry in plan.reads:
+        file = files[places[entry.name]]
+        expected = {"dtype": SAFETENSORS_DTYPES[entry.dtype], "shape": list(entry.shape)}
+        row = file.table.get(entry.name)
+        if row is None:
+            wrong[entry.name] = "is missing"
+            continue
+        if {key: row.get(key) for key in expected} != expected:
+            wrong[entry.name] = f"is {row.get('dtype')} {row.get('shape')}, not {expected['dtype']} {expected['shape']}"
+            continue
+        data = file.data(row)
+        at = 0
+        for block in output_blocks(entry, reader.read(entry.source.name), allow_nonfinite=True):
+            if not np.array_equal(block, data[at : at + block.nbytes]):
+                wrong[entry.name] = f"differs from {entry.source.name}"
+                break
+            at += block.nbytes
+            progress(block.nbytes)
+    return wrong
+
+
+class _SafetensorsFile:
+    """A safetensors file, mapped into memory.
+
+    Attributes:
+        table: its header: dtype, shape and byte range of every tensor.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                self._bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            size = int.from_bytes(self._bytes[:8].tobytes(), "little")
+            header = json.loads(self._bytes[8 : 8 + size].tobytes())
+            self.table = {name: row for name, row in header.items() if name != "__metadata__"}
+        except (OSError, ValueError, AttributeError) as error:
+            raise ConversionError(f"{path} cannot be read ({error}): convert again.") from error
+        self._start = 8 + size
+
+    def data(self, row: Mapping[str, Any]) -> np.ndarray:
+        """uint8 [bytes] of a tensor."""
+        begin, end = row["data_offsets"]
+        return self._bytes[self._start + begin : self._start + end]

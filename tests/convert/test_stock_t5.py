@@ -151,7 +151,8 @@ def test_transformers_computes_what_the_original_computed(
 @pytest.mark.parametrize("encoder_only", [False, True])
 def test_the_folder_is_stock(encoder_only: bool, stock: Callable[..., Path]) -> None:
     folder = stock("t5.1.1.tiny", encoder_only)
-    files = {"README.md", "config.json", "model.safetensors", "spiece.model", "tokenizer.json", "tokenizer_config.json"}
+    tokenizer = {"spiece.model", "tokenizer.json", "tokenizer_config.json"}
+    files = {"README.md", "config.json", "conversion.json", "model.safetensors"} | tokenizer
     assert {path.name for path in folder.iterdir()} == files | (set() if encoder_only else {"generation_config.json"})
     config = json.loads((folder / "config.json").read_text())
     expected = {

@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := convert,training,peft,dev
+EXTRAS := convert,remote,training,peft,dev
 
 .PHONY: install demo test test-oldest style format types reference clean
 

@@ -22,6 +22,8 @@ REQUIREMENTS = [
 EXTRAS = {
     # What turning a vocabulary into the tokenizer of a stock T5 takes; all other conversions need nothing more.
     "convert": ["sentencepiece>=0.2", "protobuf"],
+    # Checkpoints at gs://, s3:// and https://.
+    "remote": ["fsspec>=2025.3", "aiohttp>=3.10", "gcsfs>=2025.3", "s3fs>=2025.3", "filelock"],
     "training": ["accelerate>=1.10", "datasets>=4.0", "sentencepiece>=0.2", "protobuf"],
     "deepspeed": ["deepspeed>=0.18"],
     # Needs an environment of its own: torch and torch_xla must be of the same release.

@@ -11,6 +11,13 @@ from typing import Protocol
 import numpy as np
 
 from .errors import ConversionError
+from .released import is_released, resolve_released
+from .remote import is_remote
+from .remote_checkpoint import locate
+from .storage import Storage
+
+
+GIN_FILE = "operative_config.gin"
 
 
 @dataclass(frozen=True)
@@ -48,21 +55,39 @@ class Checkpoint:
     """Where a checkpoint lies.
 
     Attributes:
-        prefix: path that its files begin with, as "folder/model.ckpt-1000000".
+        prefix: path that its files begin with, as "folder/model.ckpt-1000000"; on a server the last part of it alone.
+        storage: the folder on a server; None for a folder of this disk.
+        vocabulary: address of the vocabulary, where the source implies it.
     """
 
     prefix: Path
+    storage: Storage | None = None
+    vocabulary: str | None = None
 
     @property
     def name(self) -> str:
         """Folder and prefix without what is above them: says which checkpoint it is, but not whose disk it was on."""
+        if self.storage is not None:
+            return f"{self.storage.describe()}/{self.prefix.name}"
         return "/".join(filter(None, (Path(os.path.abspath(self.prefix.parent)).name, self.prefix.name)))
 
     @property
+    def location(self) -> str:
+        """Where it is, for the user's own eyes."""
+        return str(self.prefix) if self.storage is None else self.name
+
+    @property
     def gin_file(self) -> Path | None:
-        """The configuration that the run wrote beside its checkpoints, if it is there."""
-        path = self.prefix.parent / "operative_config.gin"
-        return path if path.is_file() else None
+        """The configuration that the run wrote beside its checkpoints, if it is there; on a server its name alone."""
+        path = self.prefix.parent / GIN_FILE
+        there = path.is_file() if self.storage is None else self.storage.exists(GIN_FILE)
+        return path if there else None
+
+    def gin_text(self) -> str:
+        """Text of `gin_file`."""
+        if self.storage is not None:
+            return self.storage.text(GIN_FILE)
+        return (self.prefix.parent / GIN_FILE).read_text(encoding="utf-8", errors="replace")
 
     @property
     def named_step(self) -> int | None:
@@ -71,17 +96,25 @@ class Checkpoint:
         return int(match[1]) if match else None
 
 
-def resolve(source: str | Path) -> Checkpoint:
+def resolve(source: str | Path, cache_dir: str | Path | None = None) -> Checkpoint:
     """Finds the checkpoint that the user means.
 
     Args:
-        source: a folder, where the file `checkpoint` names the newest one, or the prefix or the index of one.
+        source: a folder, where the file `checkpoint` names the newest one, or the prefix or the index of one, as a path
+            or an address (gs://, s3://, https://); or the name of a released checkpoint.
+        cache_dir: folder to keep what comes from a server.
 
     Raises:
         ConversionError: there is none, there are several to choose from, or one of its files is missing.
     """
-    if "://" in str(source):
-        raise ConversionError(f"{source} is not on this machine's disk: copy the checkpoint's folder here first.")
+    vocabulary = None
+    # A folder of that name on this disk is meant rather than a download of gigabytes.
+    if is_released(source) and not Path(source).exists():
+        released = resolve_released(str(source))
+        source, vocabulary = released.source, released.vocabulary
+    if is_remote(source):
+        storage, prefix_name = locate(str(source), Path(cache_dir).expanduser() if cache_dir else None)
+        return Checkpoint(Path(prefix_name), storage, vocabulary)
     path = Path(source).expanduser()
     if path.is_dir():
         prefix = _in_folder(path)

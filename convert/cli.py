@@ -72,7 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="show family, configuration and variables; writes nothing")
     for command in (convert, inspect):
         command.add_argument(
-            "source", metavar="SOURCE", help="checkpoint folder, or prefix such as DIR/model.ckpt-1000000"
+            "source",
+            metavar="SOURCE",
+            help="checkpoint folder or prefix, also gs://, s3://, https://; or released name",
         )
         if command is convert:
             command.add_argument("output", metavar="OUTPUT", help="folder to write")
@@ -88,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--with-optimizer", action="store_true", help="also Adafactor's state, in optimizer.safetensors"
         )
-    convert.add_argument("--vocab", metavar="FILE", help="sentencepiece.model; adds the tokenizer")
+    convert.add_argument("--vocab", metavar="FILE", help="sentencepiece.model, or its address; adds the tokenizer")
     convert.add_argument("--dtype", choices=_DTYPES, default="source", help="dtype to write; default: the source's own")
     convert.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="default: 5GB")
     convert.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new folder is complete")
@@ -97,6 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     verify = commands.add_parser("verify", help="compare a converted folder with its source, bit for bit")
     verify.add_argument("source", metavar="SOURCE", help="checkpoint folder or prefix that was converted")
     verify.add_argument("output", metavar="OUTPUT", help="converted folder")
+    for command in (convert, inspect, verify):
+        command.add_argument("--cache-dir", metavar="DIR", help="keep what is downloaded, and use it the next time")
+    commands.add_parser("presets", help="list the released checkpoints and the disk that they need")
     return parser
 
 
@@ -124,6 +129,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
         encoder_only=arguments.encoder_only,
         output_format=arguments.format,
         optimizer=arguments.with_optimizer,
+        cache_dir=arguments.cache_dir,
     )
     _print_findings(found)
     print("\nConfiguration")
@@ -150,6 +156,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         optimizer=arguments.with_optimizer,
         verify=arguments.verify,
         allow_nonfinite=arguments.allow_nonfinite,
+        cache_dir=arguments.cache_dir,
         report=_print_findings,
         progress=True,
     )
@@ -161,17 +168,23 @@ def _convert(arguments: argparse.Namespace) -> None:
 def _verify(arguments: argparse.Namespace) -> None:
     from .pipeline import verify
 
-    _print_verified(verify(arguments.source, arguments.output, progress=True))
+    _print_verified(verify(arguments.source, arguments.output, progress=True, cache_dir=arguments.cache_dir))
 
 
-_COMMANDS = {"convert": _convert, "inspect": _inspect, "verify": _verify}
+def _presets(_: argparse.Namespace) -> None:
+    from .released import presets_table
+
+    print(presets_table())
+
+
+_COMMANDS = {"convert": _convert, "inspect": _inspect, "verify": _verify, "presets": _presets}
 
 
 def _print_findings(found: "Inspection") -> None:
     dtypes = Counter(entry.source.dtype for entry in found.plan.entries)
     gin = found.checkpoint.gin_file
     rows = {
-        "Source": found.checkpoint.prefix,
+        "Source": found.checkpoint.location,
         "Family": f"{found.family} ({type(found.config).__name__})",
         "Output": found.output.class_name(found.config),
         "Told by": f"{gin.name}, checked against every shape" if gin else "the variables' shapes",

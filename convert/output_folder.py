@@ -15,7 +15,7 @@ from .errors import ConversionError
 def check_output(output: Path, checkpoint: Checkpoint, overwrite: bool) -> None:
     """Raises if a folder of this name cannot or must not be written."""
     source = checkpoint.prefix.parent.resolve()
-    if output.resolve() in (source, *source.parents):
+    if checkpoint.storage is None and output.resolve() in (source, *source.parents):
         raise ConversionError(f"{output} holds the checkpoint itself: choose another folder for the output.")
     if not output.exists() and not output.is_symlink():
         return

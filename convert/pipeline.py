@@ -5,7 +5,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,9 @@ from .optimizer import find_slots, with_optimizer
 from .output_folder import check_output, finished_or_nothing
 from .output_format import OutputFormat, check_expressible, write_config, write_tokenizer_files
 from .plan import Plan, check_agreement, check_disk, check_known, make_plan, without_decoder
+from .remote import is_remote
+from .remote_checkpoint import local_copy
+from .tensor_bundle import TensorBundleReader
 from .verify import compare, read_options, write_record
 
 
@@ -78,13 +81,11 @@ class Summary:
 
 def open_reader(checkpoint: Checkpoint) -> CheckpointReader:
     """Opens a checkpoint for reading."""
-    from .tensor_bundle import TensorBundleReader
-
-    return TensorBundleReader(checkpoint.prefix)
+    return TensorBundleReader(checkpoint.prefix, checkpoint.storage)
 
 
 def inspect(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     family: str = "auto",
     dtype: str = "source",
     max_shard_size: int = 5 * 10**9,
@@ -93,6 +94,7 @@ def inspect(
     encoder_only: bool = False,
     output_format: str = "native",
     optimizer: bool = False,
+    cache_dir: str | Path | None = None,
 ) -> Inspection:
     """Finds out everything about a checkpoint and plans its conversion; reads no weight.
 
@@ -106,6 +108,7 @@ def inspect(
         encoder_only: plan the encoder alone; the decoder is checked all the same.
         output_format: "native" for our classes, "stock-t5" for those that transformers has.
         optimizer: plan the optimizer's state too, as far as it belongs to parameters that are written.
+        cache_dir: folder to keep what comes from a server.
 
     Raises:
         ConversionError: it cannot be converted.
@@ -114,12 +117,12 @@ def inspect(
     from .gin_config import read_architecture
 
     output = OutputFormat(output_format, encoder_only)
-    checkpoint = resolve(source)
+    checkpoint = source if isinstance(source, Checkpoint) else resolve(source, cache_dir)
     reader = open_reader(checkpoint)
     variables = reader.variables
     gin = checkpoint.gin_file
     # The gin file comes first, because it can name the feature to which an unknown variable belongs.
-    said = read_architecture(GinFile.load(gin)) if gin else None
+    said = read_architecture(GinFile(checkpoint.gin_text(), gin.name)) if gin else None
     names = sort_names(variables)
     check_known(names, variables)
     shapes = Shapes(variables, names)
@@ -171,6 +174,7 @@ def convert(
     optimizer: bool = False,
     verify: bool = False,
     allow_nonfinite: bool = False,
+    cache_dir: str | Path | None = None,
     report: Callable[[Inspection], None] = lambda _: None,
     progress: bool = False,
 ) -> Summary:
@@ -191,6 +195,7 @@ def convert(
         optimizer: write the optimizer's state too, see the module `optimizer`.
         verify: read both sides again before the folder takes its name, and compare them bit for bit.
         allow_nonfinite: convert infinities and what is not a number, too.
+        cache_dir: see `inspect`.
         report: called with what was found, before anything is written.
         progress: show a progress bar on stderr.
 
@@ -201,9 +206,11 @@ def convert(
 
     start = time.monotonic()
     output = Path(output).expanduser()
-    checkpoint = resolve(source)
+    checkpoint = resolve(source, cache_dir)
     check_output(output, checkpoint, overwrite)
-    if vocab is not None and not Path(vocab).expanduser().is_file():
+    if vocab is None:
+        vocab = checkpoint.vocabulary
+    if vocab is not None and not is_remote(vocab) and not Path(vocab).expanduser().is_file():
         raise ConversionError(f"the vocabulary {vocab} does not exist: give the file sentencepiece.model.")
     options: dict[str, Any] = {
         "family": family,
@@ -215,13 +222,19 @@ def convert(
         "output_format": output_format,
         "optimizer": optimizer,
     }
-    found = inspect(checkpoint.prefix, **options)
+    found = inspect(checkpoint, **options)
     vocabulary = None
-    if vocab is not None:
-        vocabulary = check_vocabulary(Path(vocab).expanduser(), found.config.vocab_size)
-    check_disk(found.plan, output)
-    report(found)
-    with finished_or_nothing(output, overwrite) as folder:
+    with ExitStack() as borrowed:
+        if vocab is not None:
+            path = Path(vocab).expanduser()
+            if is_remote(vocab):
+                cache = Path(cache_dir).expanduser() if cache_dir else None
+                path = borrowed.enter_context(local_copy(str(vocab), cache))
+            vocabulary = check_vocabulary(path, found.config.vocab_size)
+        check_disk(found.plan, output)
+        report(found)
+        folder = borrowed.enter_context(finished_or_nothing(output, overwrite))
+        _announce(found)
         with _bar(found, "tensors", progress) as advance:
             checksums = writer.write_tensors(found.plan, found.reader, folder, advance, allow_nonfinite)
         # The family that was found out stays found out, whatever the source's folder is called by then.
@@ -240,13 +253,16 @@ def convert(
     )
 
 
-def verify(source: str | Path, output: str | Path, progress: bool = False) -> Inspection:
+def verify(
+    source: str | Path, output: str | Path, progress: bool = False, cache_dir: str | Path | None = None
+) -> Inspection:
     """Compares a converted folder with its source, bit for bit; the options are those that it was converted with.
 
     Args:
         source: the checkpoint's folder or prefix.
         output: the converted folder.
         progress: show a progress bar on stderr.
+        cache_dir: folder to keep what comes from a server.
 
     Returns:
         What was compared.
@@ -257,14 +273,21 @@ def verify(source: str | Path, output: str | Path, progress: bool = False) -> In
     folder = Path(output).expanduser()
     options = read_options(folder)
     try:
-        found = inspect(source, **options)
+        found = inspect(source, **options, cache_dir=cache_dir)
     except TypeError as error:
         raise ConversionError(f"{folder} was converted by another version of this command: convert again.") from error
     _check(found, folder, folder, progress)
     return found
 
 
+def _announce(found: Inspection) -> None:
+    """Tells the reader what will be read; a server sends it ahead then."""
+    if isinstance(found.reader, TensorBundleReader):
+        found.reader.expect(entry.source.name for entry in found.plan.reads)
+
+
 def _check(found: Inspection, folder: Path, output: Path, progress: bool) -> None:
+    _announce(found)
     with _bar(found, "verified", progress) as advance:
         wrong = compare(found.plan, found.reader, folder, advance)
     if wrong:

@@ -9,7 +9,7 @@ Source: tensorflow/core/util/tensor_bundle.
 
 import mmap
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from .bundle_index import MAX_INDEX_BYTES, NUMERIC_DTYPES, Part, Tensor, read_in
 from .checkpoint import Variable
 from .errors import ConversionError
 from .sstable import Malformed
+from .storage import Storage
 
 
 BLOCK_BYTES = 16 * 2**20
@@ -39,29 +40,43 @@ class TensorBundleReader:
         variables: all variables by name, in the order of their bytes in the files.
     """
 
-    def __init__(self, prefix: Path) -> None:
+    def __init__(self, prefix: Path, storage: Storage | None = None) -> None:
         """Reads and checks the index; touches no number.
 
         Args:
             prefix: path without ".index".
+            storage: where the files are, of which the prefix is only the name then; a folder of this disk unless given.
 
         Raises:
             ConversionError: a file is missing or too short, or the index is damaged or of a kind that is not known.
         """
         self._prefix = prefix
+        self._storage = storage
+        self._expected: set[str] = set()
         self._maps: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
         path = prefix.with_name(prefix.name + ".index")
         try:
-            self._num_shards, tensors = read_index(_load(path))
+            self._num_shards, tensors = read_index(_load(path) if storage is None else _load_from(storage, path.name))
         except Malformed as error:
             raise ConversionError(f"{path} is not a readable checkpoint index: {error}; copy it again.") from error
         self._tensors = {tensor.variable.name: tensor for tensor in tensors}
         self._sizes = self._check_files()
         self.variables: Mapping[str, Variable] = {tensor.variable.name: tensor.variable for tensor in tensors}
 
+    def expect(self, names: Iterable[str]) -> None:
+        """Announces which variables will be read, in this order, so that a storage far away can send them ahead."""
+        self._expected = set()
+        if self._storage is not None:
+            tensors = [self._numeric(name) for name in names]
+            self._expected = {tensor.variable.name for tensor in tensors}
+            parts = [part for tensor in tensors for part in tensor.parts]
+            self._storage.expect([(self.data_file(part.shard).name, part.offset, part.size) for part in parts])
+
     def read(self, name: str) -> np.ndarray:
         """See `CheckpointReader.read`: the whole variable, verified, in memory of its own."""
         tensor = self._numeric(name)
+        if name not in self._expected:
+            self.expect([name])
         dtype = numpy_dtype(tensor.variable.dtype)
         try:
             result = np.empty(tensor.variable.shape, dtype)
@@ -94,6 +109,8 @@ class TensorBundleReader:
             ConversionError: the bytes cannot be read or fail their checksum.
         """
         tensor = self._numeric(name)
+        if name not in self._expected:
+            self.expect([name])
         itemsize = numpy_dtype(tensor.variable.dtype).itemsize
         step = max(max_bytes // itemsize, 1) * itemsize
         if _contiguous(tensor):
@@ -108,13 +125,14 @@ class TensorBundleReader:
     def open_array(self, name: str) -> np.ndarray:
         """The whole variable as a read-only view of its file: costs nothing until it is used, but is NOT verified.
 
-        Call `check` for that, and `release` when done with it. A partitioned variable is assembled (and verified).
+        Call `check` for that, and `release` when done with it. A partitioned variable is assembled (and verified), and
+        so is any that comes from a storage.
 
         Raises:
             ConversionError: the bytes cannot be read, or those of a partitioned variable fail their checksum.
         """
         tensor = self._numeric(name)
-        if len(tensor.parts) > 1 or tensor.parts[0].region is not None:
+        if self._storage is not None or len(tensor.parts) > 1 or tensor.parts[0].region is not None:
             array = self.read(name)
             array.flags.writeable = False
             return array
@@ -177,7 +195,8 @@ class TensorBundleReader:
             for part in tensor.parts:
                 end = part.offset + part.size
                 if part.shard not in sizes:
-                    sizes[part.shard] = _file_size(self.data_file(part.shard))
+                    path = self.data_file(part.shard)
+                    sizes[part.shard] = _file_size(path) if self._storage is None else self._storage.size(path.name)
                 if end > sizes[part.shard]:
                     raise ConversionError(
                         f"{self.data_file(part.shard)} is cut off: it has {sizes[part.shard]} bytes, but "
@@ -187,10 +206,10 @@ class TensorBundleReader:
 
     def _part_blocks(self, name: str, part: Part, max_bytes: int) -> Iterator[np.ndarray]:
         """See `blocks`."""
-        data = self._bytes(part)
+        data = self._bytes(part) if self._storage is None else None
         crc = 0
         for start in range(0, max(part.size, 1), max_bytes):
-            block = data[start : start + max_bytes]
+            block = self._block(part, start, max_bytes) if data is None else data[start : start + max_bytes]
             # The disk fetches the next block while this one is used.
             self._advise("MADV_WILLNEED", part, start + max_bytes, min(max_bytes, part.size - start - max_bytes))
             crc = google_crc32c.extend(crc, block)
@@ -209,6 +228,13 @@ class TensorBundleReader:
             return np.frombuffer(b"", np.uint8)
         return self._map(part.shard)[1][part.offset : part.offset + part.size]
 
+    def _block(self, part: Part, start: int, max_bytes: int) -> np.ndarray:
+        """uint8, read-only, of a storage."""
+        assert self._storage is not None
+        length = min(max_bytes, part.size - start)
+        name = self.data_file(part.shard).name
+        return np.frombuffer(self._storage.read(name, part.offset + start, length), np.uint8)
+
     def _map(self, shard: int) -> tuple[mmap.mmap, np.ndarray]:
         if shard not in self._maps:
             while len(self._maps) >= _MAX_OPEN_FILES:
@@ -226,13 +252,23 @@ class TensorBundleReader:
 
     def _advise(self, advice: str, part: Part, start: int, size: int) -> None:
         """Tells the system about bytes of a part, if it has the notion and there are any."""
-        if size <= 0 or not hasattr(mmap, advice):
+        if size <= 0 or self._storage is not None or not hasattr(mmap, advice):
             return
         first = part.offset + start
         aligned = first - first % mmap.PAGESIZE
         mapped = self._map(part.shard)[0]
         with suppress(OSError):  # It is advice only.
             mapped.madvise(getattr(mmap, advice), aligned, first + size - aligned)
+
+
+def _load_from(storage: Storage, name: str) -> bytes:
+    size = storage.size(name)
+    if size > MAX_INDEX_BYTES:
+        raise ConversionError(
+            f"{name} in {storage.describe()} has more than {MAX_INDEX_BYTES} bytes, which no T5 checkpoint needs: give "
+            "a checkpoint of T5."
+        )
+    return bytes(storage.read(name, 0, size))
 
 
 def _load(path: Path) -> bytes:

@@ -219,10 +219,9 @@ def test_broken_variables(
     assert_refused(run("inspect", source), message)
 
 
-@pytest.mark.parametrize("source", ["nothing", "nothing/model.ckpt-1", "gs://t5-data/pretrained_models/t5.1.1.base"])
+@pytest.mark.parametrize("source", ["nothing", "nothing/model.ckpt-1"])
 def test_no_such_source(source: str, run: Callable[..., Any], tmp_path: Path) -> None:
-    path = source if "://" in source else tmp_path / source
-    assert_refused(run("convert", path, tmp_path / "out"), "does not exist|not on this machine's disk")
+    assert_refused(run("convert", tmp_path / source, tmp_path / "out"), "does not exist")
     assert list(tmp_path.iterdir()) == []
 
 

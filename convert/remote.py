@@ -1,0 +1,236 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Reading a checkpoint's folder on a server as if it were here: range requests, second tries, blocks fetched ahead."""
+
+import asyncio
+import concurrent.futures
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from .errors import ConversionError
+from .read_ahead import BLOCK_BYTES, DEPTH, Block, ReadAhead, blocks_of, wait
+from .storage import FileMissing, Range, check_range, read_text
+from .transports import Answer, Forbidden, Timeouts, Transient, Transport, WebTransport
+
+
+SCHEMES = ("gs", "s3", "https", "http")
+
+# Whoever got this much before the connection broke has a connection that is worth as many tries as a new one.
+_PROGRESS_BYTES = 256 * 2**10
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How much a server may fail.
+
+    The pause before the k-th new try is `first_pause` * 2^k seconds, at most `longest_pause`, and between half and all
+    of it by chance, so that many clients do not come back at the same moment.
+
+    Attributes:
+        tries: requests in a row that may fail before it is an error.
+        first_pause: seconds.
+        longest_pause: seconds, also where the server asks for more.
+        timeouts: of a single request.
+    """
+
+    tries: int = 7
+    first_pause: float = 0.5
+    longest_pause: float = 30
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+    def pause(self, failures: int, retry_after: float) -> float:
+        """Seconds to wait after so many failures in a row, at least 1."""
+        pause = min(self.first_pause * 2.0 ** (failures - 1), self.longest_pause) * random.uniform(0.5, 1)
+        return max(pause, min(retry_after, self.longest_pause))
+
+
+class RemoteStorage:
+    """`Storage` for a folder on a server.
+
+    Requests run on the event loop of fsspec's own thread, so that nothing here has to be stopped: what is not awaited
+    any more is cancelled there.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        patience: Patience | None = None,
+        block_bytes: int = BLOCK_BYTES,
+        depth: int = DEPTH,
+    ) -> None:
+        """Opens no connection.
+
+        Args:
+            folder: address, one of `SCHEMES`.
+            patience: for failures.
+            block_bytes: most bytes of a request.
+            depth: blocks to fetch ahead.
+
+        Raises:
+            ConversionError: the address is none, or a package is missing.
+        """
+        self.url = folder
+        self._label = label(folder)
+        self._patience = patience or Patience()
+        self.block_bytes = block_bytes
+        self._depth = depth
+        self._transport = _transport(folder, self._patience.timeouts, self._label)
+        self._files: dict[str, tuple[int, str | None]] = {}
+        self._ahead: ReadAhead | None = None
+
+    def list(self) -> list[str] | None:
+        """See `Storage.list`."""
+        return wait(self._start(self._transport.names()))
+
+    def exists(self, name: str) -> bool:
+        """See `Storage.exists`."""
+        try:
+            self.size(name)
+        except FileMissing:
+            return False
+        except Forbidden:
+            # S3 says so of files that do not exist, to whoever may not list the folder.
+            if urlsplit(self.url).scheme != "s3":
+                raise
+            return name in (self.list() or [])
+        return True
+
+    def size(self, name: str) -> int:
+        """See `Storage.size`."""
+        return self._file(name)[0]
+
+    def version(self, name: str) -> str | None:
+        """What changes whenever the file does, if the server tells."""
+        return self._file(name)[1]
+
+    def read(self, name: str, offset: int, length: int) -> memoryview:
+        """See `Storage.read`."""
+        check_range(self, name, offset, length)
+        if not length:
+            return memoryview(b"")
+        data = self._ahead.take(name, offset, offset + length) if self._ahead else None
+        if data is None:
+            only = self._read_ahead([(name, offset, length)])
+            try:
+                data = only.take(name, offset, offset + length)
+            finally:
+                only.close()
+        assert data is not None
+        return data
+
+    def text(self, name: str) -> str:
+        """See `Storage.text`."""
+        return read_text(self, name)
+
+    def expect(self, ranges: Iterable[Range]) -> None:
+        """See `Storage.expect`."""
+        self.close()
+        self._ahead = self._read_ahead(ranges)
+
+    def release(self, name: str, offset: int, length: int) -> None:
+        """Blocks are given up when later ones are read."""
+
+    def describe(self) -> str:
+        """See `Storage.describe`."""
+        return self._label
+
+    def close(self) -> None:
+        """See `Storage.close`."""
+        if self._ahead:
+            self._ahead.close()
+            self._ahead = None
+
+    def _read_ahead(self, ranges: Iterable[Range]) -> ReadAhead:
+        return ReadAhead(
+            lambda block: self._start(self._fetch(block)), blocks_of(ranges, self.block_bytes), self._depth
+        )
+
+    def _start(self, work: Any) -> "concurrent.futures.Future[Any]":
+        return asyncio.run_coroutine_threadsafe(work, self._transport.loop)
+
+    def _file(self, name: str) -> tuple[int, str | None]:
+        if name not in self._files:
+            self._files[name] = wait(self._start(self._probe(name)))
+        return self._files[name]
+
+    async def _probe(self, name: str) -> tuple[int, str | None]:
+        """Size and version, out of the answer to a request for one byte: not every server answers HEAD."""
+
+        async def ask() -> tuple[int, str | None]:
+            async with self._transport.get(name, 0, 1) as answer:
+                async for _ in answer.chunks:
+                    break  # A connection can be used again only when everything sent was read.
+                return answer.size, answer.version
+
+        return await self._patiently(name, ask, lambda: 0)
+
+    async def _fetch(self, block: Block) -> bytearray:
+        data = bytearray(block.stop - block.start)
+        done = 0
+
+        async def ask() -> None:
+            nonlocal done
+            async with self._transport.get(block.name, block.start + done, block.stop) as answer:
+                self._check_same(block.name, answer)
+                async for chunk in answer.chunks:
+                    # A server that ignores the range's end sends more than it was asked for.
+                    chunk = chunk[: len(data) - done]
+                    data[done : done + len(chunk)] = chunk
+                    done += len(chunk)
+                    if done == len(data):
+                        return
+            raise Transient(f"only {done} of {len(data)} bytes came")
+
+        await self._patiently(block.name, ask, lambda: done)
+        return data
+
+    async def _patiently(self, name: str, ask: Callable[[], Awaitable[Any]], progress: Callable[[], int]) -> Any:
+        """Asks until there is an answer, or too many failures in a row."""
+        failures = 0
+        before = progress()
+        while True:
+            try:
+                return await ask()
+            except Transient as error:
+                failures = 1 if progress() - before >= _PROGRESS_BYTES else failures + 1
+                before = progress()
+                if failures >= self._patience.tries:
+                    raise ConversionError(
+                        f"{name} in {self._label} cannot be read: {error} ({failures} tries); try again later."
+                    ) from error
+                await asyncio.sleep(self._patience.pause(failures, error.retry_after))
+
+    def _check_same(self, name: str, answer: Answer) -> None:
+        size, version = self._files.get(name, (answer.size, answer.version))
+        if answer.size != size or (version and answer.version and answer.version != version):
+            raise ConversionError(
+                f"{name} in {self._label} changed while it was read: convert when nothing writes to it."
+            )
+
+
+def label(url: str) -> str:
+    """An address as it may be shown and stored: without user, password, and what follows a question mark."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{unquote(parts.path).rstrip('/')}"
+
+
+def is_remote(source: object) -> bool:
+    """Whether the user means a server: `source` is an address rather than a path."""
+    return "://" in str(source)
+
+
+def _transport(folder: str, timeouts: Timeouts, shown: str) -> Transport:
+    parts = urlsplit(folder)
+    if parts.scheme not in SCHEMES or not parts.netloc:
+        raise ConversionError(
+            f"{shown} is not an address that can be read: it begins with one of "
+            f"{', '.join(f'{scheme}://' for scheme in SCHEMES)} and a host or bucket."
+        )
+    if parts.scheme in ("https", "http"):
+        return WebTransport(folder, timeouts, shown)
+    from .object_stores import AmazonTransport, GoogleTransport
+
+    return (GoogleTransport if parts.scheme == "gs" else AmazonTransport)(folder, timeouts, shown)

@@ -1,0 +1,167 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Where the files of a checkpoint's folder are, seen through one small interface: a disk, or a server far away."""
+
+import mmap
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from .errors import ConversionError
+
+
+# Mapped at the same time; a checkpoint of a thousand shards must not use up the process's share of mappings.
+_MAX_OPEN_FILES = 64
+
+_MAX_TEXT_BYTES = 2**24
+
+Range = tuple[str, int, int]
+"""Name of a file, first byte, count of bytes."""
+
+
+class FileMissing(ConversionError):
+    """A file is not there; who can do without it catches this."""
+
+
+class Storage(Protocol):
+    """A folder of files that do not change while it is used."""
+
+    def list(self) -> list[str] | None:
+        """Names of the files, sorted; None where the place cannot tell, as most web servers."""
+
+    def exists(self, name: str) -> bool:
+        """Whether a file is there; works without `list`."""
+
+    def size(self, name: str) -> int:
+        """Bytes of a file.
+
+        Raises:
+            FileMissing: it is not there.
+            ConversionError: it cannot be read.
+        """
+
+    def read(self, name: str, offset: int, length: int) -> memoryview:
+        """Bytes of a file, read-only; valid as long as they are referenced.
+
+        Raises:
+            FileMissing: it is not there.
+            ConversionError: it cannot be read, ends before, or changed since its size was first asked for.
+        """
+
+    def text(self, name: str) -> str:
+        """All of a small text file. Raises as `read` does."""
+
+    def expect(self, ranges: Iterable[Range]) -> None:
+        """Announces everything that is going to be read, in this order, and replaces what was announced before.
+
+        Reading anything else stays possible; it only has to be waited for.
+        """
+
+    def release(self, name: str, offset: int, length: int) -> None:
+        """Says that bytes were used and need no memory any more."""
+
+    def describe(self) -> str:
+        """Name for messages and model cards: no path of this machine, no credential."""
+
+    def close(self) -> None:
+        """Ends everything that runs in the background."""
+
+
+def read_text(storage: Storage, name: str) -> str:
+    """Implements `Storage.text` on top of the other methods."""
+    size = storage.size(name)
+    if size > _MAX_TEXT_BYTES:
+        raise ConversionError(f"{name} in {storage.describe()} has {size} bytes, so it is not the text it should be.")
+    return bytes(storage.read(name, 0, size)).decode("utf-8", errors="replace")
+
+
+class LocalStorage:
+    """A folder on this machine's disk, read by mapping its files into memory.
+
+    A reader that goes through a file from front to back holds little of it in memory: what it asked for last is given
+    back when it asks for what follows. Bytes that were given back come from the disk again if they are used again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._maps: dict[str, mmap.mmap] = {}
+        self._sizes: dict[str, int] = {}
+        self._last: Range = ("", 0, 0)
+
+    def list(self) -> list[str] | None:
+        """See `Storage.list`."""
+        try:
+            return sorted(path.name for path in self.folder.iterdir() if path.is_file())
+        except OSError as error:
+            raise ConversionError(f"{self.folder} cannot be read: {error.strerror}.") from error
+
+    def exists(self, name: str) -> bool:
+        """See `Storage.exists`."""
+        return (self.folder / name).is_file()
+
+    def size(self, name: str) -> int:
+        """See `Storage.size`."""
+        if name not in self._sizes:
+            path = self.folder / name
+            if not path.is_file():
+                raise FileMissing(f"{path} is missing: copy all files of the checkpoint into one folder.")
+            self._sizes[name] = path.stat().st_size
+        return self._sizes[name]
+
+    def read(self, name: str, offset: int, length: int) -> memoryview:
+        """See `Storage.read`."""
+        check_range(self, name, offset, length)
+        if not length:
+            return memoryview(b"")
+        last_name, last_offset, last_length = self._last
+        if (name, offset) == (last_name, last_offset + last_length):
+            self.release(*self._last)
+        self._last = (name, offset, length)
+        return memoryview(self._map(name))[offset : offset + length]
+
+    def text(self, name: str) -> str:
+        """See `Storage.text`."""
+        return read_text(self, name)
+
+    def expect(self, ranges: Iterable[Range]) -> None:
+        """The operating system reads ahead by itself."""
+
+    def release(self, name: str, offset: int, length: int) -> None:
+        """See `Storage.release`."""
+        # Windows and some others have no such call, and their systems take pages back when memory is short.
+        if length > 0 and name in self._maps and hasattr(mmap, "MADV_DONTNEED"):
+            start = offset - offset % mmap.PAGESIZE
+            self._maps[name].madvise(mmap.MADV_DONTNEED, start, offset + length - start)
+
+    def describe(self) -> str:
+        """Name of the folder without what is above it."""
+        return Path(os.path.abspath(self.folder)).name
+
+    def close(self) -> None:
+        """Forgets the mappings; each ends with the last reference to its bytes."""
+        self._maps.clear()
+
+    def _map(self, name: str) -> mmap.mmap:
+        if name not in self._maps:
+            while len(self._maps) >= _MAX_OPEN_FILES:
+                del self._maps[next(iter(self._maps))]
+            path = self.folder / name
+            try:
+                with path.open("rb") as file:
+                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:  # ValueError: the file has become empty.
+                raise ConversionError(f"{path} cannot be read: {error}.") from error
+            if len(mapped) != self.size(name):
+                raise ConversionError(f"{path} changed while it was read: convert when nothing writes to it.")
+            self._maps[name] = mapped
+        return self._maps[name]
+
+
+def check_range(storage: Storage, name: str, offset: int, length: int) -> None:
+    """Raises if bytes are not inside of their file."""
+    size = storage.size(name)
+    if offset < 0 or length < 0 or offset + length > size:
+        raise ConversionError(
+            f"{name} in {storage.describe()} is cut off: it has {size} bytes, but bytes {offset} to {offset + length} "
+            "are needed; copy it again."
+        )

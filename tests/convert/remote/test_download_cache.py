@@ -1,0 +1,164 @@
+"""Downloads that are kept: complete or not there, continued where they broke, shared by several runs."""
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from t5_experimental.convert import download_cache
+from t5_experimental.convert.download_cache import CachedStorage
+from t5_experimental.convert.errors import ConversionError
+from t5_experimental.convert.remote import Patience, RemoteStorage
+from t5_experimental.convert.remote_checkpoint import locate
+
+
+MIB = 2**20
+
+Open = Callable[[], CachedStorage]
+
+
+@pytest.fixture
+def content(server: Any, pseudo_random: Callable[[int], bytes]) -> bytes:
+    server.files["run/data"] = result = pseudo_random(3 * MIB + 5)
+    return result
+
+
+@pytest.fixture
+def cached(server: Any, impatient: Patience, tmp_path: Path) -> Open:
+    """`cached()`: the folder run/ as another run would open it."""
+
+    def opened() -> CachedStorage:
+        remote = RemoteStorage(server.address("run?signature=secret", "http"), impatient, block_bytes=MIB)
+        return CachedStorage(remote, tmp_path / "cache")
+
+    return opened
+
+
+def kept(tmp_path: Path) -> list[Path]:
+    """Files in the cache that are not locks."""
+    return sorted(p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.suffix != ".lock")
+
+
+@pytest.mark.parametrize("scheme", ["http", "gs", "s3"])
+def test_the_second_run_downloads_nothing(
+    scheme: str, server: Any, impatient: Patience, reference: Path, tmp_path: Path
+) -> None:
+    folder = reference / "golden" / "t5.1.th.tiny"
+    server.put(folder, "run")
+    for run in range(2):
+        storage, prefix = locate(server.address("run", scheme), tmp_path / "cache", impatient)
+        for suffix in (".index", ".data-00000-of-00001"):
+            name = prefix + suffix
+            assert storage.read(name, 0, storage.size(name)) == (folder / name).read_bytes()
+        assert storage.text("operative_config.gin") == (folder / "operative_config.gin").read_text()
+        if run == 0:
+            assert len(server.data()) == 4
+            server.requests.clear()
+    assert server.data() == []
+    assert len(kept(tmp_path)) == 4
+
+
+def test_a_broken_download_is_continued(cached: Open, server: Any, fault: Any, content: bytes, tmp_path: Path) -> None:
+    storage = cached()
+    server.faults = [fault("data", "drop", times=99, start=MIB)]
+    with pytest.raises(ConversionError, match="cannot be read"):
+        storage.read("data", 0, 1)
+    (partial,) = kept(tmp_path)
+    assert partial.name.endswith(".data.partial")
+    have = partial.stat().st_size
+    assert 0 < have < len(content)
+    assert content.startswith(partial.read_bytes())
+    server.faults = []
+    server.requests.clear()
+    assert cached().read("data", 7, MIB) == content[7 : 7 + MIB]
+    assert sum(r.sent for r in server.data()) == len(content) - have
+    (complete,) = kept(tmp_path)
+    assert complete.read_bytes() == content
+    assert "secret" not in str(complete)
+
+
+def test_other_bytes_on_the_server_are_other_files(cached: Open, server: Any, content: bytes, tmp_path: Path) -> None:
+    assert cached().read("data", 0, 9) == content[:9]
+    server.files["run/data"] = content[::-1]
+    server.versions["run/data"] = 2
+    assert cached().read("data", 0, 9) == content[::-1][:9]
+    assert len(kept(tmp_path)) == 2
+
+
+def test_a_file_of_another_size_is_not_trusted(cached: Open, content: bytes, tmp_path: Path) -> None:
+    cached().read("data", 0, 9)
+    (path,) = kept(tmp_path)
+    path.write_bytes(content[:100])
+    path.with_name(f"{path.name}.partial").write_bytes(content + b"more")
+    assert cached().read("data", 0, len(content)) == content
+    assert kept(tmp_path) == [path]
+
+
+def test_concurrent_runs_download_once(cached: Open, server: Any, content: bytes) -> None:
+    results: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(cached().read("data", 0, len(content)) == content))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert results == [True] * 4
+    assert sum(r.sent for r in server.data()) == len(content)
+
+
+def test_the_lock_of_a_killed_process_does_not_stay(cached: Open, content: bytes, tmp_path: Path) -> None:
+    storage = cached()
+    storage.folder.mkdir(parents=True)
+    code = "import sys, os, filelock; filelock.FileLock(sys.argv[1]).acquire(); os.kill(os.getpid(), 9)"
+    storage.read("data", 0, 1)
+    (path,) = kept(tmp_path)
+    path.unlink()
+    subprocess.run([sys.executable, "-c", code, f"{path}.lock"], timeout=30, check=False)
+    assert cached().read("data", 0, 9) == content[:9]
+
+
+def test_a_stuck_download_is_not_waited_for(
+    cached: Open, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import filelock
+
+    cached().read("data", 0, 1)
+    (path,) = kept(tmp_path)
+    path.unlink()
+    monkeypatch.setattr(download_cache, "_STUCK_SECONDS", 0.5)
+    with (
+        filelock.FileLock(f"{path}.lock"),
+        pytest.raises(ConversionError, match="another process has been downloading"),
+    ):
+        cached().read("data", 0, 9)
+
+
+def test_disks_that_are_full(cached: Open, content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(download_cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        with pytest.raises(ConversionError, match=r"0\.00 GB are needed for data, but the disk of .* make room"):
+            cached().read("data", 0, 9)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(download_cache.os, "fsync", full)
+    with pytest.raises(ConversionError, match="is full: make room and run the command again"):
+        cached().read("data", 0, 9)
+    monkeypatch.undo()
+
+
+def test_a_folder_that_cannot_be_written(server: Any, impatient: Patience, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    storage = CachedStorage(RemoteStorage(server.address("run"), impatient), tmp_path / "file")
+    with pytest.raises(ConversionError, match="cannot be written"):
+        storage.read("data", 0, 9)

@@ -1,0 +1,295 @@
+"""Reading files on a server: the bytes, the requests that it takes, and what happens when they fail."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from t5_experimental.convert import transports
+from t5_experimental.convert.bundle_index import read_index
+from t5_experimental.convert.errors import ConversionError
+from t5_experimental.convert.read_ahead import Block, blocks_of
+from t5_experimental.convert.remote import Patience, RemoteStorage, is_remote, label
+from t5_experimental.convert.remote_checkpoint import local_copy, locate
+from t5_experimental.convert.storage import FileMissing
+from t5_experimental.convert.tensor_bundle import TensorBundleReader
+from t5_experimental.convert.transports import Timeouts
+
+
+SCHEMES = ("http", "gs", "s3")
+GOLDEN = ("t5.1.1.tiny", "t5.1.1.tiny-bfloat16", "t5.1.n4w10.tiny", "t5.1.th.tiny-uneven")
+MIB = 2**20
+
+
+@pytest.fixture
+def megabytes(server: Any, pseudo_random: Callable[[int], bytes]) -> bytes:
+    """Content of the file run/data: four blocks of 1 MiB, and a bit."""
+    server.files["run/data"] = content = pseudo_random(4 * MIB + 77)
+    return content
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_bytes_and_sizes(scheme: str, server: Any, impatient: Patience, megabytes: bytes) -> None:
+    server.files["run/note with blank+.txt"] = "grün\n".encode()
+    storage = RemoteStorage(server.address("run", scheme), impatient, block_bytes=MIB)
+    assert storage.size("data") == len(megabytes)
+    assert storage.exists("data")
+    assert not storage.exists("checkpoint")
+    for offset, length in ((0, 1), (5, MIB), (MIB - 3, 2 * MIB), (0, len(megabytes)), (len(megabytes) - 1, 1), (9, 0)):
+        data = storage.read("data", offset, length)
+        assert data.readonly
+        assert data == megabytes[offset : offset + length]
+    assert storage.text("note with blank+.txt") == "grün\n"
+    assert storage.list() == (None if scheme == "http" else ["data", "note with blank+.txt"])
+    with pytest.raises(ConversionError, match=r"^data in .* is cut off: it has"):
+        storage.read("data", len(megabytes), 1)
+    with pytest.raises(FileMissing, match=r"^checkpoint is missing from (http|gs|s3)://\S+/run: check the address"):
+        storage.size("checkpoint")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("kind", ["drop", "short", 503, 429, 500, "slow"])
+def test_passing_failures_are_survived(
+    kind: str | int, scheme: str, server: Any, fault: Any, impatient: Patience, megabytes: bytes
+) -> None:
+    if kind == "slow":
+        impatient = replace(impatient, timeouts=Timeouts(read=0.5))
+    storage = RemoteStorage(server.address("run", scheme), impatient, block_bytes=MIB)
+    storage.size("data")
+    server.faults = [fault("data", kind, times=2, seconds=1)]
+    assert storage.read("data", 0, MIB) == megabytes[:MIB]
+    tries = server.data("data")
+    assert len(tries) == 3
+    if kind in ("drop", "short"):
+        # What had come is not asked for again, save for what was lost in the library's buffers.
+        assert [r.start for r in tries] == sorted(r.start for r in tries)
+        assert tries[1].start > 0
+        assert sum(r.sent for r in tries) < 1.5 * MIB
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("kind", [503, "drop", "slow"])
+def test_patience_ends(
+    kind: str | int, scheme: str, server: Any, fault: Any, impatient: Patience, megabytes: bytes
+) -> None:
+    server.files["run/data"] = megabytes[:1000]
+    if kind == "slow":
+        impatient = replace(impatient, timeouts=Timeouts(read=0.2))
+    storage = RemoteStorage(server.address("run", scheme), impatient)
+    storage.size("data")
+    server.faults = [fault("data", kind, times=99, seconds=0.5)]
+    with pytest.raises(ConversionError, match=r"^data in .*/run cannot be read: .* \(4 tries\); try again later\.$"):
+        storage.read("data", 0, 1000)
+    assert len(server.data("data")) == 4
+    server.faults = []
+    assert storage.read("data", 0, 1000) == megabytes[:1000]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    ("status", "message"), [(404, "is missing from"), (403, "does not let us read"), (400, "says")]
+)
+def test_final_answers_are_not_asked_twice(
+    status: int, message: str, scheme: str, server: Any, fault: Any, impatient: Patience, megabytes: bytes
+) -> None:
+    server.faults = [fault("data", status, times=99)]
+    storage = RemoteStorage(server.address("run", scheme), impatient)
+    with pytest.raises(ConversionError, match=message) as caught:
+        storage.size("data")
+    assert "\n" not in str(caught.value)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_file_that_changes_is_noticed(scheme: str, server: Any, impatient: Patience, megabytes: bytes) -> None:
+    storage = RemoteStorage(server.address("run", scheme), impatient)
+    storage.size("data")
+    server.versions["run/data"] = 2
+    with pytest.raises(ConversionError, match=r"data in .* changed while it was read"):
+        storage.read("data", 0, 10)
+    other = RemoteStorage(server.address("run", scheme), impatient)
+    other.size("data")
+    server.files["run/data"] = megabytes[:-1]
+    with pytest.raises(ConversionError, match="changed while it was read"):
+        other.read("data", 0, 10)
+
+
+def test_a_server_without_range_requests(server: Any, fault: Any, impatient: Patience, megabytes: bytes) -> None:
+    server.faults = [fault("", "whole", times=99)]
+    storage = RemoteStorage(server.address("run"), impatient)
+    assert storage.size("data") == len(megabytes)
+    assert storage.read("data", 0, 100) == megabytes[:100]
+    with pytest.raises(ConversionError, match="does not answer range requests"):
+        storage.read("data", 100, 100)
+
+
+def test_only_what_was_announced_comes_and_it_comes_ahead(server: Any, impatient: Patience, megabytes: bytes) -> None:
+    storage = RemoteStorage(server.address("run"), impatient, block_bytes=MIB // 2, depth=2)
+    # Two tensors with something long between them that nobody needs, as full-size slots are.
+    storage.expect([("data", 0, MIB), ("data", 3 * MIB, MIB), ("data", 4 * MIB, 77)])
+    storage.size("data")
+    assert storage.read("data", 0, 100) == megabytes[:100]
+    deadline = time.monotonic() + 10
+    while sum(r.sent for r in server.data()) < 3 * MIB // 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    # They are asked for at the same time, so that they may arrive in any order.
+    assert sorted(r.start for r in server.data()) == [0, MIB // 2, 3 * MIB]
+    assert storage.read("data", 100, MIB - 100) == megabytes[100:MIB]
+    assert storage.read("data", 3 * MIB, MIB) == megabytes[3 * MIB : 4 * MIB]
+    assert storage.read("data", 4 * MIB, 77) == megabytes[4 * MIB :]
+    assert sum(r.sent for r in server.data()) == 2 * MIB + 77
+    assert len(server.data()) == 5
+    storage.close()
+
+
+def test_the_window_is_bounded(server: Any, impatient: Patience, megabytes: bytes) -> None:
+    storage = RemoteStorage(server.address("run"), impatient, block_bytes=1024, depth=3)
+    storage.expect([("data", 0, len(megabytes))])
+    for offset in range(0, 60 * 1000, 1000):
+        assert storage.read("data", offset, 1000) == megabytes[offset : offset + 1000]
+        assert storage._ahead is not None
+        assert len(storage._ahead._pending) <= 4
+    # Going back is allowed, and fetches again.
+    assert storage.read("data", 0, 10) == megabytes[:10]
+    assert len(storage._ahead._pending) <= 4
+
+
+def test_blocks() -> None:
+    ranges = [("a", 0, 25), ("a", 26, 2), ("a", 40, 3), ("b", 43, 4), ("a", 30, 1), ("a", 60, 0)]
+    assert blocks_of(ranges, block_bytes=10, gap_bytes=2) == [
+        Block("a", 0, 10), Block("a", 10, 20), Block("a", 20, 28), Block("a", 40, 43), Block("b", 43, 47),
+        Block("a", 30, 31),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", GOLDEN)
+def test_genuine_checkpoints_are_the_same_from_afar(
+    name: str, scheme: str, server: Any, impatient: Patience, reference: Path
+) -> None:
+    folder = reference / "golden" / name
+    server.put(folder, f"pretrained/{name}")
+    storage, prefix = locate(server.address(f"pretrained/{name}", scheme), patience=impatient)
+    here = TensorBundleReader(folder / prefix)
+    index = f"{prefix}.index"
+    shards, tensors = read_index(bytes(storage.read(index, 0, storage.size(index))))
+    places = [
+        (f"{prefix}.data-{part.shard:05d}-of-{shards:05d}", part.offset, part.size)
+        for tensor in tensors
+        for part in here.parts(tensor.variable.name)
+    ]
+    storage.expect(places)
+    for tensor, place in zip(tensors, places, strict=True):
+        assert storage.read(*place) == here.read(tensor.variable.name).tobytes(), tensor.variable.name
+    assert storage.text("operative_config.gin") == (folder / "operative_config.gin").read_text()
+    assert storage.describe().endswith(f"/pretrained/{name}")
+    assert len(server.data(".data-00000-of-00001")) == 1
+
+
+def test_every_way_to_name_a_checkpoint(server: Any, impatient: Patience, reference: Path) -> None:
+    server.put(reference / "golden" / "t5.1.1.tiny", "run")
+    prefix = "model.ckpt-800"
+    for source in ("run", "run/", f"run/{prefix}", f"run/{prefix}.index", f"run/{prefix}.data-00000-of-00001"):
+        assert locate(server.address(source), patience=impatient)[1] == prefix
+    for source, scheme in (("run", "gs"), (f"run/{prefix}", "gs"), ("run/", "s3")):
+        assert locate(server.address(source, scheme), patience=impatient)[1] == prefix
+    assert {r.status for r in server.requests} <= {200, 206}
+    assert locate(server.address("run?signature=x"), patience=impatient)[0].describe() == server.address("run")
+    # Any name may be a prefix, and a folder without the file `checkpoint` does where it can be listed.
+    del server.files["run/checkpoint"]
+    for suffix in ("index", "data-00000-of-00001"):
+        server.files[f"run/weights.{suffix}"] = server.files.pop(f"run/{prefix}.{suffix}")
+    assert locate(server.address("run/weights"), patience=impatient)[1] == "weights"
+    assert locate(server.address("run", "gs"), patience=impatient)[1] == "weights"
+    with pytest.raises(ConversionError, match=r"/run holds no checkpoint: .* Give a checkpoint's folder, or a prefix"):
+        locate(server.address("run"), patience=impatient)
+    server.files["run/other.index"] = b""
+    with pytest.raises(ConversionError, match=r"holds 2 checkpoints .* one of the prefixes other, weights"):
+        locate(server.address("run", "s3"), patience=impatient)
+    server.files["run/checkpoint"] = b'model_checkpoint_path: "gone-1"\n'
+    with pytest.raises(ConversionError, match=r"names gone-1, whose \.index is not in the folder"):
+        locate(server.address("run"), patience=impatient)
+    server.files["run/checkpoint"] = b"\xff"
+    with pytest.raises(ConversionError, match="names no checkpoint"):
+        locate(server.address("run"), patience=impatient)
+
+
+def test_a_copy_of_a_small_file(server: Any, impatient: Patience) -> None:
+    server.files["vocabs/x/sentencepiece.model"] = b"pieces"
+    with local_copy(server.address("vocabs/x/sentencepiece.model", "gs"), patience=impatient) as path:
+        assert path.name == "sentencepiece.model"
+        assert path.read_bytes() == b"pieces"
+    assert not path.exists()
+
+
+def test_names_show_no_secret() -> None:
+    assert label("https://user:word@host.org:80/a%20b/c/?sig=secret#x") == "https://host.org:80/a b/c"
+    assert is_remote("gs://bucket/x")
+    assert not is_remote(Path("a/b"))
+    with pytest.raises(
+        ConversionError, match=r"^ftp://host/x is not an address that can be read: it begins with one of"
+    ):
+        RemoteStorage("ftp://u:p@host/x?token")
+    with pytest.raises(ConversionError, match="is not an address"):
+        RemoteStorage("gs://")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_missing_package_is_named(scheme: str, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = {"http": "aiohttp", "gs": "gcsfs", "s3": "s3fs"}[scheme]
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, "gcsfs.core", None)
+    with pytest.raises(ConversionError, match=rf'^{package}, .* pip install "t5-experimental\[remote\]"\.$'):
+        RemoteStorage(server.address("run", scheme))
+
+
+def test_a_process_ends_while_blocks_are_on_their_way(
+    server: Any, fault: Any, megabytes: bytes, tmp_path: Path
+) -> None:
+    code = f"""
+import sys
+from t5_experimental.convert import released, remote_checkpoint
+from t5_experimental.convert.remote import RemoteStorage
+assert not {{"aiohttp", "gcsfs", "s3fs", "botocore"}} & set(sys.modules)
+storage = RemoteStorage({server.address("run")!r}, block_bytes=2**20)
+storage.expect([("data", 0, 4 * 2**20)])
+print(len(storage.read("data", 0, 9)), flush=True)
+"""
+    server.faults = [fault("data", "slow", times=99, seconds=25, start=1)]
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, cwd=tmp_path, timeout=60, check=False, capture_output=True, text=True)
+    done = time.monotonic()
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "9\n", "")
+    assert done - server.data()[0].seconds < 8
+
+
+def test_an_interrupt_gives_up_at_once(
+    server: Any, fault: Any, megabytes: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import _thread
+
+    storage = RemoteStorage(server.address("run"))
+    storage.size("data")
+    server.faults = [fault("data", "slow", times=99, seconds=5)]
+    threading.Timer(0.3, _thread.interrupt_main).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        storage.read("data", 0, 100)
+    assert time.monotonic() - start < 3
+
+
+def test_pauses_grow_and_differ() -> None:
+    patience = Patience()
+    for failures, longest in ((1, 0.5), (2, 1), (4, 4), (20, 30), (5000, 30)):
+        pauses = [patience.pause(min(failures, 1000), 0) for _ in range(50)]
+        assert len(set(pauses)) > 1
+        assert longest / 2 <= min(pauses) <= max(pauses) <= longest
+    assert patience.pause(1, 7) == 7
+    assert patience.pause(1, 10**6) == 30
+    assert isinstance(transports.error_of("x", "y", 503, "7"), transports.Transient)

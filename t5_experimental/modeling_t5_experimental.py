@@ -11,13 +11,15 @@ from .configuration_t5_experimental import (
     T5TalkingHeadsConfig,
     T5V11Config,
 )
+from .heads_t5_experimental import (
+    T5ExperimentalForQuestionAnswering,
+    T5ExperimentalForSequenceClassification,
+    T5ExperimentalForTokenClassification,
+)
 from .stack_t5_experimental import T5ExperimentalPreTrainedModel
 from .tasks_t5_experimental import (
     T5ExperimentalEncoderModel,
     T5ExperimentalForConditionalGeneration,
-    T5ExperimentalForQuestionAnswering,
-    T5ExperimentalForSequenceClassification,
-    T5ExperimentalForTokenClassification,
     T5ExperimentalModel,
 )
 

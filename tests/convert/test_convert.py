@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import t5_experimental
@@ -275,3 +275,30 @@ def test_python_entry_points(reference: Path, tmp_path: Path) -> None:
     assert summary.output == tmp_path / "out"
     assert summary.seconds > 0
     assert summary.peak_memory > 2**20
+
+
+LOAD_CONVERTED = """
+import torch, transformers
+from safetensors.torch import load_file, save_file
+folder, inputs, outputs = sys.argv[1:]
+model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
+with torch.no_grad():
+    save_file({"logits": model(**load_file(inputs)).logits}, outputs)
+"""
+
+
+@pytest.mark.parametrize("name", ["t5.1.1.tiny", "t5.1.th.tiny", "t5.1.n4w10.tiny"])
+def test_a_converted_folder_is_exact_without_the_package(
+    name: str,
+    converted: Callable[[str], Path],
+    golden: Callable[[str], dict[str, np.ndarray]],
+    run_without_package: Callable[..., str],
+    tmp_path: Path,
+) -> None:
+    arrays = golden(name)
+    inputs = torch.from_numpy(arrays["inputs"]).long()
+    batch = {"input_ids": inputs, "attention_mask": (inputs > 0).long()}
+    save_file({**batch, "labels": torch.from_numpy(arrays["targets"]).long()}, tmp_path / "inputs")
+    run_without_package(LOAD_CONVERTED, converted(name), tmp_path / "inputs", tmp_path / "outputs")
+    logits = load_file(tmp_path / "outputs")["logits"].numpy()
+    assert np.abs(logits - arrays["logits"])[arrays["targets"] > 0].max() < 1e-5

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoModelForTextEncoding
 
 import t5_experimental
@@ -122,8 +122,9 @@ def test_only_the_encoders_layers_count(make_config: Callable[..., Any], memory_
 
 LOAD = """
 import torch, transformers
+from safetensors.torch import load_file, save_file
 folder, inputs, outputs = sys.argv[1:]
-inputs = torch.load(inputs, weights_only=True)
+inputs = load_file(inputs)["inputs"]
 found = {}
 for auto in ("AutoModel", "AutoModelForTextEncoding"):
     model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True)
@@ -131,7 +132,7 @@ for auto in ("AutoModel", "AutoModelForTextEncoding"):
         found[auto] = model(inputs, (inputs > 0).long()).last_hidden_state
     print(auto, type(model).__name__)
 print("tokenizer", len(transformers.AutoTokenizer.from_pretrained(folder)))
-torch.save(found, outputs)
+save_file(found, outputs)
 """
 
 
@@ -146,14 +147,14 @@ def test_without_the_package(
     name, folder = "t5.1.th.tiny", tmp_path / "out"
     vocabulary = reference.parent / "data" / "restaurants.model"
     assert run("convert", reference / "golden" / name, folder, "--encoder-only", "--vocab", vocabulary).status == 0
-    torch.save(torch.from_numpy(golden(name)["inputs"]).long(), tmp_path / "inputs")
+    save_file({"inputs": torch.from_numpy(golden(name)["inputs"]).long()}, tmp_path / "inputs")
     printed = run_without_package(LOAD, folder, tmp_path / "inputs", tmp_path / "outputs")
     for auto in ("AutoModel", "AutoModelForTextEncoding"):
         assert f"{auto} {CLASSES[name]}\n" in printed
     assert "tokenizer 279" in printed
     assert not re.search("MISSING|UNEXPECTED|newly|[Ww]arning", printed), printed
     expected = hidden_states(AutoModelForTextEncoding.from_pretrained(folder).eval(), golden(name))
-    for states in torch.load(tmp_path / "outputs", weights_only=True).values():
+    for states in load_file(tmp_path / "outputs").values():
         torch.testing.assert_close(states, expected)
 
 

@@ -238,7 +238,8 @@ def convert(
         with _bar(found, "tensors", progress) as advance:
             checksums = writer.write_tensors(found.plan, found.reader, folder, advance, allow_nonfinite)
         # The family that was found out stays found out, whatever the source's folder is called by then.
-        write_record(found, {**options, "family": found.family}, checksums, folder)
+        recorded = {**options, "family": found.family}
+        write_record(found.plan, found.checkpoint.name, found.step, recorded, checksums, folder)
         _write_texts(found, vocabulary, folder, output.name)
         if verify:
             _check(found, folder, output, progress)

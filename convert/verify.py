@@ -8,7 +8,7 @@ import json
 import mmap
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,19 +19,24 @@ from .plan import Plan
 from .transfer import output_blocks
 
 
-if TYPE_CHECKING:
-    from .pipeline import Inspection
-
-
 RECORD_FILENAME = "conversion.json"
 
 
-def write_record(found: "Inspection", options: Mapping[str, Any], checksums: Mapping[str, int], folder: Path) -> None:
+def write_record(
+    plan: Plan,
+    source: str,
+    step: int | None,
+    options: Mapping[str, Any],
+    checksums: Mapping[str, int],
+    folder: Path,
+) -> None:
     """Writes `conversion.json`.
 
     Args:
-        found: what was converted.
-        options: arguments of `inspect` with which it can be planned again.
+        plan: what was written.
+        source: the checkpoint's name, without what is above it on anybody's disk.
+        step: training step, if known.
+        options: arguments of `pipeline.inspect` with which it can be planned again.
         checksums: CRC-32C of every tensor's bytes, by our name.
         folder: where to.
     """
@@ -46,10 +51,10 @@ def write_record(found: "Inspection", options: Mapping[str, Any], checksums: Map
             "source_dtype": entry.source.dtype,
             "transform": entry.transform,
         }
-        for shard in found.plan.files
+        for shard in plan.files
         for entry in shard.entries
     }
-    record = {"source": found.checkpoint.name, "step": found.step, "options": dict(options), "tensors": tensors}
+    record = {"source": source, "step": step, "options": dict(options), "tensors": tensors}
     (folder / RECORD_FILENAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 """The command `t5-experimental`: arguments and printing, nothing else."""
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -30,12 +31,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the command's name; those of the process unless given.
 
     Returns:
-        Exit status: 0, 1 if it cannot be done, 130 if interrupted. Wrong usage ends the process with 2.
+        Exit status: 0, 1 if it cannot be done, 130 if interrupted, 141 if nobody reads the output any more, as of a
+        program that is ended by SIGPIPE. Wrong usage ends the process with 2.
     """
     arguments = _parser().parse_args(argv)
     try:
         with _terminated_as_interrupted():
             _COMMANDS[arguments.command](arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `head` or a pager has seen enough. What is still buffered must not be tried once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except ConversionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -275,6 +277,17 @@ def test_python_entry_points(reference: Path, tmp_path: Path) -> None:
     assert summary.output == tmp_path / "out"
     assert summary.seconds > 0
     assert summary.peak_memory > 2**20
+
+
+def test_output_that_nobody_reads_to_its_end() -> None:
+    """As in `t5-experimental presets | head -1`."""
+    command = [sys.executable, "-m", "t5_experimental.convert", "presets"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141
 
 
 LOAD_CONVERTED = """

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
+from .. import without_models
 from .errors import ConversionError
 from .names import FAMILY_SECTIONS
 from .output_format import FORMATS, NATIVE
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     try:
-        with _terminated_as_interrupted():
+        # Nothing here builds a model, and their classes take as long to import as all the rest.
+        with _terminated_as_interrupted(), without_models():
             _COMMANDS[arguments.command](arguments)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -47,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("error: interrupted; nothing was left behind.", file=sys.stderr)
+        left = (
+            "finished files are kept for --resume" if getattr(arguments, "resume", False) else "nothing was left behind"
+        )
+        print(f"error: interrupted; {left}.", file=sys.stderr)
         return 130
     return 0
 
@@ -101,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--dtype", choices=_DTYPES, default="source", help="dtype to write; default: the source's own")
     convert.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="default: 5GB")
     convert.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new folder is complete")
+    convert.add_argument(
+        "--resume", action="store_true", help="go on where a run with the same arguments ended, and let this be gone on"
+    )
     convert.add_argument("--verify", action="store_true", help="read both sides again and compare them bit for bit")
     convert.add_argument("--allow-nonfinite", action="store_true", help="convert infinities and what is not a number")
     verify = commands.add_parser("verify", help="compare a converted folder with its source, bit for bit")
@@ -163,6 +171,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         optimizer=arguments.with_optimizer,
         verify=arguments.verify,
         allow_nonfinite=arguments.allow_nonfinite,
+        resume=arguments.resume,
         cache_dir=arguments.cache_dir,
         report=_print_findings,
         progress=True,

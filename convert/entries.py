@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from .arrays import describe, numpy_dtype, rearrange, shape_of
+from .arrays import describe, labels_of, numpy_dtype, rearrange, shape_of
 from .checkpoint import Variable
 
 
@@ -50,6 +50,21 @@ class Entry:
         return self.size * numpy_dtype(self.dtype).itemsize
 
     @property
+    def is_copied(self) -> bool:
+        """Whether our tensor has the variable's numbers in the variable's order."""
+        return labels_of(self.mesh_axes) == labels_of(self.our_axes)
+
+    @property
+    def matrix(self) -> tuple[int, int] | None:
+        """Rows and columns of the matrix that the variable is if our tensor is its transpose; None if there is none."""
+        have, want = labels_of(self.mesh_axes), labels_of(self.our_axes)
+        for k in range(1, len(have)):
+            if have[k:] + have[:k] == want:
+                rows = math.prod(self.sizes[label] for label in have[:k])
+                return rows, self.size // rows if rows else 0
+        return None
+
+    @property
     def transform(self) -> str:
         """What happens to the axes, in words."""
         return describe(self.mesh_axes, self.our_axes)
@@ -85,10 +100,10 @@ def in_file_order(entries: Iterable[Entry]) -> tuple[Entry, ...]:
 
 
 def model_shards(entries: Iterable[Entry], max_size: int) -> tuple[Shard, ...]:
-    """Fills the model's files in the order of the model.
+    """Fills the model's files in the order of the source.
 
     Args:
-        entries: the parameters.
+        entries: the parameters in that order.
         max_size: bytes of tensors in one file, unless a single tensor is larger.
     """
     groups: list[list[Entry]] = [[]]

@@ -1,9 +1,17 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""The output folder takes its name when it is complete: until then it is a temporary sibling, and on error nothing."""
+"""The output folder takes its name when it is complete: until then it is a hidden sibling, and on error nothing.
+
+For an output OUT there can be, in the folder that OUT is or will be in:
+
+    .OUT.partial        what is being written; after a run that was killed, what `--resume` goes on with
+    .OUT.partial.lock   held by the run that writes; the system lets go of it when that run ends, in whatever way
+    .OUT.old            what OUT was, for the moment in which the new folder takes its name
+"""
 
 import errno
-import secrets
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +25,10 @@ def check_output(output: Path, checkpoint: Checkpoint, overwrite: bool) -> None:
     source = checkpoint.prefix.parent.resolve()
     if checkpoint.storage is None and output.resolve() in (source, *source.parents):
         raise ConversionError(f"{output} holds the checkpoint itself: choose another folder for the output.")
+    _check_free(output, overwrite)
+
+
+def _check_free(output: Path, overwrite: bool) -> None:
     if not output.exists() and not output.is_symlink():
         return
     if not overwrite:
@@ -29,29 +41,96 @@ def check_output(output: Path, checkpoint: Checkpoint, overwrite: bool) -> None:
 
 
 @contextmanager
-def finished_or_nothing(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside the output, which takes its name on success and is removed on error or interrupt."""
+def finished_or_nothing(output: Path, overwrite: bool, resume: bool = False) -> Iterator[Path]:
+    """A hidden folder beside the output, which takes its name on success and is removed on error or interrupt.
+
+    Args:
+        output: name of the folder.
+        overwrite: replace what has that name.
+        resume: keep what an earlier run, which ended before its time, has left in the hidden folder; and what this one
+            leaves if it fails.
+
+    Raises:
+        ConversionError: another run writes the same output, or the disk does not take it.
+    """
     output = output.absolute()
-    token = secrets.token_hex(4)
-    folder = output.with_name(f".{output.name}.partial-{token}")
+    folder, old = _partial(output), output.with_name(f".{output.name}.old")
     created = [parent for parent in output.parents if not parent.exists()]
     try:
         try:
-            folder.mkdir(parents=True)
-            yield folder
-            if output.exists() and not overwrite:
-                raise ConversionError(f"{output} appeared while this conversion ran: choose another folder.")
-            _replace(folder, output, output.with_name(f".{output.name}.old-{token}"))
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(folder, output):
+                _recover(output, old)
+                # Somebody else may have finished it while this run waited, or the last one was killed while renaming.
+                _check_free(output, overwrite)
+                if folder.exists() and not resume:
+                    print(f"Note: {folder.name} of a run that was killed is started over.", file=sys.stderr)
+                    shutil.rmtree(folder)
+                try:
+                    folder.mkdir(exist_ok=True)
+                    yield folder
+                    if output.exists() and not overwrite:
+                        raise ConversionError(f"{output} appeared while this conversion ran: choose another folder.")
+                    _sync(folder)
+                    _replace(folder, output, old)
+                except BaseException:
+                    if not resume:
+                        shutil.rmtree(folder, ignore_errors=True)
+                    raise
         except OSError as error:
-            raise ConversionError(_os_error(error, output)) from error
+            raise ConversionError(_os_error(error, output, resume)) from error
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
         for parent in created:
             try:
                 parent.rmdir()
             except OSError:
                 break
         raise
+
+
+def reclaimable(output: Path) -> int:
+    """Bytes that an earlier run, which was killed, has left beside the output: they are kept or removed, never needed
+    once more."""
+    folder = _partial(output.absolute())
+    return sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
+
+
+def _partial(output: Path) -> Path:
+    return output.with_name(f".{output.name}.partial")
+
+
+@contextmanager
+def _locked(folder: Path, output: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder.with_name(folder.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConversionError(f"another run is writing {output}: wait for it, or choose another folder.") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _recover(output: Path, old: Path) -> None:
+    """Ends a replacement in whose middle a run was killed."""
+    if not old.exists():
+        return
+    if output.exists():
+        shutil.rmtree(old)
+    else:
+        old.rename(output)
+
+
+def _sync(folder: Path) -> None:
+    """Waits until all is on the disk: what has its name survives a power failure, too."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def _replace(folder: Path, output: Path, old: Path) -> None:
@@ -68,7 +147,8 @@ def _replace(folder: Path, output: Path, old: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _os_error(error: OSError, output: Path) -> str:
+def _os_error(error: OSError, output: Path, resume: bool) -> str:
+    left = "finished files are kept for --resume" if resume else "nothing was left behind"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of {output} is full: make room or choose another disk; nothing was left behind."
+        return f"the disk of {output} is full: make room or choose another disk; {left}."
     return f"{output} cannot be written: {error.strerror or error}."

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import writer
+from . import finished_files, writer
 from .architecture import Shapes, deduce, with_options
 from .checkpoint import Checkpoint, CheckpointReader, Variable, resolve
 from .errors import ConversionError
 from .gin_file import GinFile
 from .matching import sort_names
 from .optimizer import find_slots, with_optimizer
-from .output_folder import check_output, finished_or_nothing
+from .output_folder import check_output, finished_or_nothing, reclaimable
 from .output_format import OutputFormat, check_expressible, write_config, write_tokenizer_files
 from .plan import Plan, check_agreement, check_disk, check_known, make_plan, without_decoder
 from .remote import is_remote
@@ -174,6 +174,7 @@ def convert(
     optimizer: bool = False,
     verify: bool = False,
     allow_nonfinite: bool = False,
+    resume: bool = False,
     cache_dir: str | Path | None = None,
     report: Callable[[Inspection], None] = lambda _: None,
     progress: bool = False,
@@ -195,12 +196,14 @@ def convert(
         optimizer: write the optimizer's state too, see the module `optimizer`.
         verify: read both sides again before the folder takes its name, and compare them bit for bit.
         allow_nonfinite: convert infinities and what is not a number, too.
+        resume: go on with what a run that ended before its time has left, keeping the files that it finished; and leave
+            such files if this one fails.
         cache_dir: see `inspect`.
         report: called with what was found, before anything is written.
         progress: show a progress bar on stderr.
 
     Raises:
-        ConversionError: it cannot be converted; nothing has been written then.
+        ConversionError: it cannot be converted; nothing has the output's name then.
     """
     from .tokenizer import check_vocabulary
 
@@ -231,18 +234,18 @@ def convert(
                 cache = Path(cache_dir).expanduser() if cache_dir else None
                 path = borrowed.enter_context(local_copy(str(vocab), cache))
             vocabulary = check_vocabulary(path, found.config.vocab_size)
-        check_disk(found.plan, output)
+        check_disk(found.plan, output, reclaimable(output))
         report(found)
-        folder = borrowed.enter_context(finished_or_nothing(output, overwrite))
-        _announce(found)
+        folder = borrowed.enter_context(finished_or_nothing(output, overwrite, resume))
         with _bar(found, "tensors", progress) as advance:
             checksums = writer.write_tensors(found.plan, found.reader, folder, advance, allow_nonfinite)
         # The family that was found out stays found out, whatever the source's folder is called by then.
         recorded = {**options, "family": found.family}
         write_record(found.plan, found.checkpoint.name, found.step, recorded, checksums, folder)
-        _write_texts(found, vocabulary, folder, output.name)
         if verify:
             _check(found, folder, output, progress)
+        _write_texts(found, vocabulary, folder, output.name)
+        (folder / finished_files.FILENAME).unlink()
     return Summary(
         output=output,
         inspection=found,
@@ -281,14 +284,7 @@ def verify(
     return found
 
 
-def _announce(found: Inspection) -> None:
-    """Tells the reader what will be read; a server sends it ahead then."""
-    if isinstance(found.reader, TensorBundleReader):
-        found.reader.expect(entry.source.name for entry in found.plan.reads)
-
-
 def _check(found: Inspection, folder: Path, output: Path, progress: bool) -> None:
-    _announce(found)
     with _bar(found, "verified", progress) as advance:
         wrong = compare(found.plan, found.reader, folder, advance)
     if wrong:
@@ -308,10 +304,9 @@ def _bar(found: Inspection, title: str, shown: bool) -> Iterator[Callable[[int],
 
 
 def _write_texts(found: Inspection, vocabulary: "Vocabulary | None", folder: Path, title: str) -> None:
-    """Writes what the output folder holds besides tensors."""
+    """Writes what the output folder holds besides tensors; the configuration, without which nothing loads, last."""
     from .model_card import model_card
 
-    write_config(found.output, found.config, folder)
     if vocabulary is not None:
         write_tokenizer_files(found.output, vocabulary, folder)
     card = model_card(
@@ -326,6 +321,7 @@ def _write_texts(found: Inspection, vocabulary: "Vocabulary | None", folder: Pat
         notes=found.notes,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
+    write_config(found.output, found.config, folder)
 
 
 def _peak_memory() -> int | None:

@@ -36,7 +36,7 @@ class Plan:
 
     Attributes:
         entries: the model's tensors, in the order in which the source is read.
-        shards: the same tensors, by output file.
+        shards: the same tensors, by output file; a file is complete before the next one begins.
         drops: reason by name of a variable that is left out.
         optimizer: file of the optimizer's state, if it is written.
         order: place of every variable in the order of reading.
@@ -70,8 +70,8 @@ class Plan:
 
     @property
     def reads(self) -> tuple[Entry, ...]:
-        """Tensors of all files, in the order in which the source is read."""
-        return self.in_source_order(entry for shard in self.files for entry in shard.entries)
+        """Tensors of all files in the order of reading: file by file, each in the order of the source."""
+        return tuple(entry for shard in self.files for entry in self.in_source_order(shard.entries))
 
     def in_source_order(self, entries: Iterable[Entry]) -> tuple[Entry, ...]:
         """Sorts tensors as the source holds them."""
@@ -167,9 +167,14 @@ def make_plan(
     entries = {
         name: _entry(parameter, variables[names.matches[name].mesh], dtype, gin) for name, parameter in expected.items()
     }
-    order = {name: k for k, name in enumerate(variables)}
-    plan = Plan((), model_shards(entries.values(), max_shard_size), names.drops, order)
-    return replace(plan, entries=plan.reads)
+    plan = Plan((), (), names.drops, {name: k for k, name in enumerate(variables)})
+    return _with_entries(plan, entries.values(), max_shard_size)
+
+
+def _with_entries(plan: Plan, entries: Iterable[Entry], max_shard_size: int) -> Plan:
+    """The plan with these tensors, and the files of the model that they are put into."""
+    ordered = plan.in_source_order(entries)
+    return replace(plan, entries=ordered, shards=model_shards(ordered, max_shard_size))
 
 
 def _entry(parameter: Parameter, source: Variable, dtype: str, gin: str | None) -> Entry:
@@ -213,23 +218,24 @@ def without_decoder(plan: Plan, max_shard_size: int = 5 * 10**9) -> Plan:
     def stays(entry: Entry) -> bool:
         return entry.name.startswith(("shared.", "encoder."))
 
-    kept = [entry for shard in plan.shards for entry in shard.entries if stays(entry)]
+    kept = [entry for entry in plan.entries if stays(entry)]
     decoder = {entry.source.name: DECODER_DROP for entry in plan.entries if not stays(entry)}
-    return replace(
-        plan,
-        entries=plan.in_source_order(kept),
-        shards=model_shards(kept, max_shard_size),
-        drops={**plan.drops, **decoder},
-    )
+    return _with_entries(replace(plan, drops={**plan.drops, **decoder}), kept, max_shard_size)
 
 
-def check_disk(plan: Plan, output: Path) -> None:
-    """Raises if the tensors do not fit the disk that the output goes to; a margin is left for the other files."""
+def check_disk(plan: Plan, output: Path, present: int = 0) -> None:
+    """Raises if the tensors do not fit the disk that the output goes to; a margin is left for the other files.
+
+    Args:
+        plan: what is written.
+        output: where to.
+        present: bytes that are there already and need not be free.
+    """
     folder = output.absolute().parent
     while not folder.exists():
         folder = folder.parent
     needed = plan.all_nbytes + 16 * 2**20
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(folder).free + present
     if free < needed:
         raise ConversionError(
             f"{needed / 1e9:.2f} GB are needed for {output.name}, but the disk of {folder} has {free / 1e9:.2f} GB "

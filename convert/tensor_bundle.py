@@ -24,7 +24,7 @@ from .sstable import Malformed
 from .storage import Storage
 
 
-BLOCK_BYTES = 16 * 2**20
+BLOCK_BYTES = 4 * 2**20
 
 _MAX_OPEN_FILES = 64
 
@@ -64,7 +64,7 @@ class TensorBundleReader:
         self.variables: Mapping[str, Variable] = {tensor.variable.name: tensor.variable for tensor in tensors}
 
     def expect(self, names: Iterable[str]) -> None:
-        """Announces which variables will be read, in this order, so that a storage far away can send them ahead."""
+        """See `CheckpointReader.expect`."""
         self._expected = set()
         if self._storage is not None:
             tensors = [self._numeric(name) for name in names]
@@ -123,44 +123,33 @@ class TensorBundleReader:
             yield whole[start : start + step]
 
     def open_array(self, name: str) -> np.ndarray:
-        """The whole variable as a read-only view of its file: costs nothing until it is used, but is NOT verified.
+        """See `CheckpointReader.open_array`: a view of the file, checked before; `release` when done with pages of it.
 
-        Call `check` for that, and `release` when done with it. A partitioned variable is assembled (and verified), and
-        so is any that comes from a storage.
-
-        Raises:
-            ConversionError: the bytes cannot be read, or those of a partitioned variable fail their checksum.
+        What is in no single piece of a file of this disk is read into memory: a partitioned variable, and all that
+        comes from a storage.
         """
         tensor = self._numeric(name)
         if self._storage is not None or len(tensor.parts) > 1 or tensor.parts[0].region is not None:
             array = self.read(name)
             array.flags.writeable = False
             return array
+        self.check(name)
         return self._bytes(tensor.parts[0]).view(numpy_dtype(tensor.variable.dtype)).reshape(tensor.variable.shape)
 
     def check(self, name: str) -> None:
-        """Reads a variable and compares its checksum.
-
-        Raises:
-            ConversionError: the bytes cannot be read or fail their checksum.
-        """
+        """See `CheckpointReader.check`."""
         for part in self._numeric(name).parts:
             for _ in self._part_blocks(name, part, BLOCK_BYTES):
                 pass
 
     def release(self, name: str) -> None:
-        """Gives back the memory that pages of a variable take; arrays that show them stay valid."""
+        """See `CheckpointReader.release`."""
         for part in self._numeric(name).parts:
             self._advise("MADV_DONTNEED", part, 0, part.size)
 
-    def crc32c(self, name: str) -> int | None:
-        """Checksum that the index has for a variable's bytes, not masked; None for a partitioned one, which has many.
-
-        Raises:
-            ConversionError: there is no such variable.
-        """
-        parts = self.parts(name)
-        return parts[0].crc32c if len(parts) == 1 else None
+    def checksums(self, name: str) -> tuple[int, ...]:
+        """See `CheckpointReader.checksums`; not masked."""
+        return tuple(part.crc32c for part in self.parts(name))
 
     def parts(self, name: str) -> tuple[Part, ...]:
         """Where the bytes of a variable are.

@@ -5,7 +5,6 @@
 """
 
 import json
-import mmap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from .arrays import SAFETENSORS_DTYPES
 from .checkpoint import CheckpointReader
 from .errors import ConversionError
 from .plan import Plan
-from .transfer import output_blocks
+from .transfer import Transfer
 
 
 RECORD_FILENAME = "conversion.json"
@@ -99,6 +98,8 @@ def compare(
     for shard in plan.files:
         names = {entry.name for entry in shard.entries}
         wrong |= dict.fromkeys(files[shard.filename].table.keys() - names, "is not in the plan")
+    reader.expect([entry.source.name for entry in plan.reads])
+    transfer = Transfer(reader, allow_nonfinite=True)
     for entry in plan.reads:
         file = files[places[entry.name]]
         expected = {"dtype": SAFETENSORS_DTYPES[entry.dtype], "shape": list(entry.shape)}
@@ -109,10 +110,9 @@ def compare(
         if {key: row.get(key) for key in expected} != expected:
             wrong[entry.name] = f"is {row.get('dtype')} {row.get('shape')}, not {expected['dtype']} {expected['shape']}"
             continue
-        data = file.data(row)
         at = 0
-        for block in output_blocks(entry, reader.read(entry.source.name), allow_nonfinite=True):
-            if not np.array_equal(block, data[at : at + block.nbytes]):
+        for block in transfer.blocks(entry):
+            if not file.holds(row, at, block):
                 wrong[entry.name] = f"differs from {entry.source.name}"
                 break
             at += block.nbytes
@@ -121,24 +121,26 @@ def compare(
 
 
 class _SafetensorsFile:
-    """A safetensors file, mapped into memory.
+    """A safetensors file.
 
     Attributes:
         table: its header: dtype, shape and byte range of every tensor.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         try:
             with path.open("rb") as file:
-                self._bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-            size = int.from_bytes(self._bytes[:8].tobytes(), "little")
-            header = json.loads(self._bytes[8 : 8 + size].tobytes())
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(min(size, path.stat().st_size)))
             self.table = {name: row for name, row in header.items() if name != "__metadata__"}
         except (OSError, ValueError, AttributeError) as error:
             raise ConversionError(f"{path} cannot be read ({error}): convert again.") from error
         self._start = 8 + size
 
-    def data(self, row: Mapping[str, Any]) -> np.ndarray:
-        """uint8 [bytes] of a tensor."""
+    def holds(self, row: Mapping[str, Any], at: int, block: np.ndarray) -> bool:
+        """Whether a tensor has these bytes (uint8 [bytes]) from its byte `at` on."""
         begin, end = row["data_offsets"]
-        return self._bytes[self._start + begin : self._start + end]
+        if at + block.nbytes > end - begin:
+            return False
+        return np.array_equal(np.fromfile(self._path, np.uint8, block.nbytes, offset=self._start + begin + at), block)

@@ -2,32 +2,34 @@
 """Google's experimental T5 checkpoints (t5.1.1, t5.1.1.lm100k, t5.1.th, t5.1.n4w10) for PyTorch and transformers.
 
 Importing the package registers its classes with transformers' Auto classes, so `AutoModelForSeq2SeqLM.from_pretrained`
-and its siblings load converted folders.
+and its siblings load converted folders. The model classes, whose import takes longer than all the rest, are imported
+and registered when the first configuration object is made, without which no Auto class finds them, or when one of them
+is asked for by name.
 """
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import transformers
 
-from . import configuration_t5_experimental, modeling_t5_experimental
+from . import configuration_t5_experimental
 from .configuration_t5_experimental import *  # noqa: F403 - the module's __all__ is the public list
-from .configuration_t5_experimental import CONFIG_CLASSES
+from .configuration_t5_experimental import AUTO_CLASSES, BEFORE_FIRST_USE, CONFIG_CLASSES, model_class_name
 from .loss_t5_experimental import original_loss, token_losses
-from .modeling_t5_experimental import *  # noqa: F403
-from .modeling_t5_experimental import auto_classes
 from .presets import PRESETS, preset_config
+
+
+if TYPE_CHECKING:
+    from .modeling_t5_experimental import *  # noqa: F403
 
 
 __version__ = "0.1.0"
 
-
-def _register_auto_classes() -> None:
-    """Makes transformers' Auto classes know every family; a second import of the package changes nothing."""
-    for config_class in CONFIG_CLASSES:
-        transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    for auto, config_class, model_class in auto_classes():
-        getattr(transformers, auto).register(config_class, model_class, exist_ok=True)
-
-
-_register_auto_classes()
+_MODEL_CLASSES = sorted(
+    {model_class_name(config, suffix) for config in CONFIG_CLASSES for suffix in AUTO_CLASSES.values()}
+)
 
 __all__ = [
     "PRESETS",
@@ -35,5 +37,45 @@ __all__ = [
     "preset_config",
     "token_losses",
     *configuration_t5_experimental.__all__,
-    *modeling_t5_experimental.__all__,
+    *_MODEL_CLASSES,
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the models when the first of them is asked for."""
+    if name not in (*_MODEL_CLASSES, "modeling_t5_experimental"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    register_models()
+    module = importlib.import_module(".modeling_t5_experimental", __name__)
+    return module if name == "modeling_t5_experimental" else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def register_models() -> None:
+    """Makes transformers' Auto classes know the models of every family; doing it again changes nothing."""
+    module = importlib.import_module(".modeling_t5_experimental", __name__)
+    for auto, config_class, model_class in module.auto_classes():
+        getattr(transformers, auto).register(config_class, model_class, exist_ok=True)
+    BEFORE_FIRST_USE.clear()
+
+
+@contextmanager
+def without_models() -> Iterator[None]:
+    """Makes configurations cheap in here: the models stay unregistered, if they are so yet, until the next one after.
+
+    For programs that only describe models, as the converter does.
+    """
+    waiting = list(BEFORE_FIRST_USE)
+    BEFORE_FIRST_USE.clear()
+    try:
+        yield
+    finally:
+        BEFORE_FIRST_USE.extend(waiting)
+
+
+for _config_class in CONFIG_CLASSES:
+    transformers.AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
+BEFORE_FIRST_USE.append(register_models)

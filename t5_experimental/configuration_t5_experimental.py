@@ -7,14 +7,13 @@ and the defaults of the released base size; any configuration class can describe
 
 import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 
 
 MULTI_HEAD: Literal["multi_head"] = "multi_head"
@@ -32,6 +31,13 @@ AUTO_CLASSES = {
     "AutoModelForTokenClassification": "ForTokenClassification",
     "AutoModelForQuestionAnswering": "ForQuestionAnswering",
 }
+
+# Known without asking transformers, whose list of activations takes seconds to import.
+_USUAL_ACTIVATIONS = ("gelu_pytorch_tanh", "relu", "gelu_new", "silu")
+
+# Called when a configuration object is made, until somebody clears the list: the package puts the import of its model
+# classes here. A converted folder's copy of this file, whose `auto_map` names them, leaves it empty.
+BEFORE_FIRST_USE: list[Callable[[], None]] = []
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,8 @@ class T5ExperimentalConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
+        for prepare in tuple(BEFORE_FIRST_USE):
+            prepare()
         # transformers' T5 writes these two into its config.json; here they follow from `feed_forward_proj`.
         kwargs.pop("is_gated_act", None)
         kwargs.pop("dense_act_fn", None)
@@ -264,7 +272,7 @@ class T5ExperimentalConfig(PreTrainedConfig):
                 f"`relative_attention_num_buckets` is {buckets} and `relative_attention_max_distance` {distance}: "
                 "there must be at least 4 buckets, and a distance greater than half their number."
             )
-        if self.dense_act_fn not in ACT2FN:
+        if not _is_activation(self.dense_act_fn):
             raise ValueError(
                 f"`feed_forward_proj` is {self.feed_forward_proj!r}: use an activation of transformers such as 'relu', "
                 "or 'gated-' and an activation, such as 'gated-gelu'."
@@ -277,11 +285,12 @@ class T5ExperimentalConfig(PreTrainedConfig):
         family = next((base for base in type(self).__mro__ if base in CONFIG_CLASSES), None)
         if family is None:
             return None
-        prefix = family.__name__.removesuffix("Config")
         models = dict(AUTO_CLASSES)
         if self.architectures and all(name.endswith("EncoderModel") for name in self.architectures):
             models = dict.fromkeys(("AutoModel", "AutoModelForTextEncoding"), "EncoderModel")
-        code_map = {auto: f"modeling_t5_experimental.{prefix}{suffix}" for auto, suffix in models.items()}
+        code_map = {
+            auto: f"modeling_t5_experimental.{model_class_name(family, suffix)}" for auto, suffix in models.items()
+        }
         return {"AutoConfig": f"configuration_t5_experimental.{family.__name__}", **code_map}
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -349,6 +358,20 @@ class T5FirstLayersNarrowConfig(T5ExperimentalConfig):
                 stack: [dict(narrow) if index < 4 else {} for index in range(self._num_layers_of(stack))]
                 for stack in STACKS
             }
+
+
+def _is_activation(name: str) -> bool:
+    """Whether transformers has an activation of this name."""
+    if name in _USUAL_ACTIVATIONS:
+        return True
+    from transformers.activations import ACT2FN
+
+    return name in ACT2FN
+
+
+def model_class_name(config_class: type[T5ExperimentalConfig], suffix: str) -> str:
+    """Name of a family's model class, as "T5V11Model" for the suffix "Model"."""
+    return config_class.__name__.removesuffix("Config") + suffix
 
 
 CONFIG_CLASSES: tuple[type[T5ExperimentalConfig], ...] = (

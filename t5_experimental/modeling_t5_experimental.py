@@ -10,6 +10,7 @@ from .configuration_t5_experimental import (
     T5LMAdaptedConfig,
     T5TalkingHeadsConfig,
     T5V11Config,
+    model_class_name,
 )
 from .heads_t5_experimental import (
     T5ExperimentalForQuestionAnswering,
@@ -171,7 +172,7 @@ class T5FirstLayersNarrowForQuestionAnswering(T5ExperimentalForQuestionAnswering
 def auto_classes() -> list[tuple[str, type[T5ExperimentalConfig], type[T5ExperimentalPreTrainedModel]]]:
     """Every (name of an Auto class, configuration class, model class that it builds) of the four families."""
     return [
-        (auto, config_class, globals()[config_class.__name__.removesuffix("Config") + suffix])
+        (auto, config_class, globals()[model_class_name(config_class, suffix)])
         for config_class in CONFIG_CLASSES
         for auto, suffix in AUTO_CLASSES.items()
     ]

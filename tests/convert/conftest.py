@@ -5,10 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
+import google_crc32c
 import numpy as np
 import pytest
 
@@ -24,9 +25,31 @@ class MemoryReader:
         self.variables = {name: Variable(name, a.shape, a.dtype.name) for name, a in self.arrays.items()}
         self.reads: list[str] = []
 
+    def checksums(self, name: str) -> tuple[int, ...]:
+        return (google_crc32c.value(self.arrays[name].tobytes()),)
+
+    def expect(self, names: Iterable[str]) -> None:
+        self.expected = list(names)
+
     def read(self, name: str) -> np.ndarray:
         self.reads.append(name)
         return self.arrays[name]
+
+    def blocks(self, name: str, max_bytes: int) -> Iterator[np.ndarray]:
+        array = self.read(name)
+        data = np.frombuffer(array.tobytes(), np.uint8)
+        step = max(1, max_bytes // array.itemsize) * array.itemsize
+        for start in range(0, data.nbytes, step):
+            yield data[start : start + step]
+
+    def open_array(self, name: str) -> np.ndarray:
+        return self.read(name)
+
+    def release(self, name: str) -> None:
+        """Nothing to give back."""
+
+    def check(self, name: str) -> None:
+        """Never damaged."""
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,7 @@ def test_an_old_folder_comes_back_when_the_new_one_cannot_take_its_name(
     rename = Path.rename
 
     def fail_for_the_new_one(self: Path, target: Path) -> Path:
-        if ".partial-" in self.name:
+        if self.name == ".out.partial":
             raise PermissionError(13, "Permission denied")
         return rename(self, target)
 
@@ -226,24 +226,24 @@ def test_an_old_folder_comes_back_when_the_new_one_cannot_take_its_name(
 def test_an_interrupted_run_leaves_nothing(
     how: str, reference: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = tensor_bundle.TensorBundleReader.read
+    read = tensor_bundle.TensorBundleReader.blocks
     seen: list[list[str]] = []
 
-    def stop_in_the_middle(self: Any, name: str) -> np.ndarray:
+    def stop_in_the_middle(self: Any, name: str, max_bytes: int) -> Iterator[np.ndarray]:
         if name == "encoder/rms_norm/scale":
             seen.append(listing(tmp_path))
             if how == "interrupt":
                 raise KeyboardInterrupt
             os.kill(os.getpid(), signal.SIGTERM)
-        return read(self, name)
+        return read(self, name, max_bytes)
 
-    monkeypatch.setattr(tensor_bundle.TensorBundleReader, "read", stop_in_the_middle)
+    monkeypatch.setattr(tensor_bundle.TensorBundleReader, "blocks", stop_in_the_middle)
     handler = signal.getsignal(signal.SIGTERM)
     result = run("convert", reference / "golden" / "t5.1.1.tiny", tmp_path / "new" / "out")
     assert result.status == 130
     assert "interrupted" in result.err
     # While it ran, nothing had the output's name; afterwards there is nothing at all.
-    assert any(".out.partial-" in path for path in seen[0])
+    assert "new/.out.partial/model.safetensors.unfinished" in seen[0]
     assert not any(path == "new/out" for path in seen[0])
     assert listing(tmp_path) == []
     assert signal.getsignal(signal.SIGTERM) == handler

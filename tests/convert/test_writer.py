@@ -47,9 +47,11 @@ def load(folder: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
+@pytest.mark.parametrize("band_bytes", [1, 1000, 2**24])
 @pytest.mark.parametrize("block_bytes", [1, 100, 2**24])
 def test_every_tensor_in_every_block_size(
     block_bytes: int,
+    band_bytes: int,
     arrays: dict[str, np.ndarray],
     memory_reader: type,
     make_config: Callable[..., Any],
@@ -57,6 +59,7 @@ def test_every_tensor_in_every_block_size(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(transfer, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(transfer, "BAND_BYTES", band_bytes)
     reader = memory_reader(arrays)
     plan = plan_of(reader, make_config("mixed"))
     written: list[int] = []
@@ -153,9 +156,11 @@ def test_a_variable_that_is_not_what_the_index_says(
 ) -> None:
     reader = memory_reader(arrays)
     plan = plan_of(reader, make_config("mixed"))
-    reader.arrays["shared/embedding"] = arrays["shared/embedding"].astype(np.float64)
-    with pytest.raises(ConversionError, match="shared/embedding was read as float64"):
-        writer.write_tensors(plan, reader, tmp_path)
+    for name in ("decoder/logits/kernel", "shared/embedding"):
+        for wrong in (arrays[name].astype(np.float64), arrays[name][:-1]):
+            reader.arrays = {**arrays, name: wrong}
+            with pytest.raises(ConversionError, match=rf"{name} was read as \d+ bytes, but the index says float32"):
+                writer.write_tensors(plan, reader, tmp_path)
 
 
 def test_kernels_with_an_axis_for_heads(memory_reader: type, make_config: Callable[..., Any], tmp_path: Path) -> None:

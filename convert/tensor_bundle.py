@@ -54,7 +54,7 @@ class TensorBundleReader:
         self._storage = storage
         self._expected: set[str] = set()
         self._maps: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
-        path = prefix.with_name(prefix.name + ".index")
+        path = index_path(prefix)
         try:
             self._num_shards, tensors = read_index(_load(path) if storage is None else _load_from(storage, path.name))
         except Malformed as error:
@@ -172,7 +172,7 @@ class TensorBundleReader:
 
     def data_file(self, shard: int) -> Path:
         """Path of a data file."""
-        return self._prefix.with_name(f"{self._prefix.name}.data-{shard:05d}-of-{self._num_shards:05d}")
+        return data_path(self._prefix, shard, self._num_shards)
 
     def _find(self, name: str) -> Tensor:
         if name not in self._tensors:
@@ -259,6 +259,16 @@ class TensorBundleReader:
         mapped = self._map(part.shard)[0]
         with suppress(OSError):  # It is advice only.
             mapped.madvise(getattr(mmap, advice), aligned, first + size - aligned)
+
+
+def index_path(prefix: Path) -> Path:
+    """Path of the index of a checkpoint."""
+    return prefix.with_name(prefix.name + ".index")
+
+
+def data_path(prefix: Path, shard: int, num_shards: int) -> Path:
+    """Path of one of the data files of a checkpoint."""
+    return prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{num_shards:05d}")
 
 
 def _load_from(storage: Storage, name: str) -> bytes:

@@ -81,13 +81,13 @@ class BundleWriter:
             if error is None:
                 self._finish()
 
-    def write(self, name: str, blocks: Iterable[bytes | np.ndarray]) -> int:
+    def write(self, name: str, blocks: Iterable[bytes | memoryview]) -> int:
         """Writes the bytes of a tensor.
 
         Args:
             name: of an announced variable.
-            blocks: its bytes in C order, little-endian, one block behind the other: bytes or uint8 [any size]. Each is
-                used up before the next is asked for.
+            blocks: its bytes in C order, little-endian, one block behind the other, each of any size and used up before
+                the next is asked for.
 
         Returns:
             CRC-32C of them.
@@ -101,11 +101,12 @@ class BundleWriter:
         file.seek(part.offset)
         crc = written = 0
         for block in blocks:
-            written += len(block)
+            data = np.frombuffer(block, np.uint8)
+            written += len(data)
             if written > part.size:
                 break
-            file.write(memoryview(block))
-            crc = google_crc32c.extend(crc, block)
+            file.write(data.data)
+            crc = google_crc32c.extend(crc, data)
         if written != part.size:
             raise ValueError(f"{name} has {part.size} bytes, but its blocks have {written} or more")
         return self._end(name, crc)

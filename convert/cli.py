@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
@@ -103,6 +103,18 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new folder is complete")
     convert.add_argument("--verify", action="store_true", help="read both sides again and compare them bit for bit")
     convert.add_argument("--allow-nonfinite", action="store_true", help="convert infinities and what is not a number")
+    export = commands.add_parser("export", help="write a checkpoint for the original code from a converted folder")
+    export.add_argument("folder", metavar="FOLDER", help="converted folder, or one that such a model was saved to")
+    export.add_argument("output", metavar="OUTPUT", help="checkpoint folder to write")
+    export.add_argument(
+        "--dtype",
+        choices=("source", "float32", "bfloat16"),
+        default="source",
+        help="dtype of the variables; default: bfloat16 if all weights are, else float32",
+    )
+    export.add_argument("--step", type=int, metavar="N", help="training step; default: that of the conversion")
+    export.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new folder is complete")
+    export.add_argument("--allow-nonfinite", action="store_true", help="export infinities and what is not a number")
     verify = commands.add_parser("verify", help="compare a converted folder with its source, bit for bit")
     verify.add_argument("source", metavar="SOURCE", help="checkpoint folder or prefix that was converted")
     verify.add_argument("output", metavar="OUTPUT", help="converted folder")
@@ -178,13 +190,43 @@ def _verify(arguments: argparse.Namespace) -> None:
     _print_verified(verify(arguments.source, arguments.output, progress=True, cache_dir=arguments.cache_dir))
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from .export import export
+
+    summary = export(
+        arguments.folder,
+        arguments.output,
+        dtype=arguments.dtype,
+        step=arguments.step,
+        overwrite=arguments.overwrite,
+        allow_nonfinite=arguments.allow_nonfinite,
+        progress=True,
+    )
+    found = summary.export
+    rows = {
+        "Checkpoint": summary.prefix,
+        "Variables": f"{len(found.entries) - found.slots:,} of {found.dtype}",
+        "Optimizer": f"{found.slots:,} slots of Adafactor" if found.slots else "none",
+        "Step": f"{found.step:,}",
+        "Bytes": f"{found.nbytes:,}",
+        "Seconds": f"{summary.seconds:.1f}",
+    }
+    _print_rows(rows, found.notes)
+
+
 def _presets(_: argparse.Namespace) -> None:
     from .released import presets_table
 
     print(presets_table())
 
 
-_COMMANDS = {"convert": _convert, "inspect": _inspect, "verify": _verify, "presets": _presets}
+_COMMANDS = {
+    "convert": _convert,
+    "inspect": _inspect,
+    "export": _export,
+    "verify": _verify,
+    "presets": _presets,
+}
 
 
 def _print_findings(found: "Inspection") -> None:
@@ -201,9 +243,13 @@ def _print_findings(found: "Inspection") -> None:
     }
     if found.plan.optimizer is not None:
         rows["Optimizer"] = f"{len(found.plan.optimizer.entries):,} slots of Adafactor"
+    _print_rows(rows, found.notes)
+
+
+def _print_rows(rows: Mapping[str, object], notes: Sequence[str]) -> None:
     for title, text in rows.items():
         print(f"{title + ':':<12}{text}")
-    for note in found.notes:
+    for note in notes:
         print(f"{'Note:':<12}{note}")
 
 

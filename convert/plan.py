@@ -224,11 +224,16 @@ def without_decoder(plan: Plan, max_shard_size: int = 5 * 10**9) -> Plan:
 
 
 def check_disk(plan: Plan, output: Path) -> None:
-    """Raises if the tensors do not fit the disk that the output goes to; a margin is left for the other files."""
+    """Raises if the tensors do not fit the disk that the output goes to."""
+    check_space(plan.all_nbytes, output)
+
+
+def check_space(nbytes: int, output: Path) -> None:
+    """Raises if so many bytes do not fit the disk that the output goes to; a margin is left for the other files."""
     folder = output.absolute().parent
     while not folder.exists():
         folder = folder.parent
-    needed = plan.all_nbytes + 16 * 2**20
+    needed = nbytes + 16 * 2**20
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ConversionError(

@@ -45,7 +45,7 @@ def save(prefix: Path, files: Sequence[Arrays], block_bytes: int = 2**20) -> Pat
         for arrays in reversed(files):
             for name, array in reversed(arrays.items()):
                 raw = array.reshape(-1).view(np.uint8)
-                crc = writer.write(name, (raw[k : k + block_bytes] for k in range(0, len(raw), block_bytes)))
+                crc = writer.write(name, (raw[k : k + block_bytes].data for k in range(0, len(raw), block_bytes)))
                 assert crc == google_crc32c.value(raw.tobytes())
         assert writer.nbytes == sum(array.nbytes for arrays in files for array in arrays.values())
     return prefix

@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from .errors import ConversionError
@@ -115,6 +116,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--step", type=int, metavar="N", help="training step; default: that of the conversion")
     export.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new folder is complete")
     export.add_argument("--allow-nonfinite", action="store_true", help="export infinities and what is not a number")
+    convert.add_argument(
+        "--push-to-hub", metavar="USER/NAME", help="upload the finished folder to the Hugging Face hub"
+    )
+    push = commands.add_parser("push", help="upload a converted folder to the Hugging Face hub")
+    push.add_argument("folder", metavar="FOLDER", help="converted folder")
+    push.add_argument("repository", metavar="USER/NAME", help="repository, which is made unless it is there")
+    for command in (convert, push):
+        command.add_argument("--private", action="store_true", help="make the new repository a private one")
     verify = commands.add_parser("verify", help="compare a converted folder with its source, bit for bit")
     verify.add_argument("source", metavar="SOURCE", help="checkpoint folder or prefix that was converted")
     verify.add_argument("output", metavar="OUTPUT", help="converted folder")
@@ -158,8 +167,14 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    from .hub import check_repo_id, check_token
     from .pipeline import convert
 
+    if arguments.push_to_hub:
+        check_repo_id(arguments.push_to_hub)
+        check_token()
+    elif arguments.private:
+        raise ConversionError("--private says how a new repository is made: add --push-to-hub USER/NAME.")
     summary = convert(
         arguments.source,
         arguments.output,
@@ -182,6 +197,18 @@ def _convert(arguments: argparse.Namespace) -> None:
     _print_summary(summary)
     if arguments.verify:
         _print_verified(summary.inspection)
+    if arguments.push_to_hub:
+        _push_folder(summary.output, arguments.push_to_hub, arguments.private)
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    _push_folder(arguments.folder, arguments.repository, arguments.private)
+
+
+def _push_folder(folder: str | Path, repository: str, private: bool) -> None:
+    from .hub import push
+
+    print(f"\nUploaded to {push(folder, repository, private)}")
 
 
 def _verify(arguments: argparse.Namespace) -> None:
@@ -226,6 +253,7 @@ _COMMANDS = {
     "export": _export,
     "verify": _verify,
     "presets": _presets,
+    "push": _push,
 }
 
 

@@ -19,6 +19,7 @@ from .plan import parse_size
 
 
 if TYPE_CHECKING:
+    from .export import Export
     from .pipeline import Inspection, Summary
 
 
@@ -227,16 +228,19 @@ def _export(arguments: argparse.Namespace) -> None:
         step=arguments.step,
         overwrite=arguments.overwrite,
         allow_nonfinite=arguments.allow_nonfinite,
+        report=_print_export,
         progress=True,
     )
-    found = summary.export
+    print(f"\nWritten to {summary.prefix} in {summary.seconds:.1f} seconds")
+
+
+def _print_export(found: "Export") -> None:
     rows = {
-        "Checkpoint": summary.prefix,
+        "Family": type(found.config).__name__,
         "Variables": f"{len(found.entries) - found.slots:,} of {found.dtype}",
         "Optimizer": f"{found.slots:,} slots of Adafactor" if found.slots else "none",
         "Step": f"{found.step:,}",
         "Bytes": f"{found.nbytes:,}",
-        "Seconds": f"{summary.seconds:.1f}",
     }
     _print_rows(rows, found.notes)
 

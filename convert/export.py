@@ -44,7 +44,6 @@ GLOBAL_STEP = "global_step"
 # What transformers may save beside the one matrix that these are.
 _COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 
-
 _WITHOUT_SLOTS = f"convert again, or move {OPTIMIZER_FILENAME} away to export the model alone"
 
 
@@ -227,8 +226,6 @@ def _read_config(folder: Path) -> "T5ExperimentalConfig":
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConversionError(f"{folder} has no config.json: give a folder that the converter wrote.") from error
     except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
-        if isinstance(error, ConversionError):
-            raise
         raise ConversionError(f"{path} cannot be read ({error}): convert again.") from error
 
 

@@ -4,6 +4,7 @@
 from pathlib import Path
 
 from .errors import ConversionError
+from .optimizer import FILENAME as OPTIMIZER_FILENAME
 from .safetensors_reader import SafetensorsReader, weight_files
 from .verify import read_options
 
@@ -29,15 +30,11 @@ def check_repo_id(repo_id: str) -> None:
         )
 
 
-def check_token(token: str | None = None) -> None:
-    """Raises if this machine has no token of the hub.
-
-    Args:
-        token: one to use instead of the stored one.
-    """
+def check_token() -> None:
+    """Raises if this machine has no token of the hub."""
     from huggingface_hub import get_token
 
-    if not (token or get_token()):
+    if not get_token():
         raise ConversionError(
             "there is no token of the Hugging Face hub: run `hf auth login`, or set HF_TOKEN to one that may write."
         )
@@ -85,7 +82,8 @@ def _check_complete(folder: Path) -> None:
     read_options(folder)
     if not (folder / "config.json").is_file():
         raise ConversionError(f"{folder} has no config.json: convert again.")
-    SafetensorsReader(weight_files(folder))
+    optimizer = folder / OPTIMIZER_FILENAME
+    SafetensorsReader([*weight_files(folder), *([optimizer] if optimizer.is_file() else [])])
 
 
 def _status(error: Exception) -> str:

@@ -1,6 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """The gin file of a configuration, read by our own reader, is that configuration again."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from t5_experimental.convert.gin_config import read_architecture
 from t5_experimental.convert.gin_file import GinFile
 from t5_experimental.convert.gin_writer import can_be_written, natural_layout, operative_config
 from t5_experimental.convert.layout import Layout
+from t5_experimental.convert.matching import mesh_name
+from t5_experimental.convert.parameters import parameters
 
 
 def read_back(config: T5ExperimentalConfig, layout: Layout | None = None) -> Architecture:
@@ -45,6 +48,19 @@ def test_released_models(name: str) -> None:
         "layer_overrides": None
     }
     assert not notes
+
+
+SHAPES = sorted((Path(__file__).parents[1] / "reference" / "shapes").glob("*.shapes.json"))
+
+
+@pytest.mark.parametrize("path", SHAPES, ids=[path.name.removesuffix(".shapes.json") for path in SHAPES])
+def test_variables_are_those_of_the_original_graphs(path: Path) -> None:
+    """Names and shapes of what an export of a released size writes."""
+    config = t5_experimental.preset_config(path.name.removesuffix(".shapes.json"))
+    layout = natural_layout(config)
+    ours = {mesh_name(name, p.section, layout): p.mesh_shape for name, p in parameters(config).items()}
+    theirs = json.loads(path.read_text())["variables"]
+    assert ours == {name: tuple(size for _, size in dims) for name, dims in theirs.items()}
 
 
 widths = st.fixed_dictionaries(

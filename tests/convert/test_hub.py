@@ -193,6 +193,7 @@ def test_names(name: str) -> None:
         (lambda f: (f / "config.json").unlink(), r"has no config\.json"),
         (lambda f: (f / "model.safetensors").unlink(), r"has no model\.safetensors"),
         (lambda f: os.truncate(f / "model.safetensors", 5000), "is no complete safetensors file"),
+        (lambda f: (f / "optimizer.safetensors").write_bytes(b"12345678"), "is no complete safetensors file"),
         (shutil.rmtree, r"has no conversion\.json: give a folder that the converter wrote"),
     ],
 )

@@ -2,6 +2,7 @@
 """The gin file of a configuration, read by our own reader, is that configuration again."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ def test_released_models(name: str) -> None:
         "layer_overrides": None
     }
     assert not notes
+    # The widths of an encoder-decoder attention are those of its parent class, or its own keywords.
+    text = operative_config(config, natural_layout(config), "float32")
+    assert re.findall(r"EncDecAttention\.(\w+) =", text) == ["relative_attention_type"]
 
 
 SHAPES = sorted((Path(__file__).parents[1] / "reference" / "shapes").glob("*.shapes.json"))

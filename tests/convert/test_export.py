@@ -255,6 +255,18 @@ def turn(tensors: dict[str, torch.Tensor]) -> None:
     tensors["lm_head.weight"] = tensors["lm_head.weight"].T.contiguous()
 
 
+def header(**changes: Any) -> bytes:
+    """A file of one tensor of two numbers, with another header."""
+    text = json.dumps({"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8], **changes}}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(8)
+
+
+def copy_shard(folder: Path) -> None:
+    shutil.copyfile(folder / "model.safetensors", folder / "second.safetensors")
+    index = {"weight_map": {"a": "model.safetensors", "b": "second.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 BAD = {
     "no config": (lambda f: (f / "config.json").unlink(), r"has no config\.json: give a folder that the converter"),
     "no json": (lambda f: (f / "config.json").write_text("{"), r"config\.json cannot be read"),
@@ -267,6 +279,16 @@ BAD = {
     "activation": (lambda f: edit_config(f, feed_forward_proj="gated-mish"), "gated-mish, which the original does not"),
     "exact gelu": (lambda f: edit_config(f, model_type="t5", feed_forward_proj="gelu"), "uses exact GELU"),
     "no tensors": (lambda f: (f / "model.safetensors").unlink(), r"has no model\.safetensors: save the model with"),
+    "last byte": (
+        lambda f: os.truncate(f / "model.safetensors", (f / "model.safetensors").stat().st_size - 1),
+        "lies outside of it",
+    ),
+    "lie": (
+        lambda f: (f / "model.safetensors").write_bytes(header(shape=[3])),
+        r"x has 8 bytes, which float32 \[3\] has not",
+    ),
+    "negative": (lambda f: (f / "model.safetensors").write_bytes(header(data_offsets=[-8, 0])), "x lies outside of it"),
+    "twice": (copy_shard, r"is in model\.safetensors, too"),
     "cut off": (lambda f: os.truncate(f / "model.safetensors", 5000), "is no complete safetensors file"),
     "empty": (lambda f: os.truncate(f / "model.safetensors", 0), "is no complete safetensors file"),
     "missing": (lambda f: edit_tensors(f, lambda t: t.pop("lm_head.weight")), "has no tensor lm_head.weight, which"),

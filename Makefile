@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := convert,remote,training,peft,dev
 
-.PHONY: install demo test test-oldest style format types reference clean
+.PHONY: install demo test test-oldest style format types reference reference-export clean
 
 install: $(VENV)/.installed
 
@@ -51,6 +51,15 @@ types: install
 # Runs the original Mesh TensorFlow code once more and compares; needs Python 3.11, see tests/reference/README.md.
 reference:
 	bash tests/reference/make_reference.sh build/reference
+
+# Golden checkpoints, converted and exported again, restored by the original code; `make reference` makes its environment.
+reference-export: install
+	rm -rf build/exported && mkdir -p build/exported
+	for name in $(notdir $(patsubst %/,%,$(wildcard tests/reference/golden/*/))); do \
+	    $(BIN)/t5-experimental convert tests/reference/golden/$$name build/exported/converted/$$name --with-optimizer && \
+	    $(BIN)/t5-experimental export build/exported/converted/$$name build/exported/$$name || exit 1; done
+	rm -rf build/exported/converted
+	build/reference/venv/bin/python tests/reference/restore.py build/exported/*
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest build *.egg-info

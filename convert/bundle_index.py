@@ -1,15 +1,15 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """The index of a TensorFlow checkpoint: where every variable's bytes are, known and checked before any is read.
 
-The index is a table (see `sstable`) of protocol buffer messages, which are decoded here from the wire format. The empty
-key holds a BundleHeaderProto, every other key is a variable's name or stands for one slice of a partitioned variable,
-and holds a BundleEntryProto.
+The index is a table (see `sstable`) of protocol buffer messages, whose wire format is decoded and encoded here. The
+empty key holds a BundleHeaderProto, every other key is a variable's name or stands for one slice of a partitioned
+variable, and holds a BundleEntryProto.
 Sources: https://protobuf.dev/programming-guides/encoding; the field numbers are those of tensor_bundle.proto,
 tensor_shape.proto, tensor_slice.proto and versions.proto of TensorFlow; its ordered_code.h for the keys of slices.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -18,7 +18,7 @@ import numpy as np
 
 from .arrays import numpy_dtype
 from .checkpoint import Variable
-from .sstable import Malformed, read_table, unmask, varint
+from .sstable import Malformed, encode_varint, mask, read_table, unmask, varint, write_table
 
 
 # t5.1.1.xxl with optimizer slots has 1,700 entries in 0.1 MB. The limits keep hostile files from taking our memory.
@@ -42,12 +42,14 @@ _LISTED = {
     29: "int4", 30: "uint4", 31: "int2", 32: "uint2",
 }  # fmt: skip
 
+_DTYPE_NUMBERS = {name: number for number, name in NUMERIC_DTYPES.items()}
+
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 
 # Fields of the messages by their tags, each 8 * its number + wire type.
 _NUM_SHARDS, _ENDIANNESS, _VERSIONS = 8, 16, 26
-_MIN_CONSUMER, _BAD_CONSUMER, _BAD_CONSUMERS_PACKED = 16, 24, 26
+_PRODUCER, _MIN_CONSUMER, _BAD_CONSUMER, _BAD_CONSUMERS_PACKED = 8, 16, 24, 26
 _DTYPE, _SHAPE, _SHARD_ID, _OFFSET, _SIZE, _CRC32C, _SLICES = 8, 18, 24, 32, 40, 53, 58
 _DIM, _DIM_SIZE, _UNKNOWN_RANK = 18, 8, 24
 _EXTENT, _START, _LENGTH = 10, 8, 16
@@ -301,6 +303,11 @@ def _check_entry(name: str, entry: _Entry) -> None:
         raise Malformed(f"{name} has {entry.size} bytes, which {dtype} {list(entry.shape)} has not")
 
 
+def variable_nbytes(variable: Variable) -> int:
+    """Bytes of a variable of numbers."""
+    return math.prod(variable.shape) * _itemsize(variable.dtype)
+
+
 @cache
 def _itemsize(dtype: str) -> int:
     return numpy_dtype(dtype).itemsize
@@ -372,3 +379,38 @@ def _ordered(number: int) -> bytes:
     count = magnitude.bit_length() // 7 + 1
     code = ((1 << count) - 1) << (7 * count) | magnitude
     return (code if number >= 0 else ~code & (1 << 8 * count) - 1).to_bytes(count, "big")
+
+
+def write_index(num_shards: int, tensors: Iterable[Tensor]) -> bytes:
+    """The whole file; the inverse of `read_index`.
+
+    Args:
+        num_shards: count of data files.
+        tensors: all variables, none of them partitioned or of a dtype that is only listed.
+    """
+    # Messages as TensorFlow writes them: fields in order, those that are zero left out.
+    header = _field(_NUM_SHARDS, num_shards) + _field(_VERSIONS, _field(_PRODUCER, _VERSION))
+    items = {tensor.variable.name.encode(): _encode_entry(tensor) for tensor in tensors}
+    return write_table([(b"", header), *sorted(items.items())])
+
+
+def _encode_entry(tensor: Tensor) -> bytes:
+    """A BundleEntryProto."""
+    (part,) = tensor.parts
+    dims = b"".join(_field(_DIM, _field(_DIM_SIZE, size)) for size in tensor.variable.shape)
+    return (
+        _field(_DTYPE, _DTYPE_NUMBERS[tensor.variable.dtype])
+        + _field(_SHAPE, dims)
+        + _field(_SHARD_ID, part.shard)
+        + _field(_OFFSET, part.offset)
+        + _field(_SIZE, part.size)
+        + encode_varint(_CRC32C)
+        + mask(part.crc32c).to_bytes(4, "little")
+    )
+
+
+def _field(tag: int, value: int | bytes) -> bytes:
+    """A field that is a number, or a message, which stands there even if it is empty."""
+    if isinstance(value, bytes):
+        return encode_varint(tag) + encode_varint(len(value)) + value
+    return encode_varint(tag) + encode_varint(value) if value else b""

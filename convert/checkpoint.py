@@ -35,7 +35,7 @@ class Variable:
     dtype: str
 
 
-class CheckpointReader(Protocol):
+class TensorReader(Protocol):
     """Names, shapes and dtypes first, then one tensor at a time; bfloat16 comes as `ml_dtypes.bfloat16`.
 
     Whatever reads raises a ConversionError if the bytes cannot be read or fail their checksum.
@@ -43,31 +43,35 @@ class CheckpointReader(Protocol):
 
     @property
     def variables(self) -> Mapping[str, Variable]:
-        """All variables by name, in the order in which reading them is fastest."""
+        """All tensors by name, in the order in which reading them is fastest."""
+
+    def read(self, name: str) -> np.ndarray:
+        """The whole tensor, in memory of its own."""
+
+    def blocks(self, name: str, max_bytes: int) -> Iterator[np.ndarray]:
+        """The bytes of a tensor in order, uint8 [at most max_bytes], each valid until the next one.
+
+        They are whole numbers each. The last block comes only if the tensor's checksum is right.
+        """
+
+    def open_array(self, name: str) -> np.ndarray:
+        """The whole tensor, read-only, and checked before; it may be a view of the file."""
+
+    def release(self, name: str) -> None:
+        """Gives back the memory that looking at an opened array has taken; the array stays valid."""
+
+    def check(self, name: str) -> None:
+        """Reads a tensor for its checksum alone."""
+
+
+class CheckpointReader(TensorReader, Protocol):
+    """Reads a checkpoint, which may be far away."""
 
     def checksums(self, name: str) -> tuple[int, ...]:
         """CRC-32C of a variable's bytes, slice by slice if it is partitioned, as the index has it: reads no number."""
 
     def expect(self, names: Iterable[str]) -> None:
         """Announces which variables will be read, in this order, so that a storage far away can send them ahead."""
-
-    def read(self, name: str) -> np.ndarray:
-        """The whole variable, in memory of its own."""
-
-    def blocks(self, name: str, max_bytes: int) -> Iterator[np.ndarray]:
-        """The bytes of a variable in order, uint8 [at most max_bytes], read-only, each valid until the next one.
-
-        They are whole numbers each. The last block comes only if the variable's checksum is right.
-        """
-
-    def open_array(self, name: str) -> np.ndarray:
-        """The whole variable, read-only, and checked before; it may be a view of the file."""
-
-    def release(self, name: str) -> None:
-        """Gives back the memory that looking at an opened array has taken; the array stays valid."""
-
-    def check(self, name: str) -> None:
-        """Reads a variable for its checksum alone."""
 
 
 @dataclass(frozen=True)

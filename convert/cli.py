@@ -7,8 +7,9 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from .. import without_models
@@ -19,6 +20,7 @@ from .plan import parse_size
 
 
 if TYPE_CHECKING:
+    from .export import Export
     from .pipeline import Inspection, Summary
 
 
@@ -111,6 +113,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--verify", action="store_true", help="read both sides again and compare them bit for bit")
     convert.add_argument("--allow-nonfinite", action="store_true", help="convert infinities and what is not a number")
+    export = commands.add_parser("export", help="write a checkpoint for the original code from a converted folder")
+    export.add_argument("folder", metavar="FOLDER", help="converted folder, or one that such a model was saved to")
+    export.add_argument("output", metavar="OUTPUT", help="checkpoint folder to write")
+    export.add_argument(
+        "--dtype",
+        choices=("source", "float32", "bfloat16"),
+        default="source",
+        help="dtype of the variables; default: bfloat16 if all weights are, else float32",
+    )
+    export.add_argument("--step", type=int, metavar="N", help="training step; default: that of the conversion")
+    export.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new folder is complete")
+    export.add_argument("--allow-nonfinite", action="store_true", help="export infinities and what is not a number")
+    convert.add_argument(
+        "--push-to-hub", metavar="USER/NAME", help="upload the finished folder to the Hugging Face hub"
+    )
+    push = commands.add_parser("push", help="upload a converted folder to the Hugging Face hub")
+    push.add_argument("folder", metavar="FOLDER", help="converted folder")
+    push.add_argument("repository", metavar="USER/NAME", help="repository, which is made unless it is there")
+    for command in (convert, push):
+        command.add_argument("--private", action="store_true", help="make the new repository a private one")
     verify = commands.add_parser("verify", help="compare a converted folder with its source, bit for bit")
     verify.add_argument("source", metavar="SOURCE", help="checkpoint folder or prefix that was converted")
     verify.add_argument("output", metavar="OUTPUT", help="converted folder")
@@ -154,8 +176,14 @@ def _inspect(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
+    from .hub import check_repo_id, check_token
     from .pipeline import convert
 
+    if arguments.push_to_hub:
+        check_repo_id(arguments.push_to_hub)
+        check_token()
+    elif arguments.private:
+        raise ConversionError("--private says how a new repository is made: add --push-to-hub USER/NAME.")
     summary = convert(
         arguments.source,
         arguments.output,
@@ -179,6 +207,18 @@ def _convert(arguments: argparse.Namespace) -> None:
     _print_summary(summary)
     if arguments.verify:
         _print_verified(summary.inspection)
+    if arguments.push_to_hub:
+        _push_folder(summary.output, arguments.push_to_hub, arguments.private)
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    _push_folder(arguments.folder, arguments.repository, arguments.private)
+
+
+def _push_folder(folder: str | Path, repository: str, private: bool) -> None:
+    from .hub import push
+
+    print(f"\nUploaded to {push(folder, repository, private)}")
 
 
 def _verify(arguments: argparse.Namespace) -> None:
@@ -187,13 +227,47 @@ def _verify(arguments: argparse.Namespace) -> None:
     _print_verified(verify(arguments.source, arguments.output, progress=True, cache_dir=arguments.cache_dir))
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from .export import export
+
+    summary = export(
+        arguments.folder,
+        arguments.output,
+        dtype=arguments.dtype,
+        step=arguments.step,
+        overwrite=arguments.overwrite,
+        allow_nonfinite=arguments.allow_nonfinite,
+        report=_print_export,
+        progress=True,
+    )
+    print(f"\nWritten to {summary.prefix} in {summary.seconds:.1f} seconds")
+
+
+def _print_export(found: "Export") -> None:
+    rows = {
+        "Family": type(found.config).__name__,
+        "Variables": f"{len(found.entries) - found.slots:,} of {found.dtype}",
+        "Optimizer": f"{found.slots:,} slots of Adafactor" if found.slots else "none",
+        "Step": f"{found.step:,}",
+        "Bytes": f"{found.nbytes:,}",
+    }
+    _print_rows(rows, found.notes)
+
+
 def _presets(_: argparse.Namespace) -> None:
     from .released import presets_table
 
     print(presets_table())
 
 
-_COMMANDS = {"convert": _convert, "inspect": _inspect, "verify": _verify, "presets": _presets}
+_COMMANDS = {
+    "convert": _convert,
+    "inspect": _inspect,
+    "export": _export,
+    "verify": _verify,
+    "presets": _presets,
+    "push": _push,
+}
 
 
 def _print_findings(found: "Inspection") -> None:
@@ -210,9 +284,13 @@ def _print_findings(found: "Inspection") -> None:
     }
     if found.plan.optimizer is not None:
         rows["Optimizer"] = f"{len(found.plan.optimizer.entries):,} slots of Adafactor"
+    _print_rows(rows, found.notes)
+
+
+def _print_rows(rows: Mapping[str, object], notes: Sequence[str]) -> None:
     for title, text in rows.items():
         print(f"{title + ':':<12}{text}")
-    for note in found.notes:
+    for note in notes:
         print(f"{'Note:':<12}{note}")
 
 

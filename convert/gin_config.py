@@ -16,7 +16,7 @@ from .layout import SUBLAYERS
 
 
 # Class -> (sublayer it can be, kind of attention, class whose parameters it takes over where it has none of its own).
-_LAYER_CLASSES: Mapping[str, tuple[str, str, str | None]] = {
+LAYER_CLASSES: Mapping[str, tuple[str, str, str | None]] = {
     "SelfAttention": ("self_attention", MULTI_HEAD, None),
     "EncDecAttention": ("enc_dec_attention", MULTI_HEAD, "SelfAttention"),
     "TalkingHeadsSelfAttention": ("self_attention", TALKING_HEADS, None),
@@ -169,9 +169,9 @@ def _groups(gin: GinFile, stack: str) -> list[list[tuple[str, Mapping[str, Any]]
     specs = specs * _whole(gin, f"{stack}/make_layer_stack.num_layers", count)
     size = len(SUBLAYERS[stack])
     for k, (name, _) in enumerate(specs):
-        if name not in _LAYER_CLASSES:
+        if name not in LAYER_CLASSES:
             raise ConversionError(f"{gin.name} gives the {stack} a layer of class {name}, which no model here has.")
-        if _LAYER_CLASSES[name][0] != SUBLAYERS[stack][k % size]:
+        if LAYER_CLASSES[name][0] != SUBLAYERS[stack][k % size]:
             raise ConversionError(
                 f"{gin.name} has {name} as sublayer {k} of the {stack}, whose layers can only be "
                 f"{', then '.join(SUBLAYERS[stack])}."
@@ -209,7 +209,7 @@ def _layer(
             facts["DenseReluDense.activation"].add(_feed_forward_proj(gin, layer.value("activation")))
         else:
             attentions.append(layer.attention())
-            if _LAYER_CLASSES[name][0] == "self_attention":
+            if LAYER_CLASSES[name][0] == "self_attention":
                 facts["relative_attention_num_buckets"].add(layer.value("relative_attention_num_buckets"))
     if len(set(attentions)) > 1:
         raise ConversionError(
@@ -224,7 +224,7 @@ class _Layer:
 
     def __init__(self, gin: GinFile, stack: str, name: str, keywords: Mapping[str, Any]) -> None:
         self._gin, self._stack, self._name, self._keywords = gin, stack, name, keywords
-        self._parent = _LAYER_CLASSES[name][2]
+        self._parent = LAYER_CLASSES[name][2]
 
     def _bound(self, parameter: str) -> tuple[bool, Any]:
         if parameter in self._keywords:
@@ -257,7 +257,7 @@ class _Layer:
 
     def attention(self) -> tuple[str, int, int, int, int, int]:
         """The attention part of a `LayerSpec`."""
-        kind = _LAYER_CLASSES[self._name][1]
+        kind = LAYER_CLASSES[self._name][1]
         if kind == MULTI_HEAD:
             heads, size = self.width("num_heads"), self.width("key_value_size")
             return kind, heads, heads, heads, size, size

@@ -20,20 +20,25 @@ SCOPE_PATTERN = rf"(?P<scope>(?:block_\d{{3,}}/)?(?:layer_\d{{3,}}(?:/(?:{_KINDS
 
 @dataclass(frozen=True)
 class Layout:
-    """How the original numbered its layers.
+    """How the original numbered and named its layers.
 
     A block holds whole layers of ours: one in t5.1.1 ("block_005/layer_001"), all of them in t5.1.n4w10
     ("block_000/layer_011"). Source: `make_layer_stack` in mesh_tensorflow/transformer/transformer.py.
 
     Attributes:
         layers_per_block: for each stack, Mesh layers in a block; None if the names have no block level.
+        named_layers: layers have the names of their kinds instead of numbers, as in old checkpoints.
+        legacy_norms: norms are called as in old checkpoints.
     """
 
     layers_per_block: Mapping[str, int | None] = field(default_factory=lambda: {"encoder": 2, "decoder": 3})
+    named_layers: bool = False
+    legacy_norms: bool = False
 
     @classmethod
     def of(cls, names: Iterable[str]) -> "Layout":
         """The numbering that the names show."""
+        names = list(names)
         sizes: dict[str, dict[str | None, int]] = {stack: {} for stack in SUBLAYERS}
         for name in names:
             match = re.match(rf"(encoder|decoder)/(?:(block_\d{{3,}})/)?(?:layer_(\d{{3,}})|(?:{_KINDS}))/", name)
@@ -48,7 +53,8 @@ class Layout:
             per_block[stack] = min((size for size, n in common if n == common[0][1]), default=None)
             if not blocks:
                 per_block[stack] = len(SUBLAYERS[stack])
-        return cls(per_block)
+        named = any(re.match(rf"(encoder|decoder)/block_\d{{3,}}/(?:{_KINDS})/", name) for name in names)
+        return cls(per_block, named, any(name.endswith("/layer_norm/scale") for name in names))
 
     def locate(self, stack: str, scope: str) -> tuple[int, int] | None:
         """Our layer and sublayer of a Mesh scope, or None if no layer of ours can be there."""
@@ -74,4 +80,6 @@ class Layout:
         if size is None:
             return f"layer_{number:03d}"
         block, layer = divmod(number, size)
+        if self.named_layers:
+            return f"block_{block:03d}/{SUBLAYERS[stack][j]}"
         return f"block_{block:03d}/layer_{layer:03d}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .errors import ConversionError
 from .layout import Layout
-from .names import DROPS, SECTIONS, Rule
+from .names import DROPS, LEGACY_NORMS, SECTIONS, Rule
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ def mesh_name(our_name: str, attention_section: str, layout: Layout) -> str:
     Args:
         our_name: as "decoder.block.3.layer.2.DenseReluDense.wo.weight".
         attention_section: "multi_head" or "talking_heads", where the parameter is one of an attention.
-        layout: numbering to use.
+        layout: numbering and style of names to use.
     """
-    for rule in SECTIONS["common"] + SECTIONS[attention_section]:
+    norms = LEGACY_NORMS if layout.legacy_norms else ()
+    for rule in norms + SECTIONS["common"] + SECTIONS[attention_section]:
         name = rule.to_mesh(our_name, layout)
         if name is not None:
             return name

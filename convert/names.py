@@ -105,11 +105,14 @@ _INWARD, _OUTWARD = ("d_model d_ff",), ("d_ff d_model",)
 EMBEDDING = Rule("shared/embedding", "shared.weight", ("vocab_size d_model",), "vocab_size d_model")
 CLASSIFIER = Rule("decoder/logits/kernel", "lm_head.weight", ("d_model vocab_size",), "vocab_size d_model", "untied")
 FINAL_NORM = Rule("{stack}/rms_norm/scale", "{stack}.final_layer_norm.weight", ("d_model",), "d_model")
+_NORM = Rule(
+    "{stack}/{sublayer}/rms_norm/scale", "{stack}.block.{i}.layer.{j}.layer_norm.weight", ("d_model",), "d_model"
+)
 _COMMON = (
     EMBEDDING,
     CLASSIFIER,
     FINAL_NORM,
-    Rule("{stack}/{sublayer}/rms_norm/scale", "{stack}.block.{i}.layer.{j}.layer_norm.weight", ("d_model",), "d_model"),
+    _NORM,
     Rule(_FEED_FORWARD[0] + "wi/kernel", _FEED_FORWARD[1] + "wi.weight", _INWARD, "d_ff d_model", needs="ungated"),
     Rule(_FEED_FORWARD[0] + "wi_0/kernel", _FEED_FORWARD[1] + "wi_0.weight", _INWARD, "d_ff d_model", needs="gated"),
     Rule(_FEED_FORWARD[0] + "wi_1/kernel", _FEED_FORWARD[1] + "wi_1.weight", _INWARD, "d_ff d_model", needs="gated"),
@@ -135,6 +138,12 @@ _TALKING_ROWS = [
     ("weights/kernel", "weights_projection.weight", ("num_heads num_value_heads",), "num_heads num_value_heads"),
 ]
 
+# What the deprecated sublayers call their norms.
+LEGACY_NORMS = (
+    Rule("{stack}/final_layer_norm/scale", FINAL_NORM.ours, ("d_model",), "d_model"),
+    Rule("{stack}/{sublayer}/layer_norm/scale", _NORM.ours, ("d_model",), "d_model"),
+)
+
 SECTIONS: Mapping[str, tuple[Rule, ...]] = {
     "common": _COMMON,
     "multi_head": (
@@ -147,14 +156,8 @@ SECTIONS: Mapping[str, tuple[Rule, ...]] = {
     ),
     # Names that older code wrote, read but never written: norms of the deprecated sublayers, kernels of dense layers.
     "legacy": (
-        Rule("{stack}/layer_norm/scale", "{stack}.final_layer_norm.weight", ("d_model",), "d_model"),
-        Rule("{stack}/final_layer_norm/scale", "{stack}.final_layer_norm.weight", ("d_model",), "d_model"),
-        Rule(
-            "{stack}/{sublayer}/layer_norm/scale",
-            "{stack}.block.{i}.layer.{j}.layer_norm.weight",
-            ("d_model",),
-            "d_model",
-        ),
+        *LEGACY_NORMS,
+        Rule("{stack}/layer_norm/scale", FINAL_NORM.ours, ("d_model",), "d_model"),
         *(
             rule
             for kind, name in (("self_attention", "SelfAttention"), ("enc_dec_attention", "EncDecAttention"))

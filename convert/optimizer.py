@@ -27,7 +27,7 @@ Source: `AdafactorOptimizer` in mesh_tensorflow/optimize.py.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -153,14 +153,43 @@ def _factored(parameter: Entry) -> tuple[dict[str, Any], tuple[str, str], str]:
             f"{parameter.source.name} has the slots of a factored state, but is of shape {list(shape)}: only two "
             "dimensions can be factored."
         )
-    # Sorting is stable, in the original too: the first of equal dimensions is the larger.
-    d0, d1 = sorted(axes, key=lambda axis: -shape[axes.index(axis)])[:2]
+    d0, d1 = (axes[k] for k in factored_dimensions(shape))
     view = parameter.our_axes
     if not {d0, d1} <= set(view.split()):
         view = " ".join(labels_of(view))
     ours = view.split()
     header = {"shape": list(shape_of(view, parameter.sizes)), "d0": ours.index(d0), "d1": ours.index(d1)}
     return header, (d0, d1), view
+
+
+def factored_dimensions(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Adafactor's d0 and d1: the largest dimension of a Mesh variable and the second.
+
+    Args:
+        shape: of the variable; two dimensions or more.
+    """
+    # Sorting is stable, in the original too: the first of equal dimensions is the larger.
+    d0, d1 = sorted(range(len(shape)), key=lambda k: -shape[k])[:2]
+    return d0, d1
+
+
+def slot_variables(variable: Variable, kinds: Iterable[str], dtype: str) -> list[Variable]:
+    """The slots that the original has for a variable.
+
+    Args:
+        variable: of the model.
+        kinds: "v", "vr", "vc" or "m".
+        dtype: of the slots.
+    """
+    endings = {kind: ending for ending, kind in SLOTS.items()}
+    found = []
+    for kind in kinds:
+        shape = variable.shape
+        if kind in ("vr", "vc"):
+            left_out = factored_dimensions(shape)[kind == "vc"]
+            shape = (*shape[:left_out], *shape[left_out + 1 :])
+        found.append(Variable(variable.name + endings[kind], shape, dtype))
+    return found
 
 
 def _without(axes: str, axis: str) -> str:

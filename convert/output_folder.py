@@ -25,14 +25,10 @@ def check_output(output: Path, checkpoint: Checkpoint, overwrite: bool) -> None:
     source = checkpoint.prefix.parent.resolve()
     if checkpoint.storage is None and output.resolve() in (source, *source.parents):
         raise ConversionError(f"{output} holds the checkpoint itself: choose another folder for the output.")
-    _check_free(output, overwrite)
-
-
-def _check_free(output: Path, overwrite: bool) -> None:
     if not output.exists() and not output.is_symlink():
         return
     if not overwrite:
-        raise ConversionError(f"{output} exists: choose another folder, or pass --overwrite to replace it.")
+        raise ConversionError(_exists(output))
     # A mistyped path must not cost anybody's files.
     if not output.is_dir() or output.is_symlink() or (any(output.iterdir()) and not (output / "config.json").is_file()):
         raise ConversionError(
@@ -62,7 +58,8 @@ def finished_or_nothing(output: Path, overwrite: bool, resume: bool = False) -> 
             with _locked(folder, output):
                 _recover(output, old)
                 # Somebody else may have finished it while this run waited, or the last one was killed while renaming.
-                _check_free(output, overwrite)
+                if output.exists() and not overwrite:
+                    raise ConversionError(_exists(output))
                 if folder.exists() and not resume:
                     print(f"Note: {folder.name} of a run that was killed is started over.", file=sys.stderr)
                     shutil.rmtree(folder)
@@ -86,6 +83,10 @@ def finished_or_nothing(output: Path, overwrite: bool, resume: bool = False) -> 
             except OSError:
                 break
         raise
+
+
+def _exists(output: Path) -> str:
+    return f"{output} exists: choose another folder, or pass --overwrite to replace it."
 
 
 def reclaimable(output: Path) -> int:

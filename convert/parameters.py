@@ -42,7 +42,10 @@ class Parameter:
     @property
     def mesh_shape(self) -> tuple[int, ...]:
         """Shape that the original writes."""
-        return shape_of(self.rule.mesh_axes[0], self.sizes)
+        forms = self.rule.mesh_axes
+        # In plain attention, the original gives the bias of a single head no axis for it.
+        single = self.section == "multi_head" and self.rule.needs == "bias" and self.sizes["num_heads"] == 1
+        return shape_of(forms[-1] if single else forms[0], self.sizes)
 
 
 def field_name(label: str) -> str:

@@ -19,7 +19,7 @@ from .matching import sort_names
 from .optimizer import find_slots, with_optimizer
 from .output_folder import check_output, finished_or_nothing, reclaimable
 from .output_format import OutputFormat, check_expressible, write_config, write_tokenizer_files
-from .plan import Plan, check_agreement, check_disk, check_known, make_plan, without_decoder
+from .plan import Plan, check_agreement, check_known, check_space, make_plan, without_decoder
 from .remote import is_remote
 from .remote_checkpoint import local_copy
 from .tensor_bundle import TensorBundleReader
@@ -234,7 +234,7 @@ def convert(
                 cache = Path(cache_dir).expanduser() if cache_dir else None
                 path = borrowed.enter_context(local_copy(str(vocab), cache))
             vocabulary = check_vocabulary(path, found.config.vocab_size)
-        check_disk(found.plan, output, reclaimable(output))
+        check_space(found.plan.all_nbytes, output, reclaimable(output))
         report(found)
         folder = borrowed.enter_context(finished_or_nothing(output, overwrite, resume))
         with _bar(found, "tensors", progress) as advance:

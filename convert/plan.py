@@ -223,18 +223,18 @@ def without_decoder(plan: Plan, max_shard_size: int = 5 * 10**9) -> Plan:
     return _with_entries(replace(plan, drops={**plan.drops, **decoder}), kept, max_shard_size)
 
 
-def check_disk(plan: Plan, output: Path, present: int = 0) -> None:
-    """Raises if the tensors do not fit the disk that the output goes to; a margin is left for the other files.
+def check_space(nbytes: int, output: Path, present: int = 0) -> None:
+    """Raises if so many bytes do not fit the disk that the output goes to; a margin is left for the other files.
 
     Args:
-        plan: what is written.
+        nbytes: what is written.
         output: where to.
         present: bytes that are there already and need not be free.
     """
     folder = output.absolute().parent
     while not folder.exists():
         folder = folder.parent
-    needed = plan.all_nbytes + 16 * 2**20
+    needed = nbytes + 16 * 2**20
     free = shutil.disk_usage(folder).free + present
     if free < needed:
         raise ConversionError(

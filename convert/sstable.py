@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Reading an SSTable, LevelDB's file of sorted keys and values, which the index of a TensorFlow checkpoint is.
+"""Reading and writing an SSTable, LevelDB's file of sorted keys and values: the index of a TensorFlow checkpoint.
 
     file:   data block ... data block, metaindex block, index block, footer of 48 bytes
     footer: handle of the metaindex, handle of the index, zeros, magic number of 8 bytes
@@ -11,11 +11,12 @@
     index:  for each data block a key from its last key up to, but not with, the next block's first; value: its handle
 
 All of it is checked, also what reading from front to back does not need, such as the restarts: whoever searches by them
-has to find the same. Source: https://github.com/google/leveldb/blob/main/doc/table_format.md.
+has to find the same. What is written is what TensorFlow's `table_builder.cc` writes, byte for byte.
+Source: https://github.com/google/leveldb/blob/main/doc/table_format.md.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import google_crc32c
 
@@ -24,11 +25,16 @@ _FOOTER_BYTES = 48
 _MAGIC = 0xDB4775248B80FB57
 _TRAILER_BYTES = 5
 _UNCOMPRESSED, _SNAPPY = 0, 1
+_CRC_DELTA = 0xA282EAD8
 
 # Three bytes of snappy stand for at most 64, so that nothing grows by more than this factor. The other limit is for one
 # block; TensorFlow begins a new one after 256 kB.
 _SNAPPY_FACTOR = 22
 _SNAPPY_BLOCK_BYTES = 2**24
+
+# A written block is closed when it has so many bytes, and every so many entries is a restart; those of TensorFlow.
+_BLOCK_BYTES = 2**18
+_RESTART_INTERVAL = 16
 
 # Every 16th key is written in full, so that all of them together cannot be longer than 16 times the file.
 _KEY_FACTOR = 16
@@ -71,8 +77,23 @@ def varint(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 def unmask(stored: int) -> int:
     """The crc32c that a stored ("masked") one stands for; both are 32 bits, unsigned."""
-    rotated = (stored - 0xA282EAD8) & 0xFFFFFFFF
+    rotated = (stored - _CRC_DELTA) & 0xFFFFFFFF
     return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
+
+
+def mask(crc: int) -> int:
+    """The inverse of `unmask`: how a crc32c is stored."""
+    return ((crc >> 15 | crc << 17) + _CRC_DELTA) & 0xFFFFFFFF
+
+
+def encode_varint(number: int) -> bytes:
+    """The inverse of `varint`, for numbers from 0 to 2**64 - 1."""
+    result = bytearray()
+    while number >= 0x80:
+        result.append(number & 0x7F | 0x80)
+        number >>= 7
+    result.append(number)
+    return bytes(result)
 
 
 def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -200,3 +221,95 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     # Also the only restart of a block without entries is left over; what needs entries notices their absence.
     if restart is not None and end:
         raise Malformed("a restart is not where its block says")
+
+
+def write_table(items: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A whole table, uncompressed; the inverse of `read_table`.
+
+    Args:
+        items: keys and values, in the order of the keys, of which no two are equal.
+    """
+    result = bytearray()
+
+    def put(block: "_Block") -> bytes:
+        """Appends a block; returns its handle."""
+        content = block.finish() + bytes([_UNCOMPRESSED])
+        handle = encode_varint(len(result)) + encode_varint(len(content) - 1)
+        result.extend(content + struct.pack("<I", mask(google_crc32c.value(content))))
+        return handle
+
+    # Keys of the index are not shortened.
+    index = _Block(restart_interval=1)
+    block = _Block(_RESTART_INTERVAL)
+    last: tuple[bytes, bytes] | None = None  # the last key and the handle of a block that is not in the index yet
+    for key, value in items:
+        if last is not None:
+            index.add(_separator(last[0], key), last[1])
+            last = None
+        block.add(key, value)
+        if block.size >= _BLOCK_BYTES:
+            last = (key, put(block))
+            block = _Block(_RESTART_INTERVAL)
+    if block.size:
+        last = (block.last_key, put(block))
+    if last is not None:
+        index.add(_successor(last[0]), last[1])
+    footer = put(_Block(_RESTART_INTERVAL)) + put(index)
+    return bytes(result) + footer.ljust(_FOOTER_BYTES - 8, b"\0") + struct.pack("<Q", _MAGIC)
+
+
+class _Block:
+    """A block that is being filled.
+
+    Attributes:
+        last_key: of its entries.
+    """
+
+    def __init__(self, restart_interval: int) -> None:
+        self.last_key = b""
+        self._interval = restart_interval
+        self._entries = bytearray()
+        self._restarts = [0]
+        self._since_restart = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes of the finished block without its trailer; 0 if there is nothing in it."""
+        return len(self._entries) + 4 * len(self._restarts) + 4 if self._entries else 0
+
+    def add(self, key: bytes, value: bytes) -> None:
+        """Appends an entry."""
+        shared = 0
+        if self._since_restart < self._interval:
+            shared = _common_prefix(self.last_key, key)
+        else:
+            self._restarts.append(len(self._entries))
+            self._since_restart = 0
+        for number in (shared, len(key) - shared, len(value)):
+            self._entries += encode_varint(number)
+        self._entries += key[shared:] + value
+        self._since_restart += 1
+        self.last_key = key
+
+    def finish(self) -> bytes:
+        """The block without its trailer."""
+        return bytes(self._entries) + struct.pack(f"<{len(self._restarts) + 1}I", *self._restarts, len(self._restarts))
+
+
+def _common_prefix(a: bytes, b: bytes) -> int:
+    """Count of the first bytes that two keys share."""
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _separator(last: bytes, following: bytes) -> bytes:
+    """A short key from `last` up to, but not with, `following`."""
+    at = _common_prefix(last, following)
+    if at < min(len(last), len(following)) and last[at] + 1 < following[at]:
+        return last[:at] + bytes([last[at] + 1])
+    return last
+
+
+def _successor(last: bytes) -> bytes:
+    """A short key from `last` on."""
+    at = next((k for k, byte in enumerate(last) if byte != 0xFF), None)
+    return last if at is None else last[:at] + bytes([last[at] + 1])

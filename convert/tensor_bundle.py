@@ -54,7 +54,7 @@ class TensorBundleReader:
         self._storage = storage
         self._expected: set[str] = set()
         self._maps: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
-        path = prefix.with_name(prefix.name + ".index")
+        path = index_path(prefix)
         try:
             self._num_shards, tensors = read_index(_load(path) if storage is None else _load_from(storage, path.name))
         except Malformed as error:
@@ -73,7 +73,7 @@ class TensorBundleReader:
             self._storage.expect([(self.data_file(part.shard).name, part.offset, part.size) for part in parts])
 
     def read(self, name: str) -> np.ndarray:
-        """See `CheckpointReader.read`: the whole variable, verified, in memory of its own."""
+        """See `TensorReader.read`: the whole variable, verified, in memory of its own."""
         tensor = self._numeric(name)
         if name not in self._expected:
             self.expect([name])
@@ -123,7 +123,7 @@ class TensorBundleReader:
             yield whole[start : start + step]
 
     def open_array(self, name: str) -> np.ndarray:
-        """See `CheckpointReader.open_array`: a view of the file, checked before; `release` when done with pages of it.
+        """See `TensorReader.open_array`: a view of the file, checked before; `release` when done with pages of it.
 
         What is in no single piece of a file of this disk is read into memory: a partitioned variable, and all that
         comes from a storage.
@@ -137,13 +137,13 @@ class TensorBundleReader:
         return self._bytes(tensor.parts[0]).view(numpy_dtype(tensor.variable.dtype)).reshape(tensor.variable.shape)
 
     def check(self, name: str) -> None:
-        """See `CheckpointReader.check`."""
+        """See `TensorReader.check`."""
         for part in self._numeric(name).parts:
             for _ in self._part_blocks(name, part, BLOCK_BYTES):
                 pass
 
     def release(self, name: str) -> None:
-        """See `CheckpointReader.release`."""
+        """See `TensorReader.release`."""
         for part in self._numeric(name).parts:
             self._advise("MADV_DONTNEED", part, 0, part.size)
 
@@ -161,7 +161,7 @@ class TensorBundleReader:
 
     def data_file(self, shard: int) -> Path:
         """Path of a data file."""
-        return self._prefix.with_name(f"{self._prefix.name}.data-{shard:05d}-of-{self._num_shards:05d}")
+        return data_path(self._prefix, shard, self._num_shards)
 
     def _find(self, name: str) -> Tensor:
         if name not in self._tensors:
@@ -248,6 +248,16 @@ class TensorBundleReader:
         mapped = self._map(part.shard)[0]
         with suppress(OSError):  # It is advice only.
             mapped.madvise(getattr(mmap, advice), aligned, first + size - aligned)
+
+
+def index_path(prefix: Path) -> Path:
+    """Path of the index of a checkpoint."""
+    return prefix.with_name(prefix.name + ".index")
+
+
+def data_path(prefix: Path, shard: int, num_shards: int) -> Path:
+    """Path of one of the data files of a checkpoint."""
+    return prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{num_shards:05d}")
 
 
 def _load_from(storage: Storage, name: str) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .arrays import cast, numpy_dtype
-from .checkpoint import CheckpointReader
+from .checkpoint import TensorReader
 from .entries import Entry
 from .errors import ConversionError
 
@@ -39,7 +39,7 @@ class Transfer:
         allow_nonfinite: let infinities and what is not a number pass.
     """
 
-    def __init__(self, reader: CheckpointReader, allow_nonfinite: bool = False) -> None:
+    def __init__(self, reader: TensorReader, allow_nonfinite: bool = False) -> None:
         self._reader = reader
         self._allow_nonfinite = allow_nonfinite
         # Fresh memory for every block would cost more than all copying: the system hands it out zeroed, page by page.

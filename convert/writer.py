@@ -32,6 +32,9 @@ _UNFINISHED = ".unfinished"
 
 _CHECKED_BYTES = 2**24
 
+# The disk gets them while others are read, rather than all at the end.
+_SYNCED_BYTES = 2**27
+
 
 def write_tensors(
     plan: Plan,
@@ -122,6 +125,7 @@ class _Background:
         self.checksums: dict[str, int] = {}
         self._file = file
         self._progress = progress
+        self._unsynced = 0
         self._thread = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
 
@@ -152,6 +156,10 @@ class _Background:
         written = 0
         while written < len(data):  # the system may take less at a time
             written += self._file.write(data[written:].data)
+        self._unsynced += len(data)
+        if self._unsynced >= _SYNCED_BYTES:
+            os.fsync(self._file.fileno())
+            self._unsynced = 0
         if name is not None:
             self.checksums[name] = google_crc32c.extend(self.checksums.get(name, 0), data)
             self._progress(len(data))

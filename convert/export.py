@@ -1,0 +1,336 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""The road of a conversion backwards: a converted folder becomes a checkpoint that the original Mesh code restores.
+
+The checkpoint's variables follow from the configuration. Their conversion is planned as ever, by the same rules; then
+the two sides of every tensor are exchanged, and what would have been written is what must be in the folder.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .arrays import numpy_dtype
+from .bundle_writer import BundleWriter, write_state_file
+from .checkpoint import GIN_FILE, Variable
+from .entries import Entry
+from .errors import ConversionError
+from .gin_writer import can_be_written, check_expressible, natural_layout, operative_config
+from .layout import Layout
+from .matching import mesh_name, sort_names
+from .names import SLOTS
+from .optimizer import FILENAME as OPTIMIZER_FILENAME
+from .optimizer import find_slots, slot_variables, with_optimizer
+from .output_folder import finished_or_nothing, reclaimable
+from .parameters import Parameter, parameters
+from .plan import check_space, make_plan
+from .safetensors_reader import SafetensorsReader, weight_files
+from .transfer import Transfer
+from .verify import RECORD_FILENAME
+
+
+if TYPE_CHECKING:
+    from ..configuration_t5_experimental import T5ExperimentalConfig
+
+
+DTYPES = ("source", "float32", "bfloat16")
+
+GLOBAL_STEP = "global_step"
+
+# What transformers may save beside the one matrix that these are.
+_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+
+_WITHOUT_SLOTS = f"convert again, or move {OPTIMIZER_FILENAME} away to export the model alone"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export writes.
+
+    Attributes:
+        config: of the folder.
+        reader: of the folder's tensors.
+        entries: the variables to write, save for the step, in their order in the file; `source` is the folder's tensor.
+        layout: numbering and style of the variables' names.
+        dtype: of the model's variables.
+        step: training step.
+        slots: count of the optimizer's slots among the entries.
+        notes: what a user may wonder about, one sentence each.
+    """
+
+    config: "T5ExperimentalConfig"
+    reader: SafetensorsReader
+    entries: tuple[Entry, ...]
+    layout: Layout
+    dtype: str
+    step: int
+    slots: int
+    notes: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the checkpoint's data file."""
+        return sum(entry.nbytes for entry in self.entries) + numpy_dtype("int64").itemsize
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What an export did.
+
+    Attributes:
+        prefix: of the checkpoint.
+        export: what was written.
+        seconds: time that it took.
+    """
+
+    prefix: Path
+    export: Export
+    seconds: float
+
+
+def plan_export(folder: str | Path, dtype: str = "source", step: int | None = None) -> Export:
+    """Finds out what exporting a folder will write; reads no weight.
+
+    Args:
+        folder: a folder that the converter wrote, or that a model of ours or a stock T5 was saved to.
+        dtype: dtype of the variables, "float32" or "bfloat16"; "source" keeps a folder of bfloat16 as it is and makes
+            any other float32, as the original has no other dtypes.
+        step: training step; unless given that of the optimizer's state or of `conversion.json`, or else 0.
+
+    Raises:
+        ConversionError: it cannot be exported.
+    """
+    folder = Path(folder).expanduser()
+    config = _read_config(folder)
+    try:
+        check_expressible(config)
+    except ConversionError as error:
+        raise ConversionError(f"{folder} cannot be exported: {error}") from error
+    if dtype not in DTYPES:
+        raise ConversionError(f"the dtype {dtype!r} is none that the original restores: use {', '.join(DTYPES)}.")
+    optimizer = folder / OPTIMIZER_FILENAME
+    reader = SafetensorsReader([*weight_files(folder), *([optimizer] if optimizer.is_file() else [])])
+    wanted = parameters(config)
+    slots = _sort_tensors(folder, reader.variables, wanted, config.tie_word_embeddings)
+    if dtype == "source":
+        dtype = "bfloat16" if {reader.variables[name].dtype for name in wanted} == {"bfloat16"} else "float32"
+    record = _read_record(folder)
+    step = _checked_step(folder, reader.metadata.get("step", record.get("step") or 0) if step is None else step)
+    layout, notes = _layout(config, wanted, record.get("tensors", {}))
+    variables = {
+        name: Variable(mesh_name(name, parameter.section, layout), parameter.mesh_shape, dtype)
+        for name, parameter in wanted.items()
+    }
+    present = list(variables.values())
+    for name, kinds in slots.items():
+        present += slot_variables(variables[name], kinds, "float32")
+    by_name = {variable.name: variable for variable in present}
+    plan = make_plan(by_name, sort_names(by_name), config)
+    if slots:
+        plan = with_optimizer(plan, find_slots(plan, by_name), step)
+        assert plan.optimizer is not None
+        if not _same_json(plan.optimizer.metadata["factored"], reader.metadata.get("factored", "")):
+            raise ConversionError(f"the header of {optimizer} does not fit the model: {_WITHOUT_SLOTS}.")
+    entries = [_exchanged(folder, entry, reader.variables) for shard in plan.files for entry in shard.entries]
+    entries.sort(key=lambda entry: entry.name.encode())
+    return Export(config, reader, tuple(entries), layout, dtype, step, sum(map(len, slots.values())), notes)
+
+
+def export(
+    folder: str | Path,
+    output: str | Path,
+    dtype: str = "source",
+    step: int | None = None,
+    overwrite: bool = False,
+    allow_nonfinite: bool = False,
+    report: Callable[[Export], None] = lambda _: None,
+    progress: bool = False,
+) -> ExportSummary:
+    """Writes a checkpoint that the original Mesh code restores, with its `operative_config.gin`.
+
+    Args:
+        folder: see `plan_export`.
+        output: folder to write; it must not exist unless `overwrite`.
+        dtype: see `plan_export`.
+        step: see `plan_export`.
+        overwrite: replace the output, once the new one is complete.
+        allow_nonfinite: export infinities and what is not a number, too.
+        report: called with what was found, before anything is written.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ConversionError: it cannot be exported; nothing has been written then.
+    """
+    from tqdm import tqdm
+
+    start = time.monotonic()
+    output = Path(output).expanduser()
+    _check_output(Path(folder).expanduser(), output, overwrite)
+    found = plan_export(folder, dtype, step)
+    check_space(found.nbytes, output, reclaimable(output))
+    report(found)
+    name = f"model.ckpt-{found.step}"
+    with finished_or_nothing(output, overwrite) as partial:
+        with tqdm(total=found.nbytes, unit="B", unit_scale=True, desc="variables", disable=not progress) as bar:
+            _write(found, partial / name, allow_nonfinite, bar.update)
+        text = operative_config(found.config, found.layout, found.dtype)
+        (partial / GIN_FILE).write_text(text, encoding="utf-8")
+        write_state_file(partial / name)
+    return ExportSummary(output / name, found, time.monotonic() - start)
+
+
+def _write(found: Export, prefix: Path, allow_nonfinite: bool, advance: Callable[[int], Any]) -> None:
+    step = Variable(GLOBAL_STEP, (), "int64")
+    variables = [Variable(entry.name, entry.shape, entry.dtype) for entry in found.entries]
+    # In the order of the names, as the original's saver writes them.
+    with BundleWriter(prefix, [sorted([*variables, step], key=lambda variable: variable.name.encode())]) as writer:
+        writer.write(GLOBAL_STEP, [np.int64(found.step).tobytes()])
+        transfer = Transfer(found.reader, allow_nonfinite)
+        for entry in found.entries:
+            writer.write(entry.name, _blocks(transfer, entry, advance))
+
+
+def _blocks(transfer: Transfer, entry: Entry, advance: Callable[[int], Any]) -> Iterator[memoryview]:
+    for block in transfer.blocks(entry):
+        yield block.data
+        advance(block.nbytes)
+
+
+def _read_config(folder: Path) -> "T5ExperimentalConfig":
+    from huggingface_hub.errors import StrictDataclassError
+
+    from ..configuration_t5_experimental import CONFIG_CLASSES, T5V11Config
+
+    path = folder / "config.json"
+    # A stock T5 is a t5.1.1, or a t5.1.0, which differs from it in what the configuration says.
+    classes = {config_class.model_type: config_class for config_class in CONFIG_CLASSES} | {"t5": T5V11Config}
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        model_type = fields.get("model_type")
+        if model_type not in classes:
+            raise ConversionError(
+                f"{folder} holds a model of type {model_type}, which the original does not have: give a folder that "
+                "the converter wrote."
+            )
+        if model_type == "t5" and fields.get("feed_forward_proj") == "gelu":
+            raise ConversionError(
+                f"{folder} uses exact GELU, but the original's is its tanh form: it cannot be exported."
+            )
+        return classes[model_type].from_dict(fields)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConversionError(f"{folder} has no config.json: give a folder that the converter wrote.") from error
+    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise ConversionError(f"{path} cannot be read ({error}): convert again.") from error
+
+
+def _sort_tensors(
+    folder: Path, tensors: Mapping[str, Variable], wanted: Mapping[str, Parameter], tied: bool
+) -> dict[str, list[str]]:
+    """Kinds of the optimizer's slots, by parameter; raises unless the tensors are those of the model and its slots."""
+    copies = (*_COPIES, *(("lm_head.weight",) if tied else ()))
+    slots: dict[str, list[str]] = {}
+    for name, parameter in wanted.items():
+        if name not in tensors:
+            raise ConversionError(
+                f"{folder} has no tensor {name}, which the model of its config.json has: save the whole model, with "
+                "adapters merged into it."
+            )
+        if tensors[name].shape != parameter.shape:
+            raise ConversionError(
+                f"{name} has the shape {list(tensors[name].shape)}, but {list(parameter.shape)} is expected: the "
+                f"config.json of {folder} contradicts the tensors."
+            )
+    for name in tensors:
+        owner, _, kind = name.rpartition(".")
+        if owner in wanted and kind in SLOTS.values():
+            slots.setdefault(owner, []).append(kind)
+        elif name not in wanted and name not in copies:
+            raise ConversionError(
+                f"{folder} has a tensor {name}, which the model of its config.json has not: only the language model "
+                "itself can be exported."
+            )
+    for name, parameter in wanted.items() if slots else ():
+        # Only of two dimensions or more, a state can be factored.
+        complete = ({"v"}, {"vr", "vc"}) if len(parameter.mesh_shape) > 1 else ({"v"},)
+        if {*slots.get(name, ())} - {"m"} not in complete:
+            raise ConversionError(f"{OPTIMIZER_FILENAME} lacks a slot of {name}: {_WITHOUT_SLOTS}.")
+    return slots
+
+
+def _exchanged(folder: Path, entry: Entry, tensors: Mapping[str, Variable]) -> Entry:
+    """The way back of a planned tensor: read as ours, written as Mesh's."""
+    source = tensors[entry.name]
+    if source.shape != entry.shape:
+        raise ConversionError(
+            f"{entry.name} of {folder} has the shape {list(source.shape)}, but {list(entry.shape)} is expected: "
+            f"{_WITHOUT_SLOTS}."
+        )
+    return Entry(entry.source.name, source, entry.our_axes, entry.mesh_axes, entry.sizes, entry.source.dtype)
+
+
+def _same_json(text: str, other: str) -> bool:
+    try:
+        return bool(json.loads(text) == json.loads(other))
+    except ValueError:
+        return False
+
+
+def _checked_step(folder: Path, step: Any) -> int:
+    try:
+        number = int(step)
+    except (TypeError, ValueError):
+        number = -1
+    if not 0 <= number < 2**63:
+        raise ConversionError(f"{folder} says that the step is {step!r}: pass --step N with N from 0 on.")
+    return number
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    """`conversion.json`, where a folder still has it."""
+    try:
+        record = json.loads((folder / RECORD_FILENAME).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConversionError(
+            f"{folder / RECORD_FILENAME} cannot be read ({error}): remove it, and the variables get today's names."
+        ) from error
+    return record if isinstance(record, dict) else {}
+
+
+def _layout(
+    config: "T5ExperimentalConfig", wanted: Mapping[str, Parameter], record: Mapping[str, Any]
+) -> tuple[Layout, tuple[str, ...]]:
+    """The style of names that the converted checkpoint had, where the original can still write it; and notes."""
+    natural = natural_layout(config)
+    if not record:
+        return natural, ()
+    try:
+        names = {name: record[name]["source"] for name in wanted}
+        layout = Layout.of(names.values())
+        same = all(mesh_name(name, p.section, layout) == names[name] for name, p in wanted.items())
+    except (KeyError, TypeError):
+        same = False
+    if same and can_be_written(layout, config):
+        return layout, ()
+    return natural, ("Variables have today's names: those of the converted checkpoint do not fit this model.",)
+
+
+def _check_output(folder: Path, output: Path, overwrite: bool) -> None:
+    """Raises if a folder of this name cannot or must not be written."""
+    source = folder.resolve()
+    if output.resolve() in (source, *source.parents):
+        raise ConversionError(f"{output} holds the model itself: choose another folder for the output.")
+    if not output.exists() and not output.is_symlink():
+        return
+    if not overwrite:
+        raise ConversionError(f"{output} exists: choose another folder, or pass --overwrite to replace it.")
+    # A mistyped path must not cost anybody's files.
+    if not output.is_dir() or output.is_symlink() or (any(output.iterdir()) and not (output / "checkpoint").is_file()):
+        raise ConversionError(
+            f"{output} is no checkpoint's folder, so --overwrite does not replace it: remove it yourself."
+        )

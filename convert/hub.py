@@ -1,0 +1,97 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Uploading a converted folder to the Hugging Face hub."""
+
+from pathlib import Path
+
+from .errors import ConversionError
+from .optimizer import FILENAME as OPTIMIZER_FILENAME
+from .safetensors_reader import SafetensorsReader, weight_files
+from .verify import read_options
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises unless it can be the name of a repository; asks nobody.
+
+    Args:
+        repo_id: as "user/name".
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+        valid = "/" in repo_id
+    except HFValidationError:
+        valid = False
+    if not valid:
+        raise ConversionError(
+            f"{repo_id!r} is no name of a repository: write it as USER/NAME, of letters, digits and single '-', '_' or "
+            "'.' between them, 96 at most."
+        )
+
+
+def check_token() -> None:
+    """Raises if this machine has no token of the hub."""
+    from huggingface_hub import get_token
+
+    if not get_token():
+        raise ConversionError(
+            "there is no token of the Hugging Face hub: run `hf auth login`, or set HF_TOKEN to one that may write."
+        )
+
+
+def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
+    """Uploads a converted folder, into a repository that is made unless it is there.
+
+    Args:
+        folder: one that the converter wrote.
+        repo_id: as "user/name".
+        private: make the repository one that only its owner sees; one that is there stays as it is.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        ConversionError: the folder is none of the converter's or is not complete, or the hub cannot be reached or
+            refuses.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    check_repo_id(repo_id)
+    folder = Path(folder).expanduser()
+    _check_complete(folder)
+    check_token()
+    api = HfApi()
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        # The name may have been completed or corrected by the hub.
+        api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Converted by t5_experimental")
+    except HfHubHTTPError as error:
+        raise ConversionError(f"the hub refused {repo_id}: {_status(error)}; {_again(folder, repo_id)}") from error
+    except Exception as error:
+        # Whatever the connection's library calls it; each of its versions has other classes.
+        if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
+            raise
+        raise ConversionError(f"{repo_id} could not be reached ({error}); {_again(folder, repo_id)}") from error
+    return str(url)
+
+
+def _check_complete(folder: Path) -> None:
+    """Every file that was converted is there and as long as its header says."""
+    read_options(folder)
+    if not (folder / "config.json").is_file():
+        raise ConversionError(f"{folder} has no config.json: convert again.")
+    optimizer = folder / OPTIMIZER_FILENAME
+    SafetensorsReader([*weight_files(folder), *([optimizer] if optimizer.is_file() else [])])
+
+
+def _status(error: Exception) -> str:
+    """The hub's own words, which name the cause; the first line, as the others repeat the request."""
+    response = getattr(error, "response", None)
+    words = getattr(error, "server_message", None) or next(iter(str(error).splitlines()), "no reason given")
+    return f"{response.status_code}, {words}" if response is not None else str(words)
+
+
+def _again(folder: Path, repo_id: str) -> str:
+    return f"the folder is kept, so try again with `t5-experimental push {folder} {repo_id}`."

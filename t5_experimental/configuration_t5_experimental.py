@@ -149,9 +149,13 @@ class T5ExperimentalConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = 1
     decoder_start_token_id: int | None = 0
 
-    def __post_init__(self, **kwargs: Any) -> None:
+    def __new__(cls, *args: Any, **kwargs: Any) -> "T5ExperimentalConfig":
+        # Here rather than on initialisation: an object that comes from another process is not initialised once more.
         for prepare in tuple(BEFORE_FIRST_USE):
             prepare()
+        return super().__new__(cls)
+
+    def __post_init__(self, **kwargs: Any) -> None:
         # transformers' T5 writes these two into its config.json; here they follow from `feed_forward_proj`.
         kwargs.pop("is_gated_act", None)
         kwargs.pop("dense_act_fn", None)

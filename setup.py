@@ -16,6 +16,7 @@ REQUIREMENTS = [
     "ml_dtypes>=0.4",
     "google-crc32c>=1.5",
     "cramjam>=2.8",
+    "filelock",
     "tqdm",
 ]
 
@@ -23,7 +24,7 @@ EXTRAS = {
     # What turning a vocabulary into the tokenizer of a stock T5 takes; all other conversions need nothing more.
     "convert": ["sentencepiece>=0.2", "protobuf"],
     # Checkpoints at gs://, s3:// and https://.
-    "remote": ["fsspec>=2025.3", "aiohttp>=3.10", "gcsfs>=2025.3", "s3fs>=2025.3", "filelock"],
+    "remote": ["fsspec>=2025.3", "aiohttp>=3.10", "gcsfs>=2025.3", "s3fs>=2025.3"],
     "training": ["accelerate>=1.10", "datasets>=4.0", "sentencepiece>=0.2", "protobuf"],
     "deepspeed": ["deepspeed>=0.18"],
     # Needs an environment of its own: torch and torch_xla must be of the same release.

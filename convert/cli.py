@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from .. import without_models
-from .errors import ConversionError
+from .errors import ConversionError, UnknownVariables
 from .names import FAMILY_SECTIONS
 from .output_format import FORMATS, NATIVE
 from .plan import parse_size
@@ -158,16 +158,20 @@ def _size(text: str) -> int:
 def _inspect(arguments: argparse.Namespace) -> None:
     from .pipeline import inspect
 
-    found = inspect(
-        arguments.source,
-        arguments.family,
-        d_kv=arguments.d_kv,
-        feed_forward_proj=arguments.feed_forward_proj,
-        encoder_only=arguments.encoder_only,
-        output_format=arguments.format,
-        optimizer=arguments.with_optimizer,
-        cache_dir=arguments.cache_dir,
-    )
+    try:
+        found = inspect(
+            arguments.source,
+            arguments.family,
+            d_kv=arguments.d_kv,
+            feed_forward_proj=arguments.feed_forward_proj,
+            encoder_only=arguments.encoder_only,
+            output_format=arguments.format,
+            optimizer=arguments.with_optimizer,
+            cache_dir=arguments.cache_dir,
+        )
+    except UnknownVariables as error:
+        print("Unknown variables", *error.listed, sep="\n  ")
+        raise
     _print_findings(found)
     print("\nConfiguration")
     for name, value in sorted(found.output.fields(found.config).items()):

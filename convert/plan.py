@@ -12,7 +12,7 @@ from .architecture import Architecture, Shapes
 from .arrays import SAFETENSORS_DTYPES, fits, shape_of
 from .checkpoint import Variable
 from .entries import Entry, Shard, model_shards
-from .errors import ConversionError
+from .errors import ConversionError, UnknownVariables
 from .layout import SUBLAYERS
 from .matching import Sorted, mesh_name
 from .parameters import Parameter, field_name, parameters
@@ -96,9 +96,10 @@ def check_known(names: Sorted, variables: Mapping[str, Variable]) -> None:
     if names.unknown:
         first = variables[names.unknown[0]]
         others = f" (and {len(names.unknown) - 1} more)" if len(names.unknown) > 1 else ""
-        raise ConversionError(
+        raise UnknownVariables(
             f"{first.name}{others}, of shape {list(first.shape)}, is a variable that no rule is for: none of the "
-            "families has it, so this is not a checkpoint of one of them."
+            "families has it, so this is not a checkpoint of one of them.",
+            [f"{name} {variables[name].dtype} {list(variables[name].shape)}" for name in names.unknown],
         )
 
 

@@ -328,3 +328,18 @@ def test_a_family_that_contradicts(family: str, reference: Path, run: Callable[.
     result = run("convert", reference / "golden" / NAME, tmp_path / "out", "--family", family)
     assert_refused(result, f"--family {family} contradicts the checkpoint")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_lists_every_unknown_variable(
+    reference: Path,
+    read_checkpoint: Callable[[Path], dict[str, np.ndarray]],
+    write_checkpoint: Callable[..., Path],
+    run: Callable[..., SimpleNamespace],
+    tmp_path: Path,
+) -> None:
+    arrays = read_checkpoint(reference / "golden" / "t5.1.1.tiny")
+    arrays |= {"decoder/mystery/kernel": np.zeros((3, 2), np.float32), "encoder/riddle": np.zeros(5, np.float32)}
+    result = run("inspect", write_checkpoint(tmp_path / "source", arrays))
+    assert result.status == 1
+    assert result.out == "Unknown variables\n  decoder/mystery/kernel float32 [3, 2]\n  encoder/riddle float32 [5]\n"
+    assert "decoder/mystery/kernel (and 1 more), of shape [3, 2]," in result.err

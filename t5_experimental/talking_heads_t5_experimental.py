@@ -57,7 +57,8 @@ class _Problem:
     """The inputs of one attention, cut into blocks; what forward and backward pass share.
 
     Shapes: `query` `(b, hk, n, dk)`, `key` `(b, hk, m, dk)`, `value` `(b, hv, m, dv)`, `logits_projection` `(hk, h)`,
-    `weights_projection` `(h, hv)`, `diagonals` `(h, n + m - 1)` or None.
+    `weights_projection` `(h, hv)`, `diagonals` `(h, n + m - 1)` or None. `rows` are those of a block; with the same
+    `seed`, dropout takes the same weights in both passes.
     """
 
     query: torch.Tensor

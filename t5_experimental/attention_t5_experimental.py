@@ -23,9 +23,9 @@ from .masks_t5_experimental import Visibility, masked_bias
 from .talking_heads_t5_experimental import talking_heads_attention
 
 
-# Below these, all pairs at once are faster than blocks of rows: one call for each operation, nothing computed twice.
+# Below these, all pairs at once were not slower than blocks of rows (two cores, float32), and their memory is small.
 _MIN_QUERIES = 16
-_MIN_PAIRS = 2**12
+_MIN_PAIRS = 2**14
 
 
 @cache

@@ -347,7 +347,7 @@ def test_which_path_is_taken(make_config, batch, monkeypatch):
     )
     config = make_config("t5.1.th")
     model = AutoModelForSeq2SeqLM.from_config(config).eval()
-    long = {"input_ids": torch.full((1, 80), 7), "labels": torch.full((1, 3), 8)}
+    long = {"input_ids": torch.full((1, 130), 7), "labels": torch.full((1, 3), 8)}
     model(**batch)
     model(**long, output_attentions=True)
     assert not calls

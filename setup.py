@@ -30,7 +30,8 @@ EXTRAS = {
     # Needs an environment of its own: torch and torch_xla must be of the same release.
     "xla": ["torch_xla>=2.9"],
     "peft": ["peft>=0.18"],
-    # TensorFlow judges our reader of its checkpoints, CTranslate2 the folders that we write for it.
+    # TensorFlow judges our reader of its checkpoints, CTranslate2 the folders that we write for it; benchmarks draw
+    # with matplotlib.
     "dev": [
         "pytest>=8",
         "pytest-xdist",
@@ -38,6 +39,7 @@ EXTRAS = {
         "ruff",
         "mypy",
         "ctranslate2>=4.6",
+        "matplotlib>=3.9",
         "tensorflow-cpu>=2.16; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.16; sys_platform != 'linux' or platform_machine != 'x86_64'",
     ],

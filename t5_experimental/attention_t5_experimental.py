@@ -19,7 +19,13 @@ from torch.nn import functional as F
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from .configuration_t5_experimental import TALKING_HEADS, LayerSpec, T5ExperimentalConfig
-from .masks_t5_experimental import masked_bias
+from .masks_t5_experimental import Visibility, masked_bias
+from .talking_heads_t5_experimental import talking_heads_attention
+
+
+# Below these, all pairs at once were not slower than blocks of rows (two cores, float32), and their memory is small.
+_MIN_QUERIES = 16
+_MIN_PAIRS = 2**14
 
 
 @cache
@@ -71,50 +77,39 @@ def relative_position_bucket(
     return offset + bucket
 
 
-class SelfAttentionPositions(NamedTuple):
-    """Where the queries and keys of a self-attention stand, and which see which; all layers of a stack have the same.
-
-    Attributes:
-        query_length: n; the first query stands at position `past_length`.
-        key_length: m; the first key stands at position 0.
-        past_length: positions before the first query; a tensor for caches of fixed size.
-        visible: boolean, broadcastable to `(b, h, n, m)`, or None if every query sees every key.
-    """
-
-    query_length: int
-    key_length: int
-    past_length: int | torch.Tensor
-    visible: torch.Tensor | None
-
-
-def relative_position_bias(
+def bias_diagonals(
     table: nn.Embedding,
-    positions: SelfAttentionPositions,
+    visible: Visibility,
     bidirectional: bool,
     max_distance: int,
     device: torch.device,
 ) -> torch.Tensor:
-    """Bias of every query-key pair.
-
-    It depends on the difference of positions alone, so the table is read once for each of the `n + m - 1` differences
-    and then laid out along the diagonals.
+    """Relative position bias of every difference of positions, on which alone it depends.
 
     Args:
         table: `(buckets, h)`.
-        positions: of queries and keys.
+        visible: says how many queries and keys there are, and where they stand.
         bidirectional: see [`relative_position_bucket`].
         max_distance: see [`relative_position_bucket`].
         device: of the result; the table's own weight may not have arrived on it yet.
 
     Returns:
-        `(1, h, n, m)`.
+        `(h, n + m - 1)`; query i and key j have number j - i + n - 1.
     """
-    n, m = positions.query_length, positions.key_length
-    differences = torch.arange(1 - n, m, device=device) - positions.past_length
+    differences = torch.arange(1 - visible.query_length, visible.key_length, device=device) - visible.past_length
     buckets = relative_position_bucket(differences, bidirectional, table.num_embeddings, max_distance)
-    # [n, m] -> index into differences
+    return table(buckets).t()  # [n + m - 1, h] -> [h, n + m - 1]
+
+
+def dense_bias(diagonals: torch.Tensor, visible: Visibility) -> torch.Tensor:
+    """Position bias and mask of every query-key pair, `(1 or b, h, n, m)`, from [`bias_diagonals`]."""
+    n, m = visible.query_length, visible.key_length
+    device = diagonals.device
+    # [n, m] -> index of the diagonal
     diagonal = torch.arange(m, device=device)[None, :] - torch.arange(n, device=device)[:, None] + (n - 1)
-    return table(buckets).t()[:, diagonal][None]  # [n + m - 1, h] -> [1, h, n, m]
+    bias = diagonals[:, diagonal][None]
+    mask = visible.all_rows(device)
+    return bias if mask is None else masked_bias(bias, mask)
 
 
 class InitialValues(NamedTuple):
@@ -175,18 +170,19 @@ class T5Attention(nn.Module):
             scale = linear.in_features**-0.5 * (spec.d_k**-0.5 if linear is self.q else 1.0)
             linear.initial_values = InitialValues(self.kernel_distribution, scale)  # type: ignore[assignment]
 
-    def self_attention_bias(
-        self, positions: SelfAttentionPositions, bidirectional: bool, device: torch.device
-    ) -> torch.Tensor:
-        """Position bias and mask `(1 or b, h, n, m)`, for this layer and all others of its stack with as many heads.
+    def self_attention_bias(self, visible: Visibility, bidirectional: bool, device: torch.device) -> torch.Tensor:
+        """Diagonals `(h, n + m - 1)` of the position bias, for this layer and all others of its stack with as many
+        heads.
 
-        Only the layer that holds the table can compute it, and it does so within its block's forward pass: sharding
+        Only the layer that holds the table can compute them, and it does so within its block's forward pass: sharding
         engines gather a block's parameters for that time.
         """
-        table = self.relative_attention_bias
         max_distance = self.config.relative_attention_max_distance
-        bias = relative_position_bias(table, positions, bidirectional, max_distance, device)
-        return bias if positions.visible is None else masked_bias(bias, positions.visible)
+        return bias_diagonals(self.relative_attention_bias, visible, bidirectional, max_distance, device)
+
+    def takes_rows(self, visible: Visibility | None, output_attentions: bool) -> bool:
+        """Whether it reads diagonals and visibility row by row, and needs no bias for every pair."""
+        return False
 
     def forward(
         self,
@@ -195,6 +191,8 @@ class T5Attention(nn.Module):
         key_value_states: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
+        diagonals: torch.Tensor | None = None,
+        visible: Visibility | None = None,
     ) -> AttentionOutput:
         """Attends.
 
@@ -202,13 +200,19 @@ class T5Attention(nn.Module):
             hidden_states: `(b, n, d)`, normed input of the queries; of keys and values too unless `key_value_states` is
                 given.
             attention_bias: added to the logits of the softmax, broadcastable to `(b, h, n, m)`: position bias and mask.
+                Not read where [`T5Attention.takes_rows`].
             key_value_states: `(b, m, d)`, the encoder's output, for encoder-decoder attention.
             past_key_values: cache to read and to extend.
             output_attentions: also return the weights after the softmax; this takes the eager path.
+            diagonals: `(h, n + m - 1)`, position bias in the form that [`bias_diagonals`] returns.
+            visible: mask in the form that goes with `diagonals`.
         """
         query = self._split_heads(self.q(hidden_states), self.spec.d_k)  # [b, hk, n, dk]
         key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values)
-        context, weights = self.attend(query, key, value, attention_bias, output_attentions)
+        if visible is not None and self.takes_rows(visible, output_attentions):
+            context, weights = self.attend_by_rows(query, key, value, diagonals, visible), None
+        else:
+            context, weights = self.attend(query, key, value, attention_bias, output_attentions)
         merged = context.transpose(1, 2).flatten(2)  # [b, hv, n, dv] -> [b, n, hv * dv]
         return AttentionOutput(self.o(merged), weights)
 
@@ -283,6 +287,18 @@ class T5Attention(nn.Module):
         weights = softmax_with_bias(logits, attention_bias)
         return F.dropout(weights, dropout) @ value, weights
 
+    def attend_by_rows(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        diagonals: torch.Tensor | None,
+        visible: Visibility,
+    ) -> torch.Tensor:
+        """As [`T5Attention.attend`], where [`T5Attention.takes_rows`], with bias and mask as in
+        [`T5Attention.forward`]."""
+        raise NotImplementedError("This kind of attention does not work row by row.")
+
 
 def softmax_with_bias(logits: torch.Tensor, attention_bias: torch.Tensor | None) -> torch.Tensor:
     """Softmax over the keys of `logits` `(b, h, n, m)` plus bias, computed in at least float32, returned in logits'
@@ -303,8 +319,13 @@ class HeadProjection(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(heads_in, heads_out))
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """`(b, heads in, n, m)` -> `(b, heads out, n, m)`."""
+    def forward(self, states: torch.Tensor | None = None) -> torch.Tensor:
+        """`(b, heads in, n, m)` -> `(b, heads out, n, m)`; without states the matrix itself.
+
+        Engines that fetch parameters when a module is called see that call, too.
+        """
+        if states is None:
+            return self.weight
         return torch.einsum("binm,io->bonm", states, self.weight.to(states.dtype))
 
 
@@ -341,11 +362,38 @@ class T5TalkingHeadsAttention(T5Attention):
         attention_bias: torch.Tensor | None,
         output_attentions: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """See [`T5Attention.attend`]; fused attention kernels cannot mix heads, so this path is always eager."""
+        """See [`T5Attention.attend`]; all pairs of all heads at once, the reference for
+        [`talking_heads_attention`]."""
         logits = self.logits_projection(query @ key.transpose(-1, -2))
         weights = softmax_with_bias(logits, attention_bias)
         mixed = F.dropout(self.weights_projection(weights), self.dropout if self.training else 0.0)
         return mixed @ value, weights if output_attentions else None
+
+    def takes_rows(self, visible: Visibility | None, output_attentions: bool) -> bool:
+        """See [`T5Attention.takes_rows`]; unless the eager path is asked for, all but small problems."""
+        if visible is None or output_attentions or self.config._attn_implementation != "sdpa":
+            return False
+        return visible.query_length >= _MIN_QUERIES and visible.query_length * visible.key_length >= _MIN_PAIRS
+
+    def attend_by_rows(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        diagonals: torch.Tensor | None,
+        visible: Visibility,
+    ) -> torch.Tensor:
+        """See [`T5Attention.attend_by_rows`]."""
+        return talking_heads_attention(
+            query,
+            key,
+            value,
+            self.logits_projection(),
+            self.weights_projection(),
+            diagonals,
+            visible,
+            self.dropout if self.training else 0.0,
+        )
 
 
 def build_attention(

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Which positions see which: padding, packed examples and causality, as one boolean tensor.
+"""Which positions see which: padding, packed examples and causality, as a description and as boolean tensors.
 
 The original gives every position a sequence id, 0 for padding, and lets a position see only positions of its own id. An
 `attention_mask` here says the same for unpacked rows, `segment_ids` for packed ones. Padding *queries* are treated as
@@ -7,17 +7,65 @@ in transformers (they see what any query sees) and not zeroed as in the original
 nothing but their own, meaningless outputs differs, and those stay equal to what transformers' T5 puts there.
 """
 
+from typing import NamedTuple
+
 import torch
 
 
-def visible_positions(
+class Visibility(NamedTuple):
+    """Which query sees which key, in numbers per query and per key; [`visibility`] makes and checks it.
+
+    A tensor of queries times keys exists only for the rows that are asked for, unless a user gave one.
+
+    Attributes:
+        query_length: n.
+        key_length: m.
+        mask: boolean `(b, 1 or h, 1 or n, m)`, true where a key is visible, or None.
+        query_segments: `(b, n)`, a query sees only keys of its own id, or None.
+        key_segments: `(b, m)`, or None.
+        past_length: positions before the first query, the first key standing at 0; a tensor for caches of fixed size.
+        causal: a query sees only itself and what comes before it.
+    """
+
+    query_length: int
+    key_length: int
+    mask: torch.Tensor | None = None
+    query_segments: torch.Tensor | None = None
+    key_segments: torch.Tensor | None = None
+    past_length: int | torch.Tensor = 0
+    causal: bool = False
+
+    def rows(self, start: int, stop: int, device: torch.device) -> torch.Tensor | None:
+        """Booleans, broadcastable to `(b, h, stop - start, m)`, true where one of the queries from `start` to `stop`
+        sees a key; None if all see all."""
+        visible = None
+        if self.mask is not None:
+            visible = self.mask if self.mask.shape[2] == 1 else self.mask[:, :, start:stop]
+        if self.query_segments is not None and self.key_segments is not None:
+            same = (self.query_segments[:, start:stop, None] == self.key_segments[:, None, :])[:, None]
+            visible = same if visible is None else visible & same
+        if self.causal:
+            causal = causal_positions(stop - start, self.key_length, self.past_length + start, device)
+            if visible is None or causal is None:
+                return causal if visible is None else visible
+            visible = visible & causal
+        return visible
+
+    def all_rows(self, device: torch.device) -> torch.Tensor | None:
+        """What [`Visibility.rows`] gives for all queries."""
+        return self.rows(0, self.query_length, device)
+
+
+def visibility(
     attention_mask: torch.Tensor | None,
     query_segments: torch.Tensor | None,
     key_segments: torch.Tensor | None,
     query_length: int,
     key_length: int,
-) -> torch.Tensor | None:
-    """Combines a padding mask and segment ids.
+    past_length: int | torch.Tensor = 0,
+    causal: bool = False,
+) -> Visibility:
+    """Combines a padding mask, segment ids and causality.
 
     Args:
         attention_mask: 2-D `(batch, keys)`, nonzero where a key is not padding; it may be shorter than `key_length`
@@ -28,36 +76,34 @@ def visible_positions(
         key_segments: `(batch, keys)`, the same for the keys.
         query_length: number of queries.
         key_length: number of keys.
-
-    Returns:
-        Boolean, broadcastable to `(batch, heads, queries, keys)`, true where a query sees a key; None if all see all.
+        past_length: see [`Visibility`].
+        causal: see [`Visibility`].
 
     Raises:
         ValueError: a mask does not have the lengths of what it masks.
     """
-    visible = None
+    mask = None
     if attention_mask is not None:
         if attention_mask.ndim == 2:
-            visible = attention_mask[:, None, None, :] != 0
+            mask = attention_mask[:, None, None, :] != 0
         else:
-            visible = _visible_pairs(attention_mask if attention_mask.ndim == 4 else attention_mask[:, None])
-        free_room = key_length - visible.shape[-1]
+            mask = _visible_pairs(attention_mask if attention_mask.ndim == 4 else attention_mask[:, None])
+        free_room = key_length - mask.shape[-1]
         if free_room > 0 and attention_mask.ndim == 2:
-            visible = torch.nn.functional.pad(visible, (0, free_room), value=False)
-        if visible.shape[-1] != key_length or visible.shape[-2] not in (1, query_length):
+            mask = torch.nn.functional.pad(mask, (0, free_room), value=False)
+        if mask.shape[-1] != key_length or mask.shape[-2] not in (1, query_length):
             raise ValueError(
                 f"The attention mask of shape {tuple(attention_mask.shape)} does not fit {query_length} queries and "
                 f"{key_length} keys: give a mask with one entry per key, past ones included."
             )
-    if query_segments is not None and key_segments is not None:
-        if query_segments.shape[-1] != query_length or key_segments.shape[-1] != key_length:
-            raise ValueError(
-                f"Segment ids of lengths {query_segments.shape[-1]} and {key_segments.shape[-1]} do not fit "
-                f"{query_length} queries and {key_length} keys: give one id per token."
-            )
-        same = (query_segments[:, :, None] == key_segments[:, None, :])[:, None]
-        visible = same if visible is None else visible & same
-    return visible
+    if query_segments is None or key_segments is None:
+        return Visibility(query_length, key_length, mask, None, None, past_length, causal)
+    if query_segments.shape[-1] != query_length or key_segments.shape[-1] != key_length:
+        raise ValueError(
+            f"Segment ids of lengths {query_segments.shape[-1]} and {key_segments.shape[-1]} do not fit "
+            f"{query_length} queries and {key_length} keys: give one id per token."
+        )
+    return Visibility(query_length, key_length, mask, query_segments, key_segments, past_length, causal)
 
 
 def _visible_pairs(attention_mask: torch.Tensor) -> torch.Tensor:
@@ -103,7 +149,7 @@ def masked_bias(bias: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
 
     Args:
         bias: floats broadcastable to `(batch, heads, queries, keys)`; a zero where there is no position bias.
-        visible: what [`visible_positions`] and [`causal_positions`] returned, combined.
+        visible: what [`Visibility.rows`] returned.
 
     Returns:
         Floats in the dtype of `bias`, in the shape that the two broadcast to.

@@ -27,12 +27,12 @@ from transformers.utils.generic import can_return_tuple
 from .attention_t5_experimental import (
     HeadProjection,
     InitialValues,
-    SelfAttentionPositions,
     T5Attention,
     build_attention,
+    dense_bias,
 )
 from .configuration_t5_experimental import LayerSpec, T5ExperimentalConfig
-from .masks_t5_experimental import causal_positions, masked_bias, visible_positions
+from .masks_t5_experimental import Visibility, masked_bias, visibility
 
 
 logger = logging.get_logger(__name__)
@@ -105,10 +105,12 @@ class T5LayerSelfAttention(nn.Module):
         attention_bias: torch.Tensor | None,
         past_key_values: Cache | None,
         output_attentions: bool,
+        diagonals: torch.Tensor,
+        visible: Visibility,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(b, n, d_model)` -> `(b, n, d_model)` and the weights, if asked for."""
         attended, weights = self.SelfAttention(
-            self.layer_norm(hidden_states), attention_bias, None, past_key_values, output_attentions
+            self.layer_norm(hidden_states), attention_bias, None, past_key_values, output_attentions, diagonals, visible
         )
         return hidden_states + self.dropout(attended), weights
 
@@ -129,10 +131,16 @@ class T5LayerCrossAttention(nn.Module):
         attention_bias: torch.Tensor | None,
         past_key_values: Cache | None,
         output_attentions: bool,
+        visible: Visibility | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`(b, n, d_model)` and the encoder's `(b, m, d_model)` -> `(b, n, d_model)` and the weights, if asked for."""
         attended, weights = self.EncDecAttention(
-            self.layer_norm(hidden_states), attention_bias, encoder_hidden_states, past_key_values, output_attentions
+            self.layer_norm(hidden_states),
+            attention_bias,
+            encoder_hidden_states,
+            past_key_values,
+            output_attentions,
+            visible=visible,
         )
         return hidden_states + self.dropout(attended), weights
 
@@ -180,42 +188,59 @@ class T5Block(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: torch.Tensor,
+        diagonals: torch.Tensor | None,
         attention_bias: torch.Tensor | None,
-        positions: SelfAttentionPositions,
+        visible: Visibility,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_bias: torch.Tensor | None = None,
+        encoder_visible: Visibility | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
         """Applies the layer.
+
+        Position biases are arguments and results of their own, so that gradient checkpointing follows them.
 
         Args:
             hidden_states: `(b, n, d_model)`.
-            attention_bias: position bias and mask of self-attention, broadcastable to `(b, h, n, m)`, as an earlier
-                block with as many heads returned it; None for the block that holds the table.
-            positions: from which the bias is computed.
+            diagonals: `(h, n + m - 1)`, position bias of self-attention, as an earlier block with as many heads
+                returned it; None for the block that holds the table.
+            attention_bias: the same bias and the mask for every pair, broadcastable to `(b, h, n, m)`, as an earlier
+                block with as many heads returned it; None if no earlier one needed it.
+            visible: mask of self-attention.
             encoder_hidden_states: `(b, m, d_model)`; without it a decoder layer skips its encoder-decoder attention.
             encoder_attention_bias: mask of encoder-decoder attention, broadcastable to `(b, h, n, m)`.
+            encoder_visible: the same mask, for attentions that take rows of it.
             past_key_values: cache to read and extend.
             output_attentions: also return the weights of both attentions.
 
         Returns:
-            Hidden states, the attention bias for later blocks, and the weights of self- and encoder-decoder attention.
+            Hidden states, diagonals and attention bias for later blocks, and the weights of self- and encoder-decoder
+            attention.
         """
-        if attention_bias is None:
-            attention: T5Attention = self.layer[0].SelfAttention  # type: ignore[assignment]
-            attention_bias = attention.self_attention_bias(
-                positions, bidirectional=not self.is_decoder, device=hidden_states.device
+        attention: T5Attention = self.layer[0].SelfAttention  # type: ignore[assignment]
+        if diagonals is None:
+            diagonals = attention.self_attention_bias(
+                visible, bidirectional=not self.is_decoder, device=hidden_states.device
             )
-        hidden_states, self_weights = self.layer[0](hidden_states, attention_bias, past_key_values, output_attentions)
+        if attention_bias is None and not attention.takes_rows(visible, output_attentions):
+            attention_bias = dense_bias(diagonals, visible)
+        hidden_states, self_weights = self.layer[0](
+            hidden_states, attention_bias, past_key_values, output_attentions, diagonals, visible
+        )
         hidden_states = clamp_float16(hidden_states)
         cross_weights = None
         if self.is_decoder and encoder_hidden_states is not None:
             hidden_states, cross_weights = self.layer[1](
-                hidden_states, encoder_hidden_states, encoder_attention_bias, past_key_values, output_attentions
+                hidden_states,
+                encoder_hidden_states,
+                encoder_attention_bias,
+                past_key_values,
+                output_attentions,
+                encoder_visible,
             )
             hidden_states = clamp_float16(hidden_states)
-        return clamp_float16(self.layer[-1](hidden_states)), attention_bias, self_weights, cross_weights
+        return clamp_float16(self.layer[-1](hidden_states)), diagonals, attention_bias, self_weights, cross_weights
 
 
 class T5ExperimentalPreTrainedModel(PreTrainedModel):
@@ -340,8 +365,8 @@ class T5Stack(T5ExperimentalPreTrainedModel):
 
         Args:
             input_ids: `(b, n)`; or give `inputs_embeds` `(b, n, d_model)`.
-            attention_mask: `(b, m)`, or with queries as described in [`visible_positions`]; with a cache it covers past
-                and present.
+            attention_mask: `(b, m)`, or with queries as described in [`visibility`]; with a cache it covers past and
+                present.
             encoder_hidden_states: `(b, m, d_model)`, decoder only.
             encoder_attention_mask: `(b, m)`, decoder only.
             past_key_values: cache to continue from, decoder only.
@@ -366,27 +391,32 @@ class T5Stack(T5ExperimentalPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
         past_key_values = self._cache(past_key_values, use_cache)
 
-        positions = self._positions(inputs_embeds, attention_mask, segment_ids, past_key_values)
-        encoder_bias = None
+        visible = self._visible(inputs_embeds, attention_mask, segment_ids, past_key_values)
+        encoder_visible, encoder_bias = None, None
         if encoder_hidden_states is not None:
-            encoder_bias = self._encoder_attention_bias(
-                inputs_embeds, encoder_hidden_states, encoder_attention_mask, segment_ids, encoder_segment_ids
+            query_length, key_length = inputs_embeds.shape[1], encoder_hidden_states.shape[1]
+            query_segments = segment_ids[:, -query_length:] if segment_ids is not None else None
+            encoder_visible = visibility(
+                encoder_attention_mask, query_segments, encoder_segment_ids, query_length, key_length
             )
+            encoder_bias = self._encoder_attention_bias(inputs_embeds, encoder_visible, output_attentions)
 
         hidden_states = self.dropout(inputs_embeds)
-        biases: dict[int, torch.Tensor] = {}  # by number of softmax heads
+        biases: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}  # by number of softmax heads
         inputs_of_blocks, self_weights, cross_weights = [], [], []
         for block, num_heads in zip(self.block, self.head_counts, strict=True):
             inputs_of_blocks.append(hidden_states)
-            hidden_states, biases[num_heads], self_weight, cross_weight = block(
+            hidden_states, diagonals, attention_bias, self_weight, cross_weight = block(
                 hidden_states,
-                biases.get(num_heads),
-                positions,
+                *biases.get(num_heads, (None, None)),
+                visible,
                 encoder_hidden_states,
                 encoder_bias,
+                encoder_visible,
                 past_key_values=past_key_values,
                 output_attentions=output_attentions,
             )
+            biases[num_heads] = diagonals, attention_bias
             self_weights.append(self_weight)
             cross_weights.append(cross_weight)
         hidden_states = self.dropout(self.final_layer_norm(hidden_states))
@@ -426,13 +456,13 @@ class T5Stack(T5ExperimentalPreTrainedModel):
             return EncoderDecoderCache(past_key_values, DynamicCache())
         return past_key_values
 
-    def _positions(
+    def _visible(
         self,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
         segment_ids: torch.Tensor | None,
         past_key_values: Cache | None,
-    ) -> SelfAttentionPositions:
+    ) -> Visibility:
         """Where the inputs and what the cache holds stand, and which sees which."""
         query_length = key_length = inputs_embeds.shape[1]
         past_length: int | torch.Tensor = 0
@@ -442,29 +472,18 @@ class T5Stack(T5ExperimentalPreTrainedModel):
                 past_length = past_length.clone()  # a static cache advances its counter in place while the blocks run
             key_length, _ = past_key_values.get_mask_sizes(query_length, 0)
         query_segments = segment_ids[:, -query_length:] if segment_ids is not None else None
-        visible = visible_positions(attention_mask, query_segments, segment_ids, query_length, key_length)
-        if self.is_decoder:
-            causal = causal_positions(query_length, key_length, past_length, inputs_embeds.device)
-            if visible is None or causal is None:
-                visible = causal if visible is None else visible
-            else:
-                visible = visible & causal
-        return SelfAttentionPositions(query_length, key_length, past_length, visible)
+        return visibility(
+            attention_mask, query_segments, segment_ids, query_length, key_length, past_length, self.is_decoder
+        )
 
     def _encoder_attention_bias(
-        self,
-        inputs_embeds: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        encoder_attention_mask: torch.Tensor | None,
-        segment_ids: torch.Tensor | None,
-        encoder_segment_ids: torch.Tensor | None,
+        self, inputs_embeds: torch.Tensor, visible: Visibility, output_attentions: bool
     ) -> torch.Tensor | None:
-        """Mask of encoder-decoder attention, broadcastable to `(b, h, n, m)`, or None."""
-        query_length, key_length = inputs_embeds.shape[1], encoder_hidden_states.shape[1]
-        query_segments = segment_ids[:, -query_length:] if segment_ids is not None else None
-        visible = visible_positions(
-            encoder_attention_mask, query_segments, encoder_segment_ids, query_length, key_length
-        )
-        if visible is None:
+        """Mask of encoder-decoder attention, broadcastable to `(b, h, n, m)`; None if no layer needs one."""
+        attentions: list[T5Attention] = [block.layer[1].EncDecAttention for block in self.block]  # type: ignore
+        if all(attention.takes_rows(visible, output_attentions) for attention in attentions):
             return None
-        return masked_bias(torch.zeros((), dtype=inputs_embeds.dtype, device=inputs_embeds.device), visible)
+        mask = visible.all_rows(inputs_embeds.device)
+        if mask is None:
+            return None
+        return masked_bias(torch.zeros((), dtype=inputs_embeds.dtype, device=inputs_embeds.device), mask)

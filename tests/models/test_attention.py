@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from t5_experimental.attention_t5_experimental import (
-    SelfAttentionPositions,
+    bias_diagonals,
     bucket_starts,
     build_attention,
-    relative_position_bias,
+    dense_bias,
     relative_position_bucket,
 )
+from t5_experimental.masks_t5_experimental import Visibility
 
 
 def test_buckets_are_the_originals(reference):
@@ -41,8 +42,8 @@ def test_bucket_starts_follow_the_logarithm():
 @pytest.mark.parametrize("past", [0, 3, torch.tensor(3)])
 def test_bias_is_the_table_at_every_pair(bidirectional, past):
     table = torch.nn.Embedding(32, 5)
-    positions = SelfAttentionPositions(query_length=4, key_length=9, past_length=past, visible=None)
-    bias = relative_position_bias(table, positions, bidirectional, 128, torch.device("cpu"))
+    visible = Visibility(query_length=4, key_length=9, past_length=past)
+    bias = dense_bias(bias_diagonals(table, visible, bidirectional, 128, torch.device("cpu")), visible)
     assert bias.shape == (1, 5, 4, 9)
     for query in range(4):
         for key in range(9):

@@ -10,6 +10,7 @@ import transformers
 from . import configuration_t5_experimental, modeling_t5_experimental
 from .configuration_t5_experimental import *  # noqa: F403 - the module's __all__ is the public list
 from .configuration_t5_experimental import CONFIG_CLASSES
+from .decoding_t5_experimental import decoding_session
 from .loss_t5_experimental import original_loss, token_losses
 from .modeling_t5_experimental import *  # noqa: F403
 from .modeling_t5_experimental import auto_classes
@@ -31,6 +32,7 @@ _register_auto_classes()
 
 __all__ = [
     "PRESETS",
+    "decoding_session",
     "original_loss",
     "preset_config",
     "token_losses",

@@ -308,6 +308,8 @@ class StepDecoder:
             bias = attention.self_attention_bias(positions, bidirectional=False, device=self.embedding.device)
             self._biases[head_count] = bias = bias.to(self.bias_dtype).contiguous()
         bias = bias.narrow(-1, bias.shape[-1] - position - 1, position + 1)
+        if bias.device.type != "cpu":  # fused kernels of GPUs want aligned rows
+            bias = bias.clone(memory_format=torch.contiguous_format)
         visible = visible_positions(decoder_mask, None, None, 1, position + 1)
         return bias if visible is None else masked_bias(bias, visible)
 

@@ -125,7 +125,8 @@ def build_contestants(arguments: argparse.Namespace, scratch: Path) -> dict[str,
     ours = AutoModelForSeq2SeqLM.from_config(preset_config(arguments.preset)).eval()
     stock = stock_twin(ours)
     (scratch / "config").mkdir()
-    converter = InMemoryConverter(stock, str(scratch / "config"))
+    # A twin of its own, as the converter changes the numbers that it is given.
+    converter = InMemoryConverter(stock_twin(ours), str(scratch / "config"))
     converter.convert(str(scratch / "float32"))
     converter.convert(str(scratch / "int8"), quantization="int8")
     builders = {

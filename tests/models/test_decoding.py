@@ -369,8 +369,12 @@ def test_a_compiled_model_is_compiled_for_the_first_step_only(name, make_config,
     assert len(set(graphs[1:])) == 1
 
 
+MODES = [(torch.no_grad,), (torch.inference_mode,), (torch.enable_grad,)]
+
+
+@pytest.mark.parametrize("modes", [*MODES, sum(MODES, ())], ids=["no_grad", "inference", "grad", "mixed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_growing_layer_holds_what_a_dynamic_one_holds(dtype):
+def test_a_growing_layer_holds_what_a_dynamic_one_holds(dtype, modes):
     torch.manual_seed(0)
     growing, dynamic = GrowingLayer(), DynamicLayer()
 
@@ -395,9 +399,8 @@ def test_a_growing_layer_holds_what_a_dynamic_one_holds(dtype):
         lambda: [layer.reset() for layer in (growing, dynamic)],
         lambda: update(3),
     ]
-    modes = (torch.no_grad, torch.inference_mode, torch.enable_grad)
     for number, operation in enumerate(operations):
-        with modes[number % 3]():
+        with modes[number % len(modes)]():
             operation()
         assert growing.get_seq_length() == dynamic.get_seq_length()
         if growing.is_initialized:

@@ -379,7 +379,8 @@ def test_a_growing_layer_holds_what_a_dynamic_one_holds(dtype, modes):
     growing, dynamic = GrowingLayer(), DynamicLayer()
 
     def update(length):
-        states = torch.randn(2, len(growing.keys) if growing.is_initialized else 3, 4, length, 8).to(dtype)
+        rows = len(growing.keys) if growing.is_initialized else 3
+        states = (1e6 * torch.randn(2, rows, 4, length, 8)).to(dtype)  # out of the reach of float16
         growing.update(*states)
         dynamic.update(*states)
 
@@ -417,6 +418,15 @@ def test_a_growing_layer_copies_no_old_positions():
             places.add(keys.data_ptr())
     assert len(places) == 3  # rooms of 64, 128 and 256
     assert keys.shape == (1, 2, 200, 4)
+
+
+def test_a_growing_layer_from_inference_mode_goes_on_outside():
+    layer, states = GrowingLayer(), torch.randn(1, 2, 1, 4)
+    with torch.inference_mode():
+        layer.update(states, states)
+    with torch.no_grad():
+        keys, _ = layer.update(states, states)
+    assert torch.equal(keys, states.expand(1, 2, 2, 4))
 
 
 def test_other_caches_are_left_alone(plain, inputs, calls):

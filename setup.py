@@ -30,8 +30,9 @@ EXTRAS = {
     # Needs an environment of its own: torch and torch_xla must be of the same release.
     "xla": ["torch_xla>=2.9"],
     "peft": ["peft>=0.18"],
-    # TensorFlow judges our reader of its checkpoints, CTranslate2 the folders that we write for it; benchmarks draw
-    # with matplotlib.
+    # What generation is timed against, and the chart.
+    "benchmarks": ["ctranslate2>=4.6", "matplotlib"],
+    # TensorFlow judges our reader of its checkpoints, CTranslate2 the folders that we write for it.
     "dev": [
         "pytest>=8",
         "pytest-xdist",

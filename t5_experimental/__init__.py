@@ -22,6 +22,7 @@ from .presets import PRESETS, preset_config
 
 
 if TYPE_CHECKING:
+    from .decoding_t5_experimental import decoding_session
     from .modeling_t5_experimental import *  # noqa: F403
 
 
@@ -31,8 +32,14 @@ _MODEL_CLASSES = sorted(
     {model_class_name(config, suffix) for config in CONFIG_CLASSES for suffix in AUTO_CLASSES.values()}
 )
 
+_IMPORTED_LATER = {
+    **dict.fromkeys(_MODEL_CLASSES, "modeling_t5_experimental"),
+    "decoding_session": "decoding_t5_experimental",
+}
+
 __all__ = [
     "PRESETS",
+    "decoding_session",
     "original_loss",
     "preset_config",
     "token_losses",
@@ -43,11 +50,11 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports the models when the first of them is asked for."""
-    if name not in (*_MODEL_CLASSES, "modeling_t5_experimental"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    register_models()
-    module = importlib.import_module(".modeling_t5_experimental", __name__)
-    return module if name == "modeling_t5_experimental" else getattr(module, name)
+    if name == "modeling_t5_experimental" or name in _IMPORTED_LATER:
+        register_models()
+        module = importlib.import_module(f".{_IMPORTED_LATER.get(name, name)}", __name__)
+        return getattr(module, name) if name in _IMPORTED_LATER else module
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -210,10 +210,11 @@ class T5Attention(nn.Module):
         query = self._split_heads(self.q(hidden_states), self.spec.d_k)  # [b, hk, n, dk]
         key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values)
         if visible is not None and self.takes_rows(visible, output_attentions):
-            context, weights = self.attend_by_rows(query, key, value, diagonals, visible), None
+            context, weights = self.attend_by_rows(query.to(key.dtype), key, value, diagonals, visible), None
         else:
-            context, weights = self.attend(query, key, value, attention_bias, output_attentions)
-        merged = context.transpose(1, 2).flatten(2)  # [b, hv, n, dv] -> [b, n, hv * dv]
+            # A cache may hold more digits than the model computes with.
+            context, weights = self.attend(query.to(key.dtype), key, value, attention_bias, output_attentions)
+        merged = context.to(query.dtype).transpose(1, 2).flatten(2)  # [b, hv, n, dv] -> [b, n, hv * dv]
         return AttentionOutput(self.o(merged), weights)
 
     @staticmethod

@@ -31,6 +31,7 @@ from .attention_t5_experimental import (
     build_attention,
     dense_bias,
 )
+from .cache_t5_experimental import with_room
 from .configuration_t5_experimental import LayerSpec, T5ExperimentalConfig
 from .masks_t5_experimental import Visibility, masked_bias, visibility
 
@@ -445,7 +446,7 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         if use_cache is None:
             use_cache = self.config.use_cache
         if past_key_values is None:
-            return EncoderDecoderCache(DynamicCache(), DynamicCache()) if use_cache else None
+            return EncoderDecoderCache(with_room(DynamicCache()), with_room(DynamicCache())) if use_cache else None
         if not isinstance(past_key_values, Cache):
             raise ValueError(
                 f"`past_key_values` is a {type(past_key_values).__name__}: give an `EncoderDecoderCache`, or nothing "

@@ -5,13 +5,14 @@ None of these classes knows a family; modeling_t5_experimental.py names them onc
 transformers' T5.
 """
 
+import functools
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationMixin
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_outputs import (
     BaseModelOutput,
     Seq2SeqLMOutput,
@@ -19,7 +20,9 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import can_return_tuple
 
+from .cache_t5_experimental import with_room
 from .configuration_t5_experimental import T5ExperimentalConfig
+from .decoding_t5_experimental import decoding_session, next_token_logits
 from .loss_t5_experimental import cross_entropy_loss
 from .stack_t5_experimental import T5ExperimentalPreTrainedModel, T5Stack
 
@@ -184,6 +187,8 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
     _tied_weights_keys = {**T5ExperimentalEncoderDecoder._tied_weights_keys, "lm_head.weight": "shared.weight"}
     # The loss is divided by the trainer's count of target tokens when it passes one.
     accepts_loss_kwargs = True
+    # Bytes of the decoder's weights up to which `generate` copies them, on a CPU, into a layout that is read faster.
+    packed_decoder_limit = 4 * 2**30
 
     def __init__(self, config: T5ExperimentalConfig):
         super().__init__(config)
@@ -228,6 +233,22 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
                 use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self._shift_right(labels, decoder_segment_ids)
+        others = (input_ids, inputs_embeds, decoder_inputs_embeds, labels, segment_ids, decoder_segment_ids)
+        config = self.config
+        wants_more = (
+            output_attentions or output_hidden_states or config.output_attentions or config.output_hidden_states
+        )
+        is_step = use_cache is not False and not wants_more and all(other is None for other in others)
+        if is_step and not torch.compiler.is_compiling():
+            next_logits = next_token_logits(
+                self, decoder_input_ids, past_key_values, attention_mask, decoder_attention_mask
+            )
+            if next_logits is not None:
+                return Seq2SeqLMOutput(
+                    logits=next_logits,
+                    past_key_values=past_key_values,  # type: ignore[arg-type]
+                    encoder_last_hidden_state=None if encoder_outputs is None else encoder_outputs[0],
+                )
         outputs = self.run_stacks(
             input_ids,
             attention_mask,
@@ -250,16 +271,27 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
         loss = None if labels is None else cross_entropy_loss(logits, labels, num_items_in_batch)
         return Seq2SeqLMOutput(loss=loss, logits=logits, **intermediate_outputs(outputs))
 
+    @functools.wraps(GenerationMixin.generate)
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        with decoding_session(self):
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
+
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, length: int
     ) -> Any:
-        """A cache of fixed size needs room for the whole prompt, which `generate` takes for the one start token."""
+        """A cache of fixed size needs room for the whole prompt, which `generate` takes for the one start token; one
+        that grows gets room for what is to come."""
         prompt = model_kwargs.get("decoder_inputs_embeds")
         if prompt is not None:
             length += prompt.shape[1] - 1
-        return super()._prepare_cache_for_generation(  # type: ignore[misc]
+        is_given = model_kwargs.get("past_key_values") is not None
+        super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, generation_mode, batch_size, length
         )
+        cache = model_kwargs.get("past_key_values")
+        if not is_given and isinstance(cache, EncoderDecoderCache):
+            with_room(cache.self_attention_cache)
+            with_room(cache.cross_attention_cache)
 
     def create_masks_for_generate(
         self, attention_mask: torch.Tensor | None, past_key_values: Cache, **unused: Any

@@ -1,0 +1,249 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Times generation side by side: transformers' own T5, CTranslate2 and this package, with the same random weights.
+
+    python benchmarks/generate.py --output benchmarks/results/generate
+
+All contestants take turns in every round, in one process and with as many threads, and generate greedily as many tokens
+as they are told to, whatever the end-of-sequence token says. A figure is the median over the rounds of the time of a
+whole call (encoder included), divided by the number of generated tokens. Written are OUTPUT.json and OUTPUT.png.
+"""
+
+import argparse
+import copy
+import datetime
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ctranslate2
+import matplotlib
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+from t5_experimental import preset_config
+
+
+Contestant = Callable[[torch.Tensor], list[list[int]]]
+"""Source ids `(batch, source)` -> generated ids, without the start token."""
+
+COLOURS = {"transformers": "#9aa5b1", "CTranslate2": "#5b8db8", "t5_experimental": "#d1603d"}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--preset", default="t5.1.1.base", help="a t5.1.1 size, which all contestants can express")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--source-length", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="contestants whose names contain this")
+    parser.add_argument("--output", type=Path, default=Path("generate"), help="path without suffix")
+    return parser.parse_args()
+
+
+def stock_twin(model: torch.nn.Module) -> T5ForConditionalGeneration:
+    """transformers' T5 with the weights of ours."""
+    ours = model.config
+    names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
+    config = T5Config(
+        **{name: getattr(ours, name) for name in names},
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=ours.decoder_start_token_id,
+    )
+    # T5Config of transformers 5 sets both, whatever it is given.
+    config.tie_word_embeddings = config.scale_decoder_outputs = False
+    stock = T5ForConditionalGeneration(config)
+    stock.load_state_dict(model.state_dict())
+    if stock.lm_head.weight is stock.shared.weight or not torch.equal(stock.lm_head.weight, model.lm_head.weight):
+        raise RuntimeError("transformers tied the classifier to the embedding, so it would compute something else.")
+    return stock.eval()
+
+
+class InMemoryConverter(ctranslate2.converters.TransformersConverter):
+    """CTranslate2's converter, given a model instead of the folder that it would load it from."""
+
+    def __init__(self, model: T5ForConditionalGeneration, folder: str):
+        model.config.save_pretrained(folder)
+        super().__init__(folder)
+        self.model = model
+
+    def load_model(self, *unused: Any, **also_unused: Any) -> T5ForConditionalGeneration:
+        return self.model
+
+    def load_tokenizer(self, *unused: Any, **also_unused: Any) -> PreTrainedTokenizerFast:
+        words = {"<pad>": 0, "</s>": 1, "<unk>": 2}
+        words |= {f"t{i}": i for i in range(3, self.model.config.vocab_size)}
+        tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        )
+
+
+def torch_contestant(model: torch.nn.Module, new_tokens: int) -> Contestant:
+    def generate(input_ids: torch.Tensor) -> list[list[int]]:
+        generated = model.generate(
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            do_sample=False,
+        )
+        return generated[:, 1:].tolist()
+
+    return generate
+
+
+def ctranslate2_contestant(folder: Path, compute_type: str, threads: int, new_tokens: int) -> Contestant:
+    translator = ctranslate2.Translator(str(folder), compute_type=compute_type, intra_threads=threads)
+    words = json.loads((folder / "shared_vocabulary.json").read_text())
+    ids = {word: number for number, word in enumerate(words)}
+
+    def generate(input_ids: torch.Tensor) -> list[list[int]]:
+        results = translator.translate_batch(
+            [[words[i] for i in row] for row in input_ids.tolist()],
+            beam_size=1,
+            min_decoding_length=new_tokens,
+            max_decoding_length=new_tokens,
+        )
+        return [[ids[word] for word in result.hypotheses[0]] for result in results]
+
+    return generate
+
+
+def build_contestants(arguments: argparse.Namespace, scratch: Path) -> dict[str, Contestant]:
+    """Every contestant by name, which is the library and the type of the numbers."""
+    torch.manual_seed(0)
+    ours = AutoModelForSeq2SeqLM.from_config(preset_config(arguments.preset)).eval()
+    stock = stock_twin(ours)
+    (scratch / "config").mkdir()
+    # A twin of its own, as the converter changes the numbers that it is given.
+    converter = InMemoryConverter(stock_twin(ours), str(scratch / "config"))
+    converter.convert(str(scratch / "float32"))
+    converter.convert(str(scratch / "int8"), quantization="int8")
+    builders = {
+        "transformers fp32": lambda: torch_contestant(stock, arguments.new_tokens),
+        "CTranslate2 fp32": lambda: ctranslate2_contestant(
+            scratch / "float32", "float32", arguments.threads, arguments.new_tokens
+        ),
+        "t5_experimental fp32": lambda: torch_contestant(ours, arguments.new_tokens),
+        "transformers bf16": lambda: torch_contestant(stock_twin(ours).to(torch.bfloat16), arguments.new_tokens),
+        "t5_experimental bf16": lambda: torch_contestant(copy.deepcopy(ours).to(torch.bfloat16), arguments.new_tokens),
+        "CTranslate2 int8": lambda: ctranslate2_contestant(
+            scratch / "int8", "int8", arguments.threads, arguments.new_tokens
+        ),
+    }
+    contestants = {name: build() for name, build in builders.items() if arguments.only in name}
+    return contestants
+
+
+def measure(contestants: dict[str, Contestant], arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Milliseconds per generated token of every contestant and batch size."""
+    generator = torch.Generator().manual_seed(1)
+    vocab_size = preset_config(arguments.preset).vocab_size
+    rows = []
+    for batch_size in arguments.batch_sizes:
+        input_ids = torch.randint(3, vocab_size - 100, (batch_size, arguments.source_length), generator=generator)
+        times: dict[str, list[float]] = {name: [] for name in contestants}
+        tokens: dict[str, list[list[int]]] = {}
+        for round_number in range(arguments.rounds + 1):
+            for name, generate in contestants.items():
+                start = time.perf_counter()
+                tokens[name] = generate(input_ids)
+                seconds = time.perf_counter() - start
+                if round_number > 0:  # the first one is the warm-up
+                    times[name].append(seconds * 1000 / arguments.new_tokens)
+        reference = next(iter(tokens.values()))
+        for name, generated in tokens.items():
+            if any(len(row) != arguments.new_tokens for row in generated):
+                raise RuntimeError(f"{name} did not generate {arguments.new_tokens} tokens, so its time says nothing.")
+            equal = sum(a == b for x, y in zip(generated, reference, strict=True) for a, b in zip(x, y, strict=True))
+            rows.append(
+                {
+                    "name": name,
+                    "batch_size": batch_size,
+                    "ms_per_token": round(statistics.median(times[name]), 2),
+                    "min": round(min(times[name]), 2),
+                    "max": round(max(times[name]), 2),
+                    "tokens_equal_to_first": round(equal / (batch_size * arguments.new_tokens), 3),
+                }
+            )
+            print(f"batch {batch_size}  {name:24s} {rows[-1]['ms_per_token']:7.2f} ms per token", flush=True)
+    return rows
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def conditions(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a figure means nothing without."""
+    modules = (torch, transformers, ctranslate2)
+    return {
+        "date": datetime.date.today().isoformat(),
+        "processor": processor(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": arguments.threads,
+        "versions": {"python": platform.python_version(), **{m.__name__: m.__version__ for m in modules}},
+        "preset": arguments.preset,
+        "source_length": arguments.source_length,
+        "new_tokens": arguments.new_tokens,
+        "rounds": arguments.rounds,
+    }
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """One group of bars for each batch size, one bar for each contestant."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    batch_sizes = sorted({row["batch_size"] for row in report["results"]})
+    figure, axes = pyplot.subplots(1, len(batch_sizes), figsize=(5 * len(batch_sizes), 3.2), squeeze=False)
+    for axis, batch_size in zip(axes[0], batch_sizes, strict=True):
+        rows = [row for row in report["results"] if row["batch_size"] == batch_size][::-1]
+        values = [row["ms_per_token"] for row in rows]
+        colours = [COLOURS[row["name"].split()[0]] for row in rows]
+        bars = axis.barh([row["name"] for row in rows], values, color=colours)
+        axis.bar_label(bars, fmt="%.1f", padding=3)
+        axis.set_xlim(0, max(values) * 1.15)
+        axis.set_title(f"batch {batch_size}")
+        axis.set_xlabel("ms per token")
+        axis.spines[["top", "right"]].set_visible(False)
+    where = report["conditions"]
+    figure.suptitle(
+        f"{where['preset']}, {where['source_length']} tokens in, {where['new_tokens']} out, "
+        f"{where['threads']} threads, {where['processor']}, {where['date']}",
+        fontsize=9,
+    )
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    transformers.logging.set_verbosity_error()
+    with tempfile.TemporaryDirectory() as scratch:
+        results = measure(build_contestants(arguments, Path(scratch)), arguments)
+    report = {"conditions": conditions(arguments), "results": results}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+    draw(report, arguments.output.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,422 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Decoding token by token without waste: what `generate` runs once the cache holds something.
+
+One new position needs much less than the decoder's forward pass offers, so [`StepDecoder`] does only that: the same
+arithmetic on the same parameters, without masks, dropout and the calls of some hundred modules. On CPUs it also lays
+the weights out anew: with few rows a product is bound by reading its matrix, and oneDNN reads its own layout up to
+twice as fast as rows. q, k and v become one matrix on that occasion; wi_0 and wi_1 stay two, since oneDNN then applies
+gelu and gate itself.
+
+The copies live as long as a [`decoding_session`], and `generate` opens one for itself: nobody changes a weight while it
+runs, so no copy can be stale. Whatever is not exactly what was built here (adapters, quantised weights, hooks of
+offloading or sharding) is left to the ordinary forward pass.
+"""
+
+import platform
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.activations import GELUTanh, NewGELUActivation
+from transformers.cache_utils import EncoderDecoderCache
+
+from .attention_t5_experimental import (
+    HeadProjection,
+    T5Attention,
+    T5TalkingHeadsAttention,
+)
+from .cache_t5_experimental import ROOM, GrowingLayer, storage_dtype
+from .masks_t5_experimental import Visibility, masked_bias, visibility
+from .stack_t5_experimental import (
+    T5Block,
+    T5DenseActDense,
+    T5LayerCrossAttention,
+    T5LayerFF,
+    T5LayerNorm,
+    T5LayerSelfAttention,
+    T5Stack,
+)
+
+
+PLAIN_STEPS = 2
+"""Steps of a session before weights are copied: a copy costs what it saves in about ten steps."""
+
+PACKED_ROWS = 32
+"""Rows for which oneDNN chooses its layout; it suits fewer just as well."""
+
+OWN_MODULES = (
+    T5Stack,
+    T5Block,
+    T5LayerSelfAttention,
+    T5LayerCrossAttention,
+    T5LayerFF,
+    T5LayerNorm,
+    T5DenseActDense,
+    T5Attention,
+    T5TalkingHeadsAttention,
+    HeadProjection,
+    nn.ModuleList,
+    nn.Embedding,
+    nn.Linear,
+    nn.Dropout,
+)
+"""Types of all modules of a decoder, but for its activations."""
+
+
+class Product:
+    """Products of one input with one or several matrices.
+
+    Args:
+        linears: modules without bias; their parameters are used in place until [`Product.pack`].
+    """
+
+    def __init__(self, *linears: nn.Linear):
+        self.weights = [linear.weight for linear in linears]
+        self.sizes = [weight.shape[0] for weight in self.weights]
+        self.packed: torch.Tensor | None = None
+
+    def pack(self) -> None:
+        """Copies the matrices into one of oneDNN's layout."""
+        joined = torch.cat(self.weights) if len(self.weights) > 1 else self.weights[0].detach()
+        self.packed = _packed(joined)
+
+    def __call__(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """`(b, 1, in)` -> `(b, 1, out)` of every matrix."""
+        if self.packed is None:
+            return tuple(F.linear(states, weight) for weight in self.weights)
+        product = torch.ops.mkldnn._linear_pointwise(states, self.packed, None, "none", [], "")
+        return product.split(self.sizes, -1) if len(self.sizes) > 1 else (product,)
+
+    def added_to(self, residual: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """`(b, 1, out)` plus the product of `(b, 1, in)` with the only matrix."""
+        if self.packed is None:
+            return residual + F.linear(states, self.weights[0])
+        return torch.ops.mkldnn._linear_pointwise.binary(states, residual, self.packed, None, "add")
+
+
+def _packed(weight: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
+
+
+class GatedProduct(Product):
+    """`gelu(W_0 x) * W_1 x`, where oneDNN applies both to the outputs of its products.
+
+    Args:
+        linears: the gate's and the other one.
+        act: what is applied to the gate.
+    """
+
+    def __init__(self, *linears: nn.Linear, act: nn.Module):
+        super().__init__(*linears)
+        self.act = act
+        self.other: torch.Tensor | None = None
+
+    def pack(self) -> None:
+        """Copies the matrices into oneDNN's layout: one each, as their outputs are treated differently."""
+        if not isinstance(self.act, GELUTanh | NewGELUActivation):
+            super().pack()
+            return
+        gate, other = self.weights
+        self.packed, self.other = _packed(gate.detach()), _packed(other.detach())
+
+    def gated(self, states: torch.Tensor) -> torch.Tensor:
+        """`(b, 1, in)` -> `(b, 1, out)`."""
+        if self.other is None:
+            gate, linear = self(states)
+            return self.act(gate) * linear
+        gate = torch.ops.mkldnn._linear_pointwise(states, self.packed, None, "gelu", [], "tanh")
+        return torch.ops.mkldnn._linear_pointwise.binary(states, gate, self.other, None, "mul")
+
+
+class Norm:
+    """An RMS norm."""
+
+    def __init__(self, norm: T5LayerNorm):
+        self.weight = norm.weight
+        self.shape = tuple(norm.weight.shape)
+        self.eps = norm.eps
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """`(b, 1, d)` -> `(b, 1, d)`."""
+        return F.rms_norm(states, self.shape, self.weight, self.eps)
+
+
+class SelfAttentionStep:
+    """Self-attention of one new position, with norm and residual branch."""
+
+    def __init__(self, layer: Any):
+        self.attention: T5Attention = layer.SelfAttention
+        self.norm = Norm(layer.layer_norm)
+        self.inputs = Product(self.attention.q, self.attention.k, self.attention.v)
+        self.output = Product(self.attention.o)
+
+    def __call__(self, states: torch.Tensor, bias: torch.Tensor, cache: GrowingLayer) -> torch.Tensor:
+        """`(b, 1, d)` and a bias that broadcasts to `(b, h, 1, m)` -> `(b, 1, d)`; the cache is extended."""
+        query, key, value = self.inputs(self.norm(states))
+        cache.update(*self.attention._to_cache(key, value))
+        return attend(self.attention, query, cache, bias, self.output, states)
+
+
+class CrossAttentionStep:
+    """Encoder-decoder attention of one new position, with norm and residual branch."""
+
+    def __init__(self, layer: Any):
+        self.attention: T5Attention = layer.EncDecAttention
+        self.norm = Norm(layer.layer_norm)
+        self.inputs = Product(self.attention.q)
+        self.output = Product(self.attention.o)
+
+    def __call__(self, states: torch.Tensor, bias: torch.Tensor | None, cache: Any) -> torch.Tensor:
+        """`(b, 1, d)` and a bias that broadcasts to `(b, h, 1, m)` -> `(b, 1, d)`."""
+        (query,) = self.inputs(self.norm(states))
+        return attend(self.attention, query, cache, bias, self.output, states)
+
+
+def attend(
+    attention: T5Attention,
+    query: torch.Tensor,
+    cache: Any,
+    bias: torch.Tensor | None,
+    output: Product,
+    residual: torch.Tensor,
+) -> torch.Tensor:
+    """`residual` `(b, 1, d)` plus what a query `(b, 1, hk * dk)` finds in a layer of the cache, projected."""
+    key, value = attention._from_cache(cache.keys, cache.values)
+    query = query.unflatten(-1, (-1, attention.spec.d_k)).transpose(1, 2)
+    context, _ = attention.attend(query.to(key.dtype), key, value, bias, False)
+    merged = context.to(query.dtype).transpose(1, 2).flatten(2)
+    return output.added_to(residual, merged)  # [b, hv, 1, dv] -> [b, 1, hv * dv]
+
+
+class FeedForwardStep:
+    """Feed-forward of one new position, with norm and residual branch."""
+
+    def __init__(self, layer: Any):
+        dense: Any = layer.DenseReluDense
+        self.act = dense.act
+        self.norm = Norm(layer.layer_norm)
+        self.inputs: Product = (
+            GatedProduct(dense.wi_0, dense.wi_1, act=dense.act) if dense.is_gated else Product(dense.wi)
+        )
+        self.output = Product(dense.wo)
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """`(b, 1, d)` -> `(b, 1, d)`."""
+        normed = self.norm(states)
+        inputs = self.inputs
+        inner = inputs.gated(normed) if isinstance(inputs, GatedProduct) else self.act(inputs(normed)[0])
+        return self.output.added_to(states, inner)
+
+
+class StepDecoder:
+    """Decoder and classifier of a model, for one new position at a time.
+
+    Args:
+        model: for conditional generation, see [`is_ordinary`].
+    """
+
+    def __init__(self, model: Any):
+        self.model = model
+        decoder: T5Stack = model.decoder
+        self.embedding = decoder.embed_tokens.weight
+        self.head_counts = decoder.head_counts
+        blocks: list[Any] = list(decoder.block)
+        self.layers = [
+            (SelfAttentionStep(block.layer[0]), CrossAttentionStep(block.layer[1]), FeedForwardStep(block.layer[2]))
+            for block in blocks
+        ]
+        self.final_norm = Norm(decoder.final_layer_norm)
+        self.classifier = Product(model.lm_head)
+        self.steps = 0
+        self.bias_dtype = storage_dtype(self.embedding.dtype, self.embedding.device)  # that of the keys
+        self._biases: dict[int, torch.Tensor] = {}  # by head count, (1, h, 1, distances), the furthest first
+        self._cache: Callable[[], Any] = lambda: None  # the last one, unless it is gone; the two below belong to it
+        self._takes_cache = False
+        self._encoder_masks: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)  # as given, as a bias
+
+    @property
+    def products(self) -> list[Product]:
+        """All products of a step."""
+        parts = [part for layer in self.layers for part in layer]
+        return [product for part in parts for product in (part.inputs, part.output)] + [self.classifier]
+
+    def takes(self, cache: Any) -> bool:
+        """Whether a cache holds the encoder's keys and values, and has growing layers for the decoder's own."""
+        if self._cache() is not cache or not self._takes_cache:
+            count = len(self.layers)
+            self._takes_cache = (
+                isinstance(cache, EncoderDecoderCache)
+                and len(cache.self_attention_cache.layers) == count
+                and all(type(layer) is GrowingLayer for layer in cache.self_attention_cache.layers)
+                and all(cache.is_updated.get(index) for index in range(count))
+            )
+            self._cache = weakref.ref(cache)
+            self._encoder_masks = (None, None)
+        return self._takes_cache
+
+    def __call__(
+        self,
+        input_ids: torch.Tensor,
+        cache: EncoderDecoderCache,
+        encoder_mask: torch.Tensor | None,
+        decoder_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Logits of the next token.
+
+        Args:
+            input_ids: `(b, 1)`, the newest token.
+            cache: of all before; it is extended.
+            encoder_mask: `(b, source)`, 0 at padding, or None.
+            decoder_mask: `(b, past + 1)`, 0 at padding, or None.
+
+        Returns:
+            `(b, 1, vocabulary)`.
+        """
+        if self.steps == PLAIN_STEPS and can_be_packed(self.model):
+            for product in self.products:
+                product.pack()
+        self.steps += 1
+        position = cache.get_seq_length()
+        biases = {count: self._bias(count, position, decoder_mask) for count in set(self.head_counts)}
+        encoder_bias = self._encoder_bias(encoder_mask)
+        self_layers, cross_layers = cache.self_attention_cache.layers, cache.cross_attention_cache.layers
+        states = F.embedding(input_ids, self.embedding)
+        for index, (self_attention, cross_attention, feed_forward) in enumerate(self.layers):
+            states = self_attention(states, biases[self.head_counts[index]], self_layers[index])  # type: ignore[arg-type]
+            states = cross_attention(states, encoder_bias, cross_layers[index])
+            states = feed_forward(states)
+        states = self.final_norm(states)
+        if self.model.config.scale_decoder_outputs:
+            states = states * self.model.config.d_model**-0.5
+        return self.classifier(states)[0]
+
+    def _bias(self, head_count: int, position: int, decoder_mask: torch.Tensor | None) -> torch.Tensor:
+        """Position bias and mask of a query at `position`, broadcastable to `(b, h, 1, position + 1)`."""
+        bias = self._biases.get(head_count)
+        if bias is None or bias.shape[-1] <= position:
+            length = max(ROOM, 1 << position.bit_length())
+            # What the furthest of so many positions sees; what a nearer one sees is the end of it.
+            furthest = Visibility(1, length, past_length=length - 1, causal=True)
+            attention = self.layers[self.head_counts.index(head_count)][0].attention
+            bias = attention.self_attention_bias(furthest, bidirectional=False, device=self.embedding.device)
+            self._biases[head_count] = bias = bias[None, :, None].to(self.bias_dtype).contiguous()
+        bias = bias.narrow(-1, bias.shape[-1] - position - 1, position + 1)
+        if bias.device.type != "cpu":  # fused kernels of GPUs want aligned rows
+            bias = bias.clone(memory_format=torch.contiguous_format)
+        visible = visibility(decoder_mask, None, None, 1, position + 1).all_rows(bias.device)
+        return bias if visible is None else masked_bias(bias, visible)
+
+    def _encoder_bias(self, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Mask of encoder-decoder attention, computed once for all steps that bring the same one."""
+        if mask is None:
+            return None
+        if mask is not self._encoder_masks[0]:
+            visible = mask[:, None, None, :] != 0
+            zero = torch.zeros((), dtype=self.bias_dtype, device=mask.device)
+            self._encoder_masks = (mask, None if bool(visible.all()) else masked_bias(zero, visible))
+        return self._encoder_masks[1]
+
+
+def is_ordinary(model: Any) -> bool:
+    """Whether decoder and classifier are just what was built here, on one device and in one dtype, and not in training.
+
+    Adapters and quantisers exchange modules or parameters, offloading and sharding hook into modules or replace their
+    `forward`: what they do must not be passed over.
+    """
+    activations = {id(module.act) for module in model.decoder.modules() if isinstance(module, T5DenseActDense)}
+    modules = [module for module in model.decoder.modules() if id(module) not in activations] + [model.lm_head]
+    parameters = [parameter for module in modules for parameter in module.parameters(recurse=False)]
+    first = parameters[0]
+    return bool(
+        not nn.modules.module._has_any_global_hook()
+        and not any(module.training for module in modules)
+        and all(_is_untouched(module) for module in modules)
+        and all(type(parameter) is nn.Parameter for parameter in parameters)
+        and all((parameter.dtype, parameter.device) == (first.dtype, first.device) for parameter in parameters)
+        and first.dtype in (torch.float32, torch.bfloat16, torch.float64)
+        and first.device.type != "meta"
+    )
+
+
+def _is_untouched(module: nn.Module) -> bool:
+    return (
+        type(module) in OWN_MODULES
+        and getattr(module, "bias", None) is None
+        and not ({"forward", "__call__"} & set(vars(module)))
+        and not (module._forward_hooks or module._forward_pre_hooks)
+    )
+
+
+def can_be_packed(model: Any) -> bool:
+    """Whether oneDNN has a layout of its own for the weights, and they are few enough to be kept twice."""
+    weight = model.lm_head.weight
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.decoder.parameters())
+    return (
+        weight.device.type == "cpu"
+        and platform.machine() in ("x86_64", "AMD64")
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
+        and (weight.dtype == torch.float32 or _computes_bfloat16(weight.dtype))
+        and size <= model.packed_decoder_limit
+    )
+
+
+def _computes_bfloat16(dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+_SESSIONS: ContextVar[Mapping[int, StepDecoder | None]] = ContextVar("_SESSIONS", default=MappingProxyType({}))
+
+
+@contextmanager
+def decoding_session(model: Any) -> Iterator[None]:
+    """Lets all calls of `generate` within share what the first one prepares. Weights must not change meanwhile.
+
+    Args:
+        model: for conditional generation.
+    """
+    sessions = _SESSIONS.get()
+    if id(model) in sessions:
+        yield
+        return
+    token = _SESSIONS.set({**sessions, id(model): StepDecoder(model) if is_ordinary(model) else None})
+    try:
+        yield
+    finally:
+        _SESSIONS.reset(token)
+
+
+def next_token_logits(
+    model: Any,
+    input_ids: torch.Tensor | None,
+    cache: Any,
+    encoder_mask: torch.Tensor | None,
+    decoder_mask: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """Logits `(b, 1, vocabulary)` after one more token, or None where the ordinary forward pass has to compute them.
+
+    Args:
+        model: for conditional generation; there must be a [`decoding_session`] of it.
+        input_ids: `(b, 1)`; with more tokens, or without any, the ordinary forward pass has to.
+        cache: see [`StepDecoder.takes`].
+        encoder_mask: as given to the model; for the step it must be 2-D.
+        decoder_mask: as given to the model; for the step it must be 2-D.
+    """
+    decode = _SESSIONS.get().get(id(model))
+    if (
+        decode is None
+        or input_ids is None
+        or input_ids.shape[1] != 1
+        or any(mask is not None and mask.ndim != 2 for mask in (encoder_mask, decoder_mask))
+        or torch.is_grad_enabled()
+        or torch.is_autocast_enabled(input_ids.device.type)
+        or not decode.takes(cache)
+    ):
+        return None
+    return decode(input_ids, cache, encoder_mask, decoder_mask)

@@ -99,7 +99,8 @@ def check_expressible(output: OutputFormat, config: "T5ExperimentalConfig") -> N
 
 
 def write_config(output: OutputFormat, config: "T5ExperimentalConfig", folder: Path) -> None:
-    """Writes config.json, for our own classes with the modelling code, and the settings of generation.
+    """Writes the settings of generation and, as the last of all, without which nothing loads, config.json; for our own
+    classes also the modelling code.
 
     Args:
         output: the format.
@@ -108,13 +109,6 @@ def write_config(output: OutputFormat, config: "T5ExperimentalConfig", folder: P
     """
     from transformers import GenerationConfig
 
-    if output.is_stock:
-        text = json.dumps(_stock_fields(config, output), indent=2, sort_keys=True)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    else:
-        config.save_pretrained(folder)
-        if output.encoder_only:
-            _map_to_the_encoder(output.class_name(config), folder / "config.json")
     if not output.encoder_only:
         generation_config: Any = GenerationConfig  # its constructor has no annotations
         generation_config(
@@ -122,6 +116,13 @@ def write_config(output: OutputFormat, config: "T5ExperimentalConfig", folder: P
             eos_token_id=config.eos_token_id,
             pad_token_id=config.pad_token_id,
         ).save_pretrained(folder)
+    if output.is_stock:
+        text = json.dumps(_stock_fields(config, output), indent=2, sort_keys=True)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    else:
+        config.save_pretrained(folder)
+        if output.encoder_only:
+            _map_to_the_encoder(output.class_name(config), folder / "config.json")
 
 
 def write_tokenizer_files(output: OutputFormat, vocabulary: "Vocabulary", folder: Path) -> None:

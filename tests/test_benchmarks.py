@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from t5_experimental import T5ExperimentalConfig
 from t5_experimental.convert.cli import main
 from t5_experimental.convert.tensor_bundle import TensorBundleReader
 
@@ -57,6 +60,20 @@ def test_checkpoint_is_of_the_size_that_is_said(convert: dict[str, Any], tmp_pat
     for name in reader.variables:
         assert reader.read(name).any() == (has_numbers and name != "global_step"), name
     assert main(["convert", str(tmp_path / "source"), str(tmp_path / "output")]) == 0
+
+
+@pytest.mark.slow
+def test_tensorflow_does_the_same_work(convert: dict[str, Any], tmp_path: Path) -> None:
+    """The contestant's folder holds the numbers that the command writes."""
+    config: T5ExperimentalConfig = convert["configuration"]("tiny")
+    convert["write_checkpoint"](config, tmp_path / "source", True)
+    convert["contestants_for"](tmp_path, "float32", True)["TensorFlow"]()
+    theirs = load_file(tmp_path / "output" / "model.safetensors")
+    assert main(["convert", str(tmp_path / "source"), str(tmp_path / "ours"), "--format", "stock-t5"]) == 0
+    ours = load_file(tmp_path / "ours" / "model.safetensors")
+    assert theirs.keys() == ours.keys()
+    for name in ours:
+        assert np.array_equal(theirs[name], ours[name]), name
 
 
 def test_what_the_disk_cannot_take_is_left_out(

@@ -32,8 +32,8 @@ _UNFINISHED = ".unfinished"
 
 _CHECKED_BYTES = 2**24
 
-# The disk gets them while others are read, rather than all at the end.
-_SYNCED_BYTES = 2**27
+# The disk gets them while others are read and written, rather than all at the end.
+_SYNCED_BYTES = 2**26
 
 
 def write_tensors(
@@ -117,6 +117,8 @@ def _write(
 class _Background:
     """Writes and sums up in a thread of its own, while the next block is read and rearranged.
 
+    Waiting for the disk is up to one more thread: writing would stand still meanwhile, and soon reading, too.
+
     Attributes:
         checksums: CRC-32C of what was written so far, by name.
     """
@@ -128,6 +130,8 @@ class _Background:
         self._unsynced = 0
         self._thread = ThreadPoolExecutor(1)
         self._waiting: deque[Future[None]] = deque()
+        self._syncing_thread = ThreadPoolExecutor(1)
+        self._syncing: Future[None] | None = None
 
     def __enter__(self) -> "_Background":
         return self
@@ -136,8 +140,11 @@ class _Background:
         try:
             while self._waiting and kind is None:
                 self._waiting.popleft().result()
+            if self._syncing and kind is None:
+                self._syncing.result()
         finally:
             self._thread.shutdown(cancel_futures=True)
+            self._syncing_thread.shutdown()
 
     def write(self, at: int, data: np.ndarray, name: str | None = None) -> None:
         """Puts bytes at a place in the file, sooner or later; waits if too many are waiting.
@@ -157,8 +164,10 @@ class _Background:
         while written < len(data):  # the system may take less at a time
             written += self._file.write(data[written:].data)
         self._unsynced += len(data)
-        if self._unsynced >= _SYNCED_BYTES:
-            os.fsync(self._file.fileno())
+        if self._unsynced >= _SYNCED_BYTES and (self._syncing is None or self._syncing.done()):
+            if self._syncing:
+                self._syncing.result()  # the system tells of an error only once
+            self._syncing = self._syncing_thread.submit(os.fsync, self._file.fileno())
             self._unsynced = 0
         if name is not None:
             self.checksums[name] = google_crc32c.extend(self.checksums.get(name, 0), data)

@@ -1,9 +1,11 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """The plan and the writer, from memory: bytes of the files, blocks, shards, order, and what must be refused."""
 
+import errno
 import itertools
 import json
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,3 +219,27 @@ def test_sizes(text: str, size: int) -> None:
 def test_not_sizes(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         parse_size(text)
+
+
+def test_disk_error_while_others_are_written(
+    arrays: dict[str, np.ndarray],
+    memory_reader: type,
+    make_config: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The system tells of lost bytes once, to the first who waits for the disk, which here is the background."""
+    told: list[bool] = []
+
+    def fail_once(descriptor: int) -> None:
+        if not told:
+            told.append(threading.current_thread() is not threading.main_thread())
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(writer, "_SYNCED_BYTES", 1)
+    monkeypatch.setattr(writer.os, "fsync", fail_once)
+    reader = memory_reader(arrays)
+    with pytest.raises(OSError, match="Input/output error"):
+        writer.write_tensors(plan_of(reader, make_config("mixed")), reader, tmp_path)
+    assert told == [True]
+    assert not list(tmp_path.iterdir())

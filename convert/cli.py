@@ -50,11 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConversionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        left = (
-            "finished files are kept for --resume" if getattr(arguments, "resume", False) else "nothing was left behind"
-        )
-        print(f"error: interrupted; {left}.", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"{'; '.join(['error: interrupted', *getattr(interrupt, '__notes__', [])])}.", file=sys.stderr)
         return 130
     return 0
 
@@ -109,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="default: 5GB")
     convert.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new folder is complete")
     convert.add_argument(
-        "--resume", action="store_true", help="go on where a run with the same arguments ended, and let this be gone on"
+        "--resume",
+        action="store_true",
+        help="keep finished files if this run fails; use those that an earlier one left",
     )
     convert.add_argument("--verify", action="store_true", help="read both sides again and compare them bit for bit")
     convert.add_argument("--allow-nonfinite", action="store_true", help="convert infinities and what is not a number")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arrays import numpy_dtype
 from .bundle_writer import BundleWriter, write_state_file
 from .checkpoint import GIN_FILE, Variable
 from .entries import Entry
@@ -40,9 +39,14 @@ if TYPE_CHECKING:
 DTYPES = ("source", "float32", "bfloat16")
 
 GLOBAL_STEP = "global_step"
+_STEP_BYTES = np.int64().nbytes
 
-# What transformers may save beside the one matrix that these are.
-_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# What transformers may save beside the one matrix that these are, and a bias of old releases that nothing reads.
+_IGNORED = (
+    "encoder.embed_tokens.weight",
+    "decoder.embed_tokens.weight",
+    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
+)
 
 _WITHOUT_SLOTS = f"convert again, or move {OPTIMIZER_FILENAME} away to export the model alone"
 
@@ -74,7 +78,7 @@ class Export:
     @property
     def nbytes(self) -> int:
         """Bytes of the checkpoint's data file."""
-        return sum(entry.nbytes for entry in self.entries) + numpy_dtype("int64").itemsize
+        return sum(entry.nbytes for entry in self.entries) + _STEP_BYTES
 
 
 @dataclass(frozen=True)
@@ -189,6 +193,7 @@ def _write(found: Export, prefix: Path, allow_nonfinite: bool, advance: Callable
     # In the order of the names, as the original's saver writes them.
     with BundleWriter(prefix, [sorted([*variables, step], key=lambda variable: variable.name.encode())]) as writer:
         writer.write(GLOBAL_STEP, [np.int64(found.step).tobytes()])
+        advance(_STEP_BYTES)
         transfer = Transfer(found.reader, allow_nonfinite)
         for entry in found.entries:
             writer.write(entry.name, _blocks(transfer, entry, advance))
@@ -231,7 +236,7 @@ def _sort_tensors(
     folder: Path, tensors: Mapping[str, Variable], wanted: Mapping[str, Parameter], tied: bool
 ) -> dict[str, list[str]]:
     """Kinds of the optimizer's slots, by parameter; raises unless the tensors are those of the model and its slots."""
-    copies = (*_COPIES, *(("lm_head.weight",) if tied else ()))
+    ignored = (*_IGNORED, *(("lm_head.weight",) if tied else ()))
     slots: dict[str, list[str]] = {}
     for name, parameter in wanted.items():
         if name not in tensors:
@@ -248,7 +253,7 @@ def _sort_tensors(
         owner, _, kind = name.rpartition(".")
         if owner in wanted and kind in SLOTS.values():
             slots.setdefault(owner, []).append(kind)
-        elif name not in wanted and name not in copies:
+        elif name not in wanted and name not in ignored:
             raise ConversionError(
                 f"{folder} has a tensor {name}, which the model of its config.json has not: only the language model "
                 "itself can be exported."
@@ -329,8 +334,17 @@ def _check_output(folder: Path, output: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ConversionError(f"{output} exists: choose another folder, or pass --overwrite to replace it.")
-    # A mistyped path must not cost anybody's files.
-    if not output.is_dir() or output.is_symlink() or (any(output.iterdir()) and not (output / "checkpoint").is_file()):
+    # A mistyped path must not cost anybody's files, and a run's folder not its other checkpoints.
+    if not output.is_dir() or output.is_symlink() or not _is_export(output):
         raise ConversionError(
-            f"{output} is no checkpoint's folder, so --overwrite does not replace it: remove it yourself."
+            f"{output} holds more than one exported checkpoint, or none, so --overwrite does not replace it: remove it "
+            "yourself."
         )
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether there is nothing in a folder, or just what an export writes."""
+    names = {path.name for path in folder.iterdir()}
+    checkpoints = {name.partition(".index")[0] for name in names if name.endswith(".index")}
+    others = {name for name in names if not any(name.startswith(f"{prefix}.") for prefix in checkpoints)}
+    return not names or (len(checkpoints) == 1 and others == {"checkpoint", GIN_FILE})

@@ -1,12 +1,14 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Uploading a converted folder to the Hugging Face hub."""
 
+import json
+import shlex
 from pathlib import Path
 
 from .errors import ConversionError
 from .optimizer import FILENAME as OPTIMIZER_FILENAME
 from .safetensors_reader import SafetensorsReader, weight_files
-from .verify import read_options
+from .verify import read_record
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -63,25 +65,38 @@ def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
     _check_complete(folder)
     check_token()
     api = HfApi()
+    again = _again(folder, repo_id, private)
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         # The name may have been completed or corrected by the hub.
         api.upload_folder(repo_id=url.repo_id, folder_path=folder, commit_message="Converted by t5_experimental")
     except HfHubHTTPError as error:
-        raise ConversionError(f"the hub refused {repo_id}: {_status(error)}; {_again(folder, repo_id)}") from error
+        raise ConversionError(f"the hub refused {repo_id}: {_status(error)}; {again}") from error
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(again.removesuffix("."))
+        raise
     except Exception as error:
         # Whatever the connection's library calls it; each of its versions has other classes.
         if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
             raise
-        raise ConversionError(f"{repo_id} could not be reached ({error}); {_again(folder, repo_id)}") from error
+        raise ConversionError(f"{repo_id} could not be reached ({error}); {again}") from error
     return str(url)
 
 
 def _check_complete(folder: Path) -> None:
-    """Every file that was converted is there and as long as its header says."""
-    read_options(folder)
-    if not (folder / "config.json").is_file():
-        raise ConversionError(f"{folder} has no config.json: convert again.")
+    """Whatever loading takes is there, and every file of tensors is as long as its header says."""
+    record = read_record(folder)
+    try:
+        files = {row["file"] for row in record["tensors"].values()}
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        code = {f"{name.partition('.')[0]}.py" for name in config.get("auto_map", {}).values()}
+    except FileNotFoundError as error:
+        raise ConversionError(f"{folder} has no config.json: convert again.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConversionError(f"{folder} does not say what belongs to it ({error}): convert again.") from error
+    for filename in sorted(code | files):
+        if not (folder / filename).is_file():
+            raise ConversionError(f"{folder} has no {filename}: convert again.")
     optimizer = folder / OPTIMIZER_FILENAME
     SafetensorsReader([*weight_files(folder), *([optimizer] if optimizer.is_file() else [])])
 
@@ -93,5 +108,6 @@ def _status(error: Exception) -> str:
     return f"{response.status_code}, {words}" if response is not None else str(words)
 
 
-def _again(folder: Path, repo_id: str) -> str:
-    return f"the folder is kept, so try again with `t5-experimental push {folder} {repo_id}`."
+def _again(folder: Path, repo_id: str, private: bool) -> str:
+    command = ["t5-experimental", "push", str(folder), repo_id, *(["--private"] if private else [])]
+    return f"the folder is kept, so try again with `{shlex.join(command)}`."

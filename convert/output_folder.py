@@ -11,10 +11,13 @@ For an output OUT there can be, in the folder that OUT is or will be in:
 import errno
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 
 from .checkpoint import Checkpoint
 from .errors import ConversionError
@@ -60,8 +63,12 @@ def finished_or_nothing(output: Path, overwrite: bool, resume: bool = False) -> 
                 # Somebody else may have finished it while this run waited, or the last one was killed while renaming.
                 if output.exists() and not overwrite:
                     raise ConversionError(_exists(output))
+                if output.exists() and old.exists():
+                    raise ConversionError(
+                        f"{old} is in the way, where {output} goes while it is replaced: remove or rename it."
+                    )
                 if folder.exists() and not resume:
-                    print(f"Note: {folder.name} of a run that was killed is started over.", file=sys.stderr)
+                    print(f"Note: {folder.name}, which an earlier run left, is started over.", file=sys.stderr)
                     shutil.rmtree(folder)
                 try:
                     folder.mkdir(exist_ok=True)
@@ -69,8 +76,11 @@ def finished_or_nothing(output: Path, overwrite: bool, resume: bool = False) -> 
                     if output.exists() and not overwrite:
                         raise ConversionError(f"{output} appeared while this conversion ran: choose another folder.")
                     _sync(folder)
-                    _replace(folder, output, old)
-                except BaseException:
+                    with _uninterrupted(f"{output} is complete"):
+                        _replace(folder, output, old)
+                except BaseException as error:
+                    if isinstance(error, KeyboardInterrupt) and folder.exists():
+                        error.add_note(_left(resume))
                     if not resume:
                         shutil.rmtree(folder, ignore_errors=True)
                     raise
@@ -92,8 +102,16 @@ def _exists(output: Path) -> str:
 def reclaimable(output: Path) -> int:
     """Bytes that an earlier run, which was killed, has left beside the output: they are kept or removed, never needed
     once more."""
-    folder = _partial(output.absolute())
-    return sum(path.stat().st_size for path in folder.iterdir()) if folder.is_dir() else 0
+    try:
+        return sum(_disk_bytes(path.stat()) for path in _partial(output.absolute()).iterdir())
+    except OSError:  # There is none, or another run is at work on it: whoever opens it next says so.
+        return 0
+
+
+def _disk_bytes(status: os.stat_result) -> int:
+    """Bytes of disk that a file takes; one that is not written to its end yet has holes."""
+    blocks = getattr(status, "st_blocks", None)
+    return status.st_size if blocks is None else min(status.st_size, blocks * 512)
 
 
 def _partial(output: Path) -> Path:
@@ -109,6 +127,11 @@ def _locked(folder: Path, output: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise ConversionError(f"another run is writing {output}: wait for it, or choose another folder.") from error
+    except OSError as error:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        raise ConversionError(
+            f"{output.parent} cannot be locked ({error.strerror or error}): choose an output on another disk."
+        ) from error
     try:
         yield
     finally:
@@ -117,13 +140,38 @@ def _locked(folder: Path, output: Path) -> Iterator[None]:
 
 
 def _recover(output: Path, old: Path) -> None:
-    """Ends a replacement in whose middle a run was killed."""
-    if not old.exists():
+    """Ends a replacement in whose middle a run was killed; a folder that is not one of ours is let be."""
+    if not (old / "config.json").is_file() and not (old / "checkpoint").is_file():
         return
     if output.exists():
         shutil.rmtree(old)
     else:
         old.rename(output)
+
+
+@contextmanager
+def _uninterrupted(note: str) -> Iterator[None]:
+    """Lets an interrupt or a termination wait for the end of what is done in here.
+
+    Args:
+        note: what an interrupt that waited says of it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    arrived: list[int] = []
+    handlers = {number: signal.signal(number, lambda n, _: arrived.append(n)) for number in (SIGINT, SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    try:
+        for caught in arrived:
+            signal.raise_signal(caught)
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(note)
+        raise
 
 
 def _sync(folder: Path) -> None:
@@ -148,8 +196,11 @@ def _replace(folder: Path, output: Path, old: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def _left(resume: bool) -> str:
+    return "finished files are kept for --resume" if resume else "nothing was left behind"
+
+
 def _os_error(error: OSError, output: Path, resume: bool) -> str:
-    left = "finished files are kept for --resume" if resume else "nothing was left behind"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of {output} is full: make room or choose another disk; {left}."
+        return f"the disk of {output} is full: make room or choose another disk; {_left(resume)}."
     return f"{output} cannot be written: {error.strerror or error}."

@@ -23,7 +23,7 @@ from .plan import Plan, check_agreement, check_known, check_space, make_plan, wi
 from .remote import is_remote
 from .remote_checkpoint import local_copy
 from .tensor_bundle import TensorBundleReader
-from .verify import compare, read_options, write_record
+from .verify import compare, read_record, write_record
 
 
 if TYPE_CHECKING:
@@ -275,7 +275,7 @@ def verify(
         ConversionError: they differ, or one of the two cannot be read.
     """
     folder = Path(output).expanduser()
-    options = read_options(folder)
+    options = read_record(folder)["options"]
     try:
         found = inspect(source, **options, cache_dir=cache_dir)
     except TypeError as error:

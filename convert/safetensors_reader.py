@@ -92,6 +92,15 @@ class SafetensorsReader:
                 )
             yield block
 
+    def holds(self, name: str, at: int, block: np.ndarray) -> bool:
+        """Whether a tensor has these bytes (uint8 [bytes]) from its byte `at` on."""
+        place = self._places[name]
+        try:
+            found = np.fromfile(place.path, np.uint8, block.nbytes, offset=place.offset + at)
+        except OSError as error:
+            raise ConversionError(f"{place.path} cannot be read: {error.strerror}.") from error
+        return np.array_equal(found, block)
+
     def open_array(self, name: str) -> np.ndarray:
         """See `TensorReader.open_array`; it is read into memory."""
         array = self.read(name)
@@ -114,8 +123,13 @@ class SafetensorsReader:
         start = 8 + length
         self.metadata |= table.get("__metadata__", {})
         rows = {name: row for name, row in table.items() if name != "__metadata__"}
+        covered = 0
         for name, row in sorted(rows.items(), key=lambda item: item[1]["data_offsets"]):
             begin, end = row["data_offsets"]
+            # As safetensors demands: no byte belongs to two tensors, or to none.
+            if begin != covered:
+                raise ValueError(f"{name} begins at byte {begin} of the data, but {covered} is expected")
+            covered = end
             shape = tuple(int(number) for number in row["shape"])
             if row["dtype"] not in _DTYPES:
                 raise ValueError(f"{name} has the dtype {row['dtype']}, but weights are {', '.join(_DTYPES)}")
@@ -128,6 +142,8 @@ class SafetensorsReader:
                 raise ValueError(f"{name} is in {self._places[name].path.name}, too")
             self.variables[name] = Variable(name, shape, dtype)
             self._places[name] = _Place(path, start + begin)
+        if start + covered != size:
+            raise ValueError(f"it has {size} bytes, but its tensors end at {start + covered}")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -9,12 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .arrays import SAFETENSORS_DTYPES
 from .checkpoint import CheckpointReader
 from .errors import ConversionError
 from .plan import Plan
+from .safetensors_reader import SafetensorsReader
 from .transfer import Transfer
 
 
@@ -57,22 +55,22 @@ def write_record(
     (folder / RECORD_FILENAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
-def read_options(folder: Path) -> dict[str, Any]:
-    """The options that a folder was converted with.
+def read_record(folder: Path) -> dict[str, Any]:
+    """What `write_record` wrote.
 
     Raises:
-        ConversionError: it is none that the converter wrote.
+        ConversionError: it is no folder that the converter wrote.
     """
     path = folder / RECORD_FILENAME
     try:
-        options = json.loads(path.read_text(encoding="utf-8"))["options"]
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record["options"], dict):
+            raise ValueError("its options are no table")
     except FileNotFoundError as error:
         raise ConversionError(f"{folder} has no {RECORD_FILENAME}: give a folder that the converter wrote.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"{path} cannot be read ({error}): convert again.") from error
-    if not isinstance(options, dict):
-        raise ConversionError(f"{path} has no options: convert again.")
-    return options
+    return record
 
 
 def compare(
@@ -93,54 +91,27 @@ def compare(
         ConversionError: a file of either side cannot be read.
     """
     wrong: dict[str, str] = {}
-    files = {shard.filename: _SafetensorsFile(folder / shard.filename) for shard in plan.files}
+    files = {shard.filename: SafetensorsReader([folder / shard.filename]) for shard in plan.files}
     places = {entry.name: shard.filename for shard in plan.files for entry in shard.entries}
     for shard in plan.files:
         names = {entry.name for entry in shard.entries}
-        wrong |= dict.fromkeys(files[shard.filename].table.keys() - names, "is not in the plan")
+        wrong |= dict.fromkeys(files[shard.filename].variables.keys() - names, "is not in the plan")
     reader.expect([entry.source.name for entry in plan.reads])
     transfer = Transfer(reader, allow_nonfinite=True)
     for entry in plan.reads:
         file = files[places[entry.name]]
-        expected = {"dtype": SAFETENSORS_DTYPES[entry.dtype], "shape": list(entry.shape)}
-        row = file.table.get(entry.name)
-        if row is None:
+        found = file.variables.get(entry.name)
+        if found is None:
             wrong[entry.name] = "is missing"
             continue
-        if {key: row.get(key) for key in expected} != expected:
-            wrong[entry.name] = f"is {row.get('dtype')} {row.get('shape')}, not {expected['dtype']} {expected['shape']}"
+        if (found.dtype, found.shape) != (entry.dtype, entry.shape):
+            wrong[entry.name] = f"is {found.dtype} {list(found.shape)}, not {entry.dtype} {list(entry.shape)}"
             continue
         at = 0
         for block in transfer.blocks(entry):
-            if not file.holds(row, at, block):
+            if not file.holds(entry.name, at, block):
                 wrong[entry.name] = f"differs from {entry.source.name}"
                 break
             at += block.nbytes
             progress(block.nbytes)
     return wrong
-
-
-class _SafetensorsFile:
-    """A safetensors file.
-
-    Attributes:
-        table: its header: dtype, shape and byte range of every tensor.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        try:
-            with path.open("rb") as file:
-                size = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(size, path.stat().st_size)))
-            self.table = {name: row for name, row in header.items() if name != "__metadata__"}
-        except (OSError, ValueError, AttributeError) as error:
-            raise ConversionError(f"{path} cannot be read ({error}): convert again.") from error
-        self._start = 8 + size
-
-    def holds(self, row: Mapping[str, Any], at: int, block: np.ndarray) -> bool:
-        """Whether a tensor has these bytes (uint8 [bytes]) from its byte `at` on."""
-        begin, end = row["data_offsets"]
-        if at + block.nbytes > end - begin:
-            return False
-        return np.array_equal(np.fromfile(self._path, np.uint8, block.nbytes, offset=self._start + begin + at), block)

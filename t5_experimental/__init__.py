@@ -10,6 +10,7 @@ is asked for by name.
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import transformers
@@ -49,11 +50,17 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the models when the first of them is asked for."""
-    if name == "modeling_t5_experimental" or name in _IMPORTED_LATER:
+    """Imports the models when the first of them is asked for, and any module of the package."""
+    if name in _IMPORTED_LATER:
         register_models()
-        module = importlib.import_module(f".{_IMPORTED_LATER.get(name, name)}", __name__)
-        return getattr(module, name) if name in _IMPORTED_LATER else module
+        value = getattr(importlib.import_module(f".{_IMPORTED_LATER[name]}", __name__), name)
+        globals()[name] = value
+        return value
+    if name.endswith("_t5_experimental"):
+        try:
+            return importlib.import_module(f".{name}", __name__)
+        except ModuleNotFoundError:
+            pass
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -62,27 +69,39 @@ def __dir__() -> list[str]:
 
 
 def register_models() -> None:
-    """Makes transformers' Auto classes know the models of every family; doing it again changes nothing."""
+    """Makes transformers' Auto classes know the models of every family, once; what somebody else has registered for one
+    of the configurations stays."""
+    if not BEFORE_FIRST_USE:
+        return
     module = importlib.import_module(".modeling_t5_experimental", __name__)
     for auto, config_class, model_class in module.auto_classes():
-        getattr(transformers, auto).register(config_class, model_class, exist_ok=True)
+        auto_class = getattr(transformers, auto)
+        if config_class not in auto_class._model_mapping:
+            auto_class.register(config_class, model_class)
     BEFORE_FIRST_USE.clear()
+
+
+_describes_only = ContextVar("_describes_only", default=False)
 
 
 @contextmanager
 def without_models() -> Iterator[None]:
     """Makes configurations cheap in here: the models stay unregistered, if they are so yet, until the next one after.
 
-    For programs that only describe models, as the converter does.
+    For programs that only describe models, as the converter does. Other threads are not concerned.
     """
-    waiting = list(BEFORE_FIRST_USE)
-    BEFORE_FIRST_USE.clear()
+    token = _describes_only.set(True)
     try:
         yield
     finally:
-        BEFORE_FIRST_USE.extend(waiting)
+        _describes_only.reset(token)
+
+
+def _before_first_use() -> None:
+    if not _describes_only.get():
+        register_models()
 
 
 for _config_class in CONFIG_CLASSES:
     transformers.AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)
-BEFORE_FIRST_USE.append(register_models)
+BEFORE_FIRST_USE.append(_before_first_use)

@@ -229,10 +229,11 @@ def test_a_wrong_order_of_axes_is_noticed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    folder = with_slots("t5.1.th.tiny-uneven")
     monkeypatch.setattr("t5_experimental.convert.entries.rearrange", mutation)
     # No short cut around it.
     monkeypatch.setattr(Entry, "matrix", None)
-    assert run("export", with_slots("t5.1.th.tiny-uneven"), tmp_path / "out").status == 0
+    assert run("export", folder, tmp_path / "out").status == 0
     theirs, ours = variables_of(reference / "golden" / "t5.1.th.tiny-uneven"), variables_of(tmp_path / "out")
     assert {n: v[:2] for n, v in ours.items()} == {n: v[:2] for n, v in theirs.items()}
     different = {name for name in theirs if theirs[name] != ours[name]}
@@ -290,7 +291,7 @@ BAD = {
         lambda f: (f / "model.safetensors").write_bytes(header(shape=[3])),
         r"x has 8 bytes, which float32 \[3\] has not",
     ),
-    "negative": (lambda f: (f / "model.safetensors").write_bytes(header(data_offsets=[-8, 0])), "x lies outside of it"),
+    "negative": (lambda f: (f / "model.safetensors").write_bytes(header(data_offsets=[-8, 0])), "x begins at byte -8"),
     "twice": (copy_shard, r"is in model\.safetensors, too"),
     "cut off": (lambda f: os.truncate(f / "model.safetensors", 5000), "is no complete safetensors file"),
     "empty": (lambda f: os.truncate(f / "model.safetensors", 0), "is no complete safetensors file"),
@@ -388,10 +389,12 @@ def test_outputs_that_are_in_the_way(folder: Path, run: Run, tmp_path: Path) -> 
     assert sorted(os.listdir(output)) == [
         "checkpoint", "model.ckpt-3.data-00000-of-00001", "model.ckpt-3.index", "operative_config.gin",
     ]  # fmt: skip
-    (output / "checkpoint").unlink()
-    assert (
-        "no checkpoint's folder, so --overwrite does not replace it" in run("export", folder, output, "--overwrite").err
-    )
+    # As in the folder of a run, whose other checkpoints must not go.
+    for name, spoil in (("model.ckpt-4.index", Path.touch), ("events.out", Path.touch), ("checkpoint", Path.unlink)):
+        spoil(output / name)
+        assert "so --overwrite does not replace it" in run("export", folder, output, "--overwrite").err
+        if name != "checkpoint":
+            (output / name).unlink()
     for mine in (folder, tmp_path):
         assert "holds the model itself" in run("export", folder, mine, "--overwrite").err
 
@@ -416,6 +419,14 @@ def test_an_error_on_the_way_leaves_nothing(
     monkeypatch.setattr(safetensors_reader.SafetensorsReader, "blocks", fail)
     assert "became shorter while it was read" in run("export", folder, tmp_path / "out").err
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_a_bias_that_old_releases_saved_is_ignored(folder: Path, run: Run, tmp_path: Path) -> None:
+    name = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+    assert run("export", folder, tmp_path / "without").status == 0
+    edit_tensors(folder, lambda tensors: tensors.update({name: torch.zeros(32, 4)}))
+    assert run("export", folder, tmp_path / "with").status == 0
+    assert bundle_files(tmp_path / "with") == bundle_files(tmp_path / "without")
 
 
 def test_planning_reads_no_weight(folder: Path) -> None:

@@ -130,7 +130,7 @@ def test_a_refusal_keeps_the_folder(hub: Hub, reference: Path, run: Run, tmp_pat
     (error,) = [line for line in result.err.splitlines() if line.startswith("error: ")]
     assert error.startswith("error: the hub refused google/t5: 403, ")
     assert "no right to write to this namespace" in error
-    assert error.endswith(f"the folder is kept, so try again with `t5-experimental push {output} google/t5`.")
+    assert error.endswith(f"the folder is kept, so try again with `t5-experimental push {output} google/t5 --private`.")
     assert (output / "model.safetensors").is_file()
     hub.refusal = None
     assert run("push", output, "google/t5").status == 0
@@ -194,6 +194,8 @@ def test_names(name: str) -> None:
         (lambda f: (f / "model.safetensors").unlink(), r"has no model\.safetensors"),
         (lambda f: os.truncate(f / "model.safetensors", 5000), "is no complete safetensors file"),
         (lambda f: (f / "optimizer.safetensors").write_bytes(b"12345678"), "is no complete safetensors file"),
+        (lambda f: (f / "modeling_t5_experimental.py").unlink(), r"has no modeling_t5_experimental\.py: convert again"),
+        (lambda f: (f / "conversion.json").write_text('{"options": {}}'), "does not say what belongs to it"),
         (shutil.rmtree, r"has no conversion\.json: give a folder that the converter wrote"),
     ],
 )

@@ -4,6 +4,7 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import pytest
 from filelock import FileLock
 
 from t5_experimental.convert import finished_files, writer
+from t5_experimental.convert.output_folder import reclaimable
 from t5_experimental.convert.tensor_bundle import TensorBundleReader
 
 
@@ -149,7 +151,7 @@ def test_without_resume_all_is_written_again(
     kept = identities(stopped)
     result = run("convert", source, tmp_path / "out", *SHARDS)
     assert result.status == 0
-    assert ".out.partial of a run that was killed is started over" in result.err
+    assert ".out.partial, which an earlier run left, is started over" in result.err
     assert contents(tmp_path / "out") == expected
     assert not kept.items() & identities(tmp_path / "out").items()
 
@@ -191,6 +193,64 @@ def test_two_runs_do_not_write_the_same_output(source: Path, run: Run, tmp_path:
     assert result.status == 1
     assert "another run is writing" in result.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["sparse", "folder", "nothing"])
+def test_what_an_earlier_run_left_counts_as_free(what: str, tmp_path: Path) -> None:
+    """Only as many bytes as the disk gets back."""
+    partial = tmp_path / ".out.partial"
+    if what != "nothing":
+        (partial / "folder").mkdir(parents=True)
+    if what == "sparse":
+        with (partial / "model.safetensors.unfinished").open("wb") as file:
+            file.truncate(10**9)
+    assert reclaimable(tmp_path / "out") < 10**5
+    assert reclaimable(tmp_path / ("x" * 250)) == 0
+
+
+def test_folders_among_what_an_earlier_run_left(
+    source: Path, run: Run, tmp_path: Path, expected: dict[str, bytes], stopped: Path
+) -> None:
+    (stopped / "folder").mkdir()
+    (stopped / "folder" / "file").touch()
+    assert run("convert", source, tmp_path / "out", *SHARDS, "--resume").status == 0
+    assert contents(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", ["old", "out"])
+def test_a_signal_waits_until_the_folder_has_its_name(
+    moment: str, number: int, source: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    assert run("convert", source, output).status == 0
+    rename = Path.rename
+
+    def and_signal(self: Path, target: Path) -> Path:
+        result = rename(self, target)
+        if target.name.endswith(moment):
+            os.kill(os.getpid(), number)
+        return result
+
+    monkeypatch.setattr(Path, "rename", and_signal)
+    result = run("convert", source, output, "--overwrite", *SHARDS)
+    assert result.status == 130
+    assert result.err.splitlines()[-1] == f"error: interrupted; {output} is complete."
+    assert os.listdir(tmp_path) == ["out"]
+    assert (output / "model-00001-of-00006.safetensors").exists()
+
+
+def test_a_stranger_with_the_name_of_the_old_folder_is_left_alone(source: Path, run: Run, tmp_path: Path) -> None:
+    output, stranger = tmp_path / "out", tmp_path / ".out.old"
+    stranger.mkdir()
+    (stranger / "letter.txt").write_text("dear")
+    assert run("convert", source, output).status == 0
+    result = run("convert", source, output, "--overwrite")
+    assert result.status == 1
+    assert ".out.old is in the way" in result.err
+    assert (stranger / "letter.txt").read_text() == "dear"
+    assert sorted(os.listdir(tmp_path)) == [".out.old", "out"]
+    assert (output / "config.json").exists()
 
 
 def test_damaged_bytes_are_blamed_for_impossible_numbers(

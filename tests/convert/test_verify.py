@@ -92,7 +92,7 @@ FAULTS = {
     forget_a_transpose: "first encoder.block.0.layer.0.SelfAttention.k.weight, which differs from",
     drop: "first lm_head.weight, which is missing",
     add: "first extra, which is not in the plan",
-    reshape: r"first shared.weight, which is F32 \[2304, 16\], not F32 \[1152, 32\]",
+    reshape: r"first shared.weight, which is float32 \[2304, 16\], not float32 \[1152, 32\]",
 }
 
 
@@ -126,6 +126,24 @@ def test_what_is_verified_before_the_rename_is_never_seen_when_wrong(
     assert result.status == 1
     assert_sentence(result.err, "1 of 52 tensors of .* are wrong, first shared.weight")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_safetensors_refuses_does_not_verify(reference: Path, run: Run, tmp_path: Path) -> None:
+    source, output = reference / "golden" / "t5.1.1.tiny", tmp_path / "out"
+    assert run("convert", source, output).status == 0
+    path = output / "model.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data + b"abc")
+    assert_sentence(run("verify", source, output).err, "model.safetensors is no complete safetensors file")
+    length = int.from_bytes(data[:8], "little")
+    for damage in (lambda row: row.pop("data_offsets"), lambda row: row.update(data_offsets="ab")):
+        header = json.loads(data[8 : 8 + length])
+        damage(header["shared.weight"])
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+        result = run("verify", source, output)
+        assert result.status == 1
+        assert_sentence(result.err, "model.safetensors is no complete safetensors file")
 
 
 def test_another_checkpoint_is_not_the_source(reference: Path, run: Run, tmp_path: Path) -> None:

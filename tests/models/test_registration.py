@@ -66,6 +66,44 @@ def test_a_configuration_that_another_process_sent() -> None:
     assert type(model) is t5_experimental.T5V11ForConditionalGeneration
 
 
+def test_what_somebody_else_registers_stays() -> None:
+    script = """
+import t5_experimental
+from t5_experimental.tasks_t5_experimental import T5ExperimentalModel
+from transformers import AutoModel, AutoModelForTextEncoding
+from t5_experimental import T5V11Config
+
+class Mine(T5ExperimentalModel):
+    config_class = T5V11Config
+
+TINY = dict(vocab_size=16, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+AutoModel.register(T5V11Config, Mine)
+print(type(AutoModel.from_config(T5V11Config(**TINY))).__name__)
+AutoModelForTextEncoding.register(T5V11Config, Mine, exist_ok=True)
+t5_experimental.T5TalkingHeadsModel, t5_experimental.decoding_session, t5_experimental.register_models()
+print(type(AutoModelForTextEncoding.from_config(T5V11Config(**TINY))).__name__)
+"""
+    assert in_a_process(script).split() == ["Mine", "Mine"]
+
+
+def test_other_threads_have_models_while_one_only_describes() -> None:
+    script = """
+import threading
+import t5_experimental
+from transformers import AutoModel
+TINY = dict(vocab_size=16, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+build = lambda: print(type(AutoModel.from_config(t5_experimental.T5V11Config(**TINY))).__name__)
+with t5_experimental.without_models():
+    t5_experimental.T5V11Config(**TINY)
+    thread = threading.Thread(target=build)
+    thread.start()
+    thread.join()
+print(t5_experimental.attention_t5_experimental.__name__, hasattr(t5_experimental, "nothing_t5_experimental"))
+"""
+    printed = in_a_process(script).split()
+    assert printed == ["T5V11Model", "t5_experimental.attention_t5_experimental", "False"]
+
+
 def test_describing_models_imports_none() -> None:
     """The converter's command starts in half of the time and in two thirds of the memory."""
     script = """

@@ -7,7 +7,8 @@ Written out, each of J, L, W and U has heads x queries x keys numbers, and movin
 takes several times longer than computing them. Here only the rows of one block exist at a time, in buffers that stay in
 the processor's cache and are used again for every block and batch element. The backward pass computes them once more
 from q and k, so nothing larger than q, k, v and the output outlives the forward pass. The softmax is finished before
-the second mix, which needs all keys of a row at once: keys are not split.
+the second mix, which needs all keys of a row at once: keys are not split. On CUDA devices the kernels in
+talking_heads_triton_t5_experimental.py take its place, where they can.
 
 The relative position bias is constant along diagonals and arrives as one row of numbers per head. With its queries in
 reverse order, a block reads it through a view with equal strides along queries and keys, and the gradient of a diagonal
@@ -16,8 +17,10 @@ is the sum over a column of a skewed view.
 Axes are named as in attention_t5_experimental.py; r are the query rows of a block.
 """
 
+import importlib.util
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +34,18 @@ from .masks_t5_experimental import Visibility, masked_bias
 _BUFFER_BYTES = {"cpu": 2**21}
 _OTHER_BUFFER_BYTES = 2**28
 _MIN_ROWS = 16
+
+# In place of a number of rows: the kernels in talking_heads_triton_t5_experimental.py.
+BY_TRITON = 0
+# They take float32 and more heads, too, but then need more shared memory than many devices have.
+_TRITON_DTYPES = (torch.bfloat16, torch.float16)
+_TRITON_MOST_HEADS = 32
+# ROCm's tensors are called "cuda", too; nobody has tried the kernels there.
+_HAS_TRITON = (
+    os.environ.get("T5_EXPERIMENTAL_TRITON", "1") != "0"
+    and torch.version.hip is None
+    and importlib.util.find_spec("triton") is not None
+)
 
 # Dropout compares 16 random bits with a threshold: drawing whole random words is several times faster than
 # `torch.bernoulli`, and the rate is exact to 1 / 65536.
@@ -50,6 +65,20 @@ def block_rows(heads: int, query_length: int, key_length: int, dtype: torch.dtyp
     budget = _BUFFER_BYTES.get(device.type, _OTHER_BUFFER_BYTES)
     fitting = budget // (heads * key_length * dtype.itemsize)
     return max(1, min(query_length, max(_MIN_ROWS, fitting)))
+
+
+def takes_triton(heads: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the Triton kernels are used: in half precision on CUDA devices from Ampere on, unless the environment set
+    `T5_EXPERIMENTAL_TRITON=0` when this module was imported.
+
+    Args:
+        heads: the largest of the three head counts.
+        dtype: of the queries.
+        device: of the queries.
+    """
+    if device.type != "cuda" or not _HAS_TRITON or dtype not in _TRITON_DTYPES or heads > _TRITON_MOST_HEADS:
+        return False
+    return torch.cuda.get_device_properties(device).major >= 8
 
 
 @dataclass
@@ -310,11 +339,22 @@ def _problem(inputs: tuple[Any, ...]) -> _Problem:
     return _Problem(query, key, value, logits_projection, weights_projection, diagonals, visible, dropout, seed, rows)
 
 
+def _passes(problem: _Problem) -> tuple[Callable[..., torch.Tensor], Callable[..., tuple[torch.Tensor, ...]]]:
+    """Forward and backward pass; the rows of the problem choose them, so that both are of the same kind."""
+    if problem.rows != BY_TRITON:
+        return _forward, _backward
+    from .talking_heads_triton_t5_experimental import backward, forward
+
+    return forward, backward
+
+
 @torch.library.custom_op(_NAME, mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
 def _talking_heads(*inputs: Any) -> torch.Tensor:
-    """An operator of its own, opaque to `torch.compile`, for which other devices may register a kernel."""
+    """An operator of its own, opaque to `torch.compile`."""
+    problem = _problem(inputs)
+    forward, _ = _passes(problem)
     with torch.autocast(inputs[0].device.type, enabled=False):
-        return _forward(_problem(inputs))
+        return forward(problem)
 
 
 @torch.library.custom_op(
@@ -323,8 +363,10 @@ def _talking_heads(*inputs: Any) -> torch.Tensor:
     schema=f"(Tensor grad_output, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _talking_heads_backward(grad_output: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, ...]:
+    problem = _problem(inputs)
+    _, backward = _passes(problem)
     with torch.autocast(grad_output.device.type, enabled=False):
-        grads = _backward(_problem(inputs), grad_output)
+        grads = backward(problem, grad_output)
     return tuple(
         grad.to((inputs[0] if x is None else x).dtype).contiguous() for grad, x in zip(grads, inputs[:6], strict=True)
     )
@@ -384,14 +426,18 @@ def talking_heads_attention(
         diagonals: `(h, n + m - 1)`, added to the mixed logits: query i and key j have number j - i + n - 1; or None.
         visible: mask. A query that sees nothing attends to all keys alike.
         dropout: rate at which mixed weights are dropped, one by one, to the next multiple of 1 / 65536.
-        rows: query rows of a block; chosen by [`block_rows`] unless given.
+        rows: query rows of a block, or `BY_TRITON`; unless given, `BY_TRITON` where [`takes_triton`] and the number
+            from [`block_rows`] elsewhere.
 
     Returns:
         `(b, hv, n, dv)`, in the dtype of `query`.
     """
     if rows is None:
         heads = max(*logits_projection.shape, weights_projection.shape[1])
-        rows = block_rows(heads, query.shape[2], key.shape[2], query.dtype, query.device)
+        if takes_triton(heads, query.dtype, query.device):
+            rows = BY_TRITON
+        else:
+            rows = block_rows(heads, query.shape[2], key.shape[2], query.dtype, query.device)
     # Drawn from the default generator, so that seeds and gradient checkpointing hold for it as for any dropout.
     seed = torch.randint(2**62, ()) if dropout > 0 else None
     return _talking_heads(

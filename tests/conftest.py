@@ -11,6 +11,8 @@ import torch
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton and kernels are imported
 with contextlib.suppress(ImportError):
     # It comes with torch's CUDA builds; the process aborts if TensorFlow, which some tests use, is imported before it.
     import triton  # noqa: F401

@@ -41,7 +41,7 @@ EXTRAS = {
         "mypy",
         "ctranslate2>=4.6",
         "matplotlib>=3.9",
-        "triton>=3.5; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "triton>=3.7; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow-cpu>=2.16; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.16; sys_platform != 'linux' or platform_machine != 'x86_64'",
     ],

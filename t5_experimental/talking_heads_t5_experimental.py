@@ -40,9 +40,11 @@ BY_TRITON = 0
 # They take float32 and more heads, too, but then need more shared memory than many devices have.
 _TRITON_DTYPES = (torch.bfloat16, torch.float16)
 _TRITON_MOST_HEADS = 32
-# ROCm's tensors are called "cuda", too; nobody has tried the kernels there.
+# Torch 2.13 brings Triton 3.7; 3.5 does not compile the kernels. ROCm calls its tensors "cuda", too; nobody has tried
+# the kernels there.
 _HAS_TRITON = (
     os.environ.get("T5_EXPERIMENTAL_TRITON", "1") != "0"
+    and torch.__version__ >= (2, 13)
     and torch.version.hip is None
     and importlib.util.find_spec("triton") is not None
 )

@@ -18,7 +18,7 @@ import transformers
 from . import configuration_t5_experimental
 from .configuration_t5_experimental import *  # noqa: F403 - the module's __all__ is the public list
 from .configuration_t5_experimental import AUTO_CLASSES, BEFORE_FIRST_USE, CONFIG_CLASSES, model_class_name
-from .loss_t5_experimental import original_loss, token_losses
+from .loss_t5_experimental import chunked_token_losses, original_loss, token_losses
 from .presets import PRESETS, preset_config
 
 
@@ -40,6 +40,7 @@ _IMPORTED_LATER = {
 
 __all__ = [
     "PRESETS",
+    "chunked_token_losses",
     "decoding_session",
     "original_loss",
     "preset_config",

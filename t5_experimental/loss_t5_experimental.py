@@ -1,17 +1,44 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Losses: transformers' usual mean over target tokens, and the original's with z-loss and its own denominator."""
+"""Losses: transformers' usual mean over target tokens, and the original's with z-loss and its own denominator.
+
+Both exist on logits, and on the hidden states below them, where the logits of all tokens never exist at once.
+"""
+
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
 IGNORE_INDEX = -100
 
+# Tokens whose logits exist at once: 33 MB in float32 for T5's vocabulary. Fewer make the products slower on the CPU.
+_CHUNK = 256
+
+
+def _widened(logits: torch.Tensor) -> torch.Tensor:
+    """The same numbers in at least float32."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _losses_and_normalisers(
+    logits: torch.Tensor, labels: torch.Tensor, z_loss: float, label_smoothing: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[`token_losses`] of wide logits, and `logsumexp(logits)`, both `(...)`."""
+    log_z = logits.logsumexp(-1)
+    losses = log_z - (1 - label_smoothing) * logits.gather(-1, labels[..., None]).squeeze(-1)
+    if label_smoothing:
+        losses = losses - label_smoothing * logits.mean(-1)
+    if z_loss:
+        losses = losses + z_loss * log_z.square()
+    return losses, log_z
+
 
 def token_losses(
     logits: torch.Tensor, labels: torch.Tensor, z_loss: float = 0.0, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    """Cross-entropy of every token, in float32.
+    """Cross-entropy of every token, in at least float32.
 
     Args:
         logits: `(..., vocab)`.
@@ -22,37 +49,158 @@ def token_losses(
     Returns:
         `(...)`.
     """
-    logits = logits.float()
-    log_z = logits.logsumexp(-1)
-    losses = log_z - (1 - label_smoothing) * logits.gather(-1, labels[..., None]).squeeze(-1)
-    if label_smoothing:
-        losses = losses - label_smoothing * logits.mean(-1)
-    if z_loss:
-        losses = losses + z_loss * log_z.square()
-    return losses
+    return _losses_and_normalisers(_widened(logits), labels, z_loss, label_smoothing)[0]
+
+
+class _ClassifiedLosses(torch.autograd.Function):
+    """Classifier and [`token_losses`] in one, some tokens at a time.
+
+    The backward pass computes the logits again, but for the last chunk's, which are kept: they take no more memory than
+    a chunk does anyway, and small batches have no other. The products run in `dtype`, statistics and the sum of the
+    weight's gradient in at least float32.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_states: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        z_loss: float,
+        label_smoothing: float,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """`hidden_states` `(tokens, d)`, `weight` `(vocab, d)`, `labels` `(tokens,)` -> `(tokens,)`."""
+        wide = torch.promote_types(dtype, torch.float32)
+        losses, log_z = hidden_states.new_empty(2, len(labels), dtype=wide)
+        logits = losses.new_empty(0)
+        with torch.autocast(labels.device.type, enabled=False):
+            kernel = weight.to(dtype).t()
+            for start in range(0, len(labels), _CHUNK):
+                rows = slice(start, start + _CHUNK)
+                logits = (hidden_states[rows].to(dtype) @ kernel).to(wide)
+                losses[rows], log_z[rows] = _losses_and_normalisers(logits, labels[rows], z_loss, label_smoothing)
+        ctx.save_for_backward(hidden_states, weight, labels, log_z, logits)
+        ctx.z_loss, ctx.label_smoothing, ctx.dtype = z_loss, label_smoothing, dtype
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_losses: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """`(tokens,)` -> gradients of hidden states and weight, each only if it is needed."""
+        hidden_states, weight, labels, log_z, last_logits = ctx.saved_tensors
+        needs_states, needs_weight = ctx.needs_input_grad[:2]
+        dtype, wide = ctx.dtype, log_z.dtype
+        grad_states = torch.empty_like(hidden_states) if needs_states else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        with torch.autocast(labels.device.type, enabled=False):
+            kernel = weight.to(dtype)
+            for start in range(0, len(labels), _CHUNK):
+                rows = slice(start, start + _CHUNK)
+                states = hidden_states[rows].to(dtype)
+                logits = (states @ kernel.t()).to(wide) if rows.stop < len(labels) else last_logits
+                # d loss / d logits = (1 + 2 z log_z) softmax - (1 - s) onehot - s / vocab
+                grad = logits.sub(log_z[rows, None]).exp_()
+                if ctx.z_loss:
+                    grad.mul_(1 + 2 * ctx.z_loss * log_z[rows, None])
+                if ctx.label_smoothing:
+                    grad.sub_(ctx.label_smoothing / grad.shape[-1])
+                hit = torch.full_like(log_z[rows, None], ctx.label_smoothing - 1)
+                grad = grad.scatter_add_(-1, labels[rows, None], hit).mul_(grad_losses[rows, None]).to(dtype)
+                if grad_states is not None:
+                    grad_states[rows] = grad @ kernel
+                if grad_weight is not None and dtype == wide:
+                    grad_weight.addmm_(grad.t(), states)
+                elif grad_weight is not None:
+                    grad_weight.add_(grad.t() @ states)
+        return grad_states, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
+
+
+def _may_wait_for(device: torch.device) -> bool:
+    """Whether a shape may depend on numbers: elsewhere the processor would wait for the device to compute them."""
+    return device.type == "cpu"
+
+
+@torch.compiler.disable
+def chunked_token_losses(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """[`token_losses`] of `hidden_states @ weight.T`, without the memory for the logits of all tokens.
+
+    Logits exist for a few hundred tokens at a time, and are computed once more in the backward pass. Under autocast
+    the products run in its dtype. Compiled models run this part as it is.
+
+    Args:
+        hidden_states: `(..., d)`.
+        weight: `(vocab, d)`.
+        labels: `(...)`, -100 where a token does not count; on the CPU its logits are not computed.
+        z_loss: see [`token_losses`].
+        label_smoothing: see [`token_losses`].
+
+    Returns:
+        `(...)` in at least float32, 0 where a token does not count. It has first derivatives only.
+    """
+    device = hidden_states.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
+    labels = labels.to(hidden_states.device)
+    states, flat_labels = hidden_states.flatten(0, -2), labels.flatten()
+    counts = flat_labels != IGNORE_INDEX
+    if _may_wait_for(hidden_states.device):
+        places = counts.nonzero().squeeze(-1)
+        losses = _ClassifiedLosses.apply(states[places], weight, flat_labels[places], z_loss, label_smoothing, dtype)
+        return losses.new_zeros(counts.shape).index_put((places,), losses).view(labels.shape)
+    losses = _ClassifiedLosses.apply(states, weight, flat_labels.where(counts, 0), z_loss, label_smoothing, dtype)
+    return losses.where(counts, 0).view(labels.shape)
+
+
+def mean_of_counted(
+    losses: torch.Tensor, labels: torch.Tensor, num_items_in_batch: int | torch.Tensor | None = None
+) -> torch.Tensor:
+    """Sum of `losses`, of any shape, divided by the number of `labels` that are not `-100`, or by
+    `num_items_in_batch`: a trainer that accumulates gradients or runs several processes passes the number of tokens of
+    the whole step. 0 if no token counts and no divisor is given."""
+    total = losses.sum()
+    if num_items_in_batch is None:
+        return total / (labels != IGNORE_INDEX).sum().clamp(min=1).to(total.device)
+    return total / torch.as_tensor(num_items_in_batch, device=total.device)
 
 
 def cross_entropy_loss(
-    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: int | torch.Tensor | None = None
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: int | torch.Tensor | None = None,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Cross-entropy summed over the tokens that are not `-100`, divided by their number.
 
     Args:
         logits: `(batch, length, vocab)`.
         labels: `(batch, length)`, -100 where nothing is to be predicted.
-        num_items_in_batch: divisor instead of the number of tokens here: a trainer that accumulates gradients or runs
-            several processes passes the number of tokens of the whole step.
+        num_items_in_batch: divisor instead of the number of tokens here, see [`mean_of_counted`].
+        z_loss: see [`token_losses`].
+        label_smoothing: see [`token_losses`].
 
     Returns:
-        Scalar in float32; 0 if no token counts and no divisor is given.
+        Scalar in at least float32; 0 if no token counts and no divisor is given.
     """
     labels = labels.to(logits.device)
-    total = F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
-    if num_items_in_batch is None:
-        count = (labels != IGNORE_INDEX).sum().clamp(min=1)
+    if z_loss:
+        counts = labels != IGNORE_INDEX
+        losses = token_losses(logits, labels.where(counts, 0), z_loss, label_smoothing).where(counts, 0)
     else:
-        count = torch.as_tensor(num_items_in_batch, device=total.device)
-    return total / count
+        losses = F.cross_entropy(
+            _widened(logits).flatten(0, -2),
+            labels.flatten(),
+            ignore_index=IGNORE_INDEX,
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
+    return mean_of_counted(losses, labels, num_items_in_batch)
 
 
 def original_loss(
@@ -76,7 +224,7 @@ def original_loss(
         loss_denominator: divisor instead of the number of positions.
 
     Returns:
-        Scalar in float32.
+        Scalar in at least float32.
     """
     targets = targets.to(logits.device)
     losses = token_losses(logits, targets.clamp(min=0), z_loss, label_smoothing)

@@ -23,7 +23,7 @@ from transformers.utils.generic import can_return_tuple
 from .cache_t5_experimental import with_room
 from .configuration_t5_experimental import T5ExperimentalConfig
 from .decoding_t5_experimental import decoding_session, next_token_logits
-from .loss_t5_experimental import cross_entropy_loss
+from .loss_t5_experimental import chunked_token_losses, cross_entropy_loss, mean_of_counted
 from .stack_t5_experimental import T5ExperimentalPreTrainedModel, T5Stack
 
 
@@ -219,6 +219,9 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
         segment_ids: torch.Tensor | None = None,
         decoder_segment_ids: torch.Tensor | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
+        z_loss: float = 0.0,
+        label_smoothing: float = 0.0,
+        skip_logits: bool = False,
     ) -> Seq2SeqLMOutput:
         """Predicts target tokens; arguments as of [`T5ExperimentalModel.forward`], and
 
@@ -226,8 +229,17 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
             labels: `(batch, target)`, ids to predict, -100 where there is nothing to predict. Decoder inputs are made
                 from them unless given.
             num_items_in_batch: divisor of the loss instead of the number of labels here, see [`cross_entropy_loss`].
-                The original's loss is [`original_loss`] of the logits.
+                The original's loss is [`original_loss`] of the logits, or `num_items_in_batch=labels.numel()` here.
+            z_loss: weight of the squared log-normaliser, see [`token_losses`].
+            label_smoothing: share of the target distribution that is spread evenly, see [`token_losses`].
+            skip_logits: return the loss alone, which then takes the memory for logits of a few hundred tokens and not
+                of all.
+
+        Raises:
+            ValueError: `skip_logits` without `labels`.
         """
+        if skip_logits and labels is None:
+            raise ValueError("`skip_logits` leaves only the loss, which needs `labels`: give them, or leave it out.")
         if labels is not None:
             if use_cache is None:
                 use_cache = False
@@ -267,9 +279,29 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
         hidden_states = outputs.last_hidden_state
         if self.config.scale_decoder_outputs:
             hidden_states = hidden_states * self.config.d_model**-0.5
+        if labels is not None and skip_logits and self._classifier_is_its_weight():
+            losses = chunked_token_losses(hidden_states, self.lm_head.weight, labels, z_loss, label_smoothing)
+            loss = mean_of_counted(losses, labels, num_items_in_batch)
+            return Seq2SeqLMOutput(loss=loss, **intermediate_outputs(outputs))
         logits = self.lm_head(hidden_states)
-        loss = None if labels is None else cross_entropy_loss(logits, labels, num_items_in_batch)
-        return Seq2SeqLMOutput(loss=loss, logits=logits, **intermediate_outputs(outputs))
+        if labels is None:
+            return Seq2SeqLMOutput(logits=logits, **intermediate_outputs(outputs))
+        loss = cross_entropy_loss(logits, labels, num_items_in_batch, z_loss, label_smoothing)
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=None if skip_logits else logits,
+            **intermediate_outputs(outputs),
+        )
+
+    def _classifier_is_its_weight(self) -> bool:
+        """Whether multiplying by the weight is all that calling the classifier does.
+
+        Adapters and quantisers put another module there; engines that bring weights when a module is called (ZeRO-3,
+        offloading) hang on to its call.
+        """
+        classifier = self.lm_head
+        is_bare = type(classifier) is nn.Linear and "forward" not in vars(classifier)
+        return is_bare and not (classifier._forward_pre_hooks or classifier._forward_hooks)
 
     @functools.wraps(GenerationMixin.generate)
     def generate(self, *args: Any, **kwargs: Any) -> Any:

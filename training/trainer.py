@@ -1,5 +1,6 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What fine-tuning adds to transformers' `Seq2SeqTrainer`: exact counts, a stop at non-finite numbers, the save."""
+"""What fine-tuning adds to transformers' `Seq2SeqTrainer`: exact counts, a stop at non-finite numbers, the save, and
+losses without the memory for all logits."""
 
 import math
 import os
@@ -39,6 +40,14 @@ class FinetuningTrainer(Seq2SeqTrainer):
         if not self.args.logging_nan_inf_filter:
             self._losses_are_finite = self._losses_are_finite & torch.isfinite(loss)
         return loss
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        # A step of training looks at no logits, unless the trainer smooths the labels itself.
+        if model.training and self.label_smoother is None:
+            inputs = {**inputs, "skip_logits": True}
+        return super().compute_loss(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)

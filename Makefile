@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := convert,remote,training,peft,dev
 
-.PHONY: install demo test test-oldest style format types reference reference-export clean
+.PHONY: install demo test test-oldest bench style format types reference reference-export clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +33,13 @@ $(VENV)-oldest/.installed: setup.py constraints-oldest.txt
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt torch
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[peft]" pytest pytest-xdist
 	touch $@
+
+# Times everything that runs on a CPU, side by side with its rivals; about fifteen minutes on two cores.
+bench: install
+	$(BIN)/python benchmarks/encode.py --rounds 3 --output benchmarks/results/encode
+	$(BIN)/python benchmarks/train_step.py --rounds 3 --output benchmarks/results/train_step
+	$(BIN)/python benchmarks/generate.py --rounds 3 --output benchmarks/results/generate
+	$(BIN)/python benchmarks/talking_heads.py --rounds 1 --shapes 2x512/114 --lengths 512 1024 --output benchmarks/results/talking_heads
 
 style: install
 	$(BIN)/ruff check .

@@ -3,8 +3,10 @@
 
 import datetime
 import json
+import multiprocessing
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -13,29 +15,108 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import T5Config, T5ForConditionalGeneration
 
 
-def in_turns(contestants: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+COLOURS = {"transformers": "#9aa5b1", "CTranslate2": "#5b8db8", "t5_experimental": "#d1603d", "products": "#d8dee4"}
+"""Of bars, by the first word of a contestant's name."""
+
+
+def stock_twin(model: torch.nn.Module) -> T5ForConditionalGeneration:
+    """transformers' T5 with the weights of ours."""
+    ours: Any = model.config
+    names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "dropout_rate")
+    config = T5Config(
+        **{name: getattr(ours, name) for name in names},
+        feed_forward_proj="gated-gelu",
+        decoder_start_token_id=ours.decoder_start_token_id,
+    )
+    # T5Config of transformers 5 sets both, whatever it is given.
+    config.tie_word_embeddings = config.scale_decoder_outputs = False
+    stock = T5ForConditionalGeneration(config)
+    stock.load_state_dict(model.state_dict())
+    if stock.lm_head.weight is stock.shared.weight or not torch.equal(stock.lm_head.weight, model.lm_head.weight):
+        raise RuntimeError("transformers tied the classifier to the embedding, so it would compute something else.")
+    return stock.eval()
+
+
+def in_turns(
+    contestants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 1,
+    cpu_seconds: dict[str, list[float]] | None = None,
+) -> dict[str, list[float]]:
     """Seconds of every call, by name; in each round every contestant has one turn, so that they share disturbances.
 
     Args:
         contestants: what to time, by name.
         rounds: turns of each that count.
         warm_up: turns of each before those.
+        cpu_seconds: gets the processor's time of every call, by name: less of it is the neighbours' doing.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(warm_up + rounds):
         for name, call in contestants.items():
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             call()
             if turn >= warm_up:
                 seconds[name].append(time.perf_counter() - start)
+                if cpu_seconds is not None:
+                    cpu_seconds.setdefault(name, []).append(time.process_time() - cpu_start)
     return seconds
 
 
 def ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> float:
     """Median over the rounds of one contestant's time divided by another's in the same round."""
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
+
+
+def peak_memory(prepare: Callable[..., Callable[[], object]], *arguments: object) -> int:
+    """Largest resident size, in MiB, of a process of its own that calls `prepare(*arguments)()`, or raises."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_run_and_look, (prepare, *arguments))
+
+
+def _run_and_look(prepare: Callable[..., Callable[[], object]], *arguments: object) -> int:
+    prepare(*arguments)()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def summary(
+    seconds: Mapping[str, list[float]], cpu_seconds: Mapping[str, list[float]], base: str
+) -> dict[str, dict[str, Any]]:
+    """By contestant: median seconds, median processor seconds, and how many times as fast as `base`."""
+    return {
+        name: {
+            "median": round(statistics.median(times), 3),
+            "cpu_median": round(statistics.median(cpu_seconds[name]), 3),
+            "speedup": round(ratio(seconds, base, name), 3),
+            "cpu_speedup": round(ratio(cpu_seconds, base, name), 3),
+            "seconds": times,
+        }
+        for name, times in seconds.items()
+    }
+
+
+def draw_bars(path: Path, title: str, groups: Mapping[str, Mapping[str, float]], unit: str) -> None:
+    """One chart of horizontal bars for each group, beside each other."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(groups), figsize=(5 * len(groups), 3), squeeze=False, layout="constrained")
+    for axis, (name, values) in zip(axes[0], groups.items(), strict=True):
+        labels = list(values)[::-1]
+        colours = [COLOURS[label.split()[0]] for label in labels]
+        bars = axis.barh(labels, [values[label] for label in labels], color=colours)
+        axis.bar_label(bars, fmt="%.3g", padding=3)
+        axis.set_xlim(0, max(values.values()) * 1.2)
+        axis.set_title(name)
+        axis.set_xlabel(unit)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path, dpi=150)
 
 
 def machine() -> dict[str, Any]:

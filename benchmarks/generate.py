@@ -10,9 +10,7 @@ whole call (encoder included), divided by the number of generated tokens. Writte
 
 import argparse
 import copy
-import datetime
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -21,20 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import ctranslate2
-import matplotlib
 import torch
 import transformers
+from common import draw_bars, stock_twin, write_json
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
 from t5_experimental import preset_config
 
 
 Contestant = Callable[[torch.Tensor], list[list[int]]]
 """Source ids `(batch, source)` -> generated ids, without the start token."""
-
-COLOURS = {"transformers": "#9aa5b1", "CTranslate2": "#5b8db8", "t5_experimental": "#d1603d"}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -48,24 +44,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="contestants whose names contain this")
     parser.add_argument("--output", type=Path, default=Path("generate"), help="path without suffix")
     return parser.parse_args()
-
-
-def stock_twin(model: torch.nn.Module) -> T5ForConditionalGeneration:
-    """transformers' T5 with the weights of ours."""
-    ours = model.config
-    names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads")
-    config = T5Config(
-        **{name: getattr(ours, name) for name in names},
-        feed_forward_proj="gated-gelu",
-        decoder_start_token_id=ours.decoder_start_token_id,
-    )
-    # T5Config of transformers 5 sets both, whatever it is given.
-    config.tie_word_embeddings = config.scale_decoder_outputs = False
-    stock = T5ForConditionalGeneration(config)
-    stock.load_state_dict(model.state_dict())
-    if stock.lm_head.weight is stock.shared.weight or not torch.equal(stock.lm_head.weight, model.lm_head.weight):
-        raise RuntimeError("transformers tied the classifier to the embedding, so it would compute something else.")
-    return stock.eval()
 
 
 class InMemoryConverter(ctranslate2.converters.TransformersConverter):
@@ -180,57 +158,16 @@ def measure(contestants: dict[str, Contestant], arguments: argparse.Namespace) -
     return rows
 
 
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def conditions(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a figure means nothing without."""
-    modules = (torch, transformers, ctranslate2)
-    return {
-        "date": datetime.date.today().isoformat(),
-        "processor": processor(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": arguments.threads,
-        "versions": {"python": platform.python_version(), **{m.__name__: m.__version__ for m in modules}},
-        "preset": arguments.preset,
-        "source_length": arguments.source_length,
-        "new_tokens": arguments.new_tokens,
-        "rounds": arguments.rounds,
-    }
-
-
 def draw(report: dict[str, Any], path: Path) -> None:
     """One group of bars for each batch size, one bar for each contestant."""
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    batch_sizes = sorted({row["batch_size"] for row in report["results"]})
-    figure, axes = pyplot.subplots(1, len(batch_sizes), figsize=(5 * len(batch_sizes), 3.2), squeeze=False)
-    for axis, batch_size in zip(axes[0], batch_sizes, strict=True):
-        rows = [row for row in report["results"] if row["batch_size"] == batch_size][::-1]
-        values = [row["ms_per_token"] for row in rows]
-        colours = [COLOURS[row["name"].split()[0]] for row in rows]
-        bars = axis.barh([row["name"] for row in rows], values, color=colours)
-        axis.bar_label(bars, fmt="%.1f", padding=3)
-        axis.set_xlim(0, max(values) * 1.15)
-        axis.set_title(f"batch {batch_size}")
-        axis.set_xlabel("ms per token")
-        axis.spines[["top", "right"]].set_visible(False)
-    where = report["conditions"]
-    figure.suptitle(
-        f"{where['preset']}, {where['source_length']} tokens in, {where['new_tokens']} out, "
-        f"{where['threads']} threads, {where['processor']}, {where['date']}",
-        fontsize=9,
+    groups: dict[str, dict[str, float]] = {}
+    for row in report["results"]:
+        groups.setdefault(f"batch {row['batch_size']}", {})[row["name"]] = row["ms_per_token"]
+    where = report["settings"]
+    title = (
+        f"{where['preset']}, {where['source_length']} tokens in, {where['new_tokens']} out, {where['threads']} threads"
     )
-    figure.tight_layout()
-    figure.savefig(path, dpi=150)
+    draw_bars(path, title, groups, "ms per token")
 
 
 def main() -> None:
@@ -239,9 +176,9 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as scratch:
         results = measure(build_contestants(arguments, Path(scratch)), arguments)
-    report = {"conditions": conditions(arguments), "results": results}
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n")
+    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
+    report = {"settings": {**settings, "ctranslate2": ctranslate2.__version__}, "results": results}
+    write_json(arguments.output.with_suffix(".json"), report)
     draw(report, arguments.output.with_suffix(".png"))
 
 

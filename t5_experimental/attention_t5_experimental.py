@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from .configuration_t5_experimental import TALKING_HEADS, LayerSpec, T5ExperimentalConfig
 from .masks_t5_experimental import Visibility, masked_bias
+from .products_t5_experimental import multiply
 from .talking_heads_t5_experimental import talking_heads_attention
 
 
@@ -207,7 +208,7 @@ class T5Attention(nn.Module):
             diagonals: `(h, n + m - 1)`, position bias in the form that [`bias_diagonals`] returns.
             visible: mask in the form that goes with `diagonals`.
         """
-        query = self._split_heads(self.q(hidden_states), self.spec.d_k)  # [b, hk, n, dk]
+        query = self._split_heads(multiply(self.q, hidden_states), self.spec.d_k)  # [b, hk, n, dk]
         key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values)
         if visible is not None and self.takes_rows(visible, output_attentions):
             context, weights = self.attend_by_rows(query.to(key.dtype), key, value, diagonals, visible), None
@@ -215,7 +216,7 @@ class T5Attention(nn.Module):
             # A cache may hold more digits than the model computes with.
             context, weights = self.attend(query.to(key.dtype), key, value, attention_bias, output_attentions)
         merged = context.to(query.dtype).transpose(1, 2).flatten(2)  # [b, hv, n, dv] -> [b, n, hv * dv]
-        return AttentionOutput(self.o(merged), weights)
+        return AttentionOutput(multiply(self.o, merged), weights)
 
     @staticmethod
     def _split_heads(states: torch.Tensor, size: int) -> torch.Tensor:
@@ -233,7 +234,7 @@ class T5Attention(nn.Module):
                 layer: Any = layers.layers[self.layer_idx]
                 return self._from_cache(layer.keys, layer.values)
         source = key_value_states if key_value_states is not None else hidden_states
-        key, value = self._to_cache(self.k(source), self.v(source))
+        key, value = self._to_cache(multiply(self.k, source), multiply(self.v, source))
         if layers is not None:
             key, value = layers.update(key, value, self.layer_idx)
             if is_cross and isinstance(past_key_values, EncoderDecoderCache):

@@ -270,6 +270,23 @@ def test_steps_do_not_wait_for_the_check(tiny_models, tmp_path, monkeypatch):
     assert checks == [3, 5, 5, 5]
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_training_steps_need_no_logits(smoothing, tiny_models, tmp_path, monkeypatch):
+    """But evaluation does, and the trainer's own smoothing of labels."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folders = f"--model_name_or_path {tiny_models['t5_v1_1']} --output_dir {tmp_path / 'output'}"
+    data = f"--train_file {DATA / 'restaurants_train.jsonl'} --validation_file {DATA / 'restaurants_test.jsonl'}"
+    flags = f"--use_cpu --max_steps 2 --save_strategy no --label_smoothing_factor {smoothing}"
+    trainer, splits = finetune.build_trainer(finetune.parse(f"{folders} {data} {flags}".split()))
+    seen = []
+    trainer.model.register_forward_hook(
+        lambda model, inputs, outputs: seen.append((model.training, outputs.logits is None))
+    )
+    trainer.train()
+    trainer.evaluate(splits["eval"].select(range(2)))
+    assert set(seen) == {(True, smoothing == 0), (False, False)}
+
+
 @pytest.mark.parametrize(
     ("launcher", "flags", "hardware", "expected"),
     [

@@ -1,0 +1,96 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Times the encoder side by side: transformers' own T5 and this package, with the same random weights, on the CPU.
+
+    python benchmarks/encode.py --output benchmarks/results/encode
+
+Contestants take turns in one process. "products" are the bare products with the encoder's matrices by `F.linear`, below
+which nothing that uses it can come. Written are OUTPUT.json and OUTPUT.png.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from common import draw_bars, in_turns, stock_twin, summary, write_json
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModelForSeq2SeqLM
+
+from t5_experimental import preset_config
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--preset", default="t5.1.1.base", help="a t5.1.1 size, which both can express")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("encode"), help="path without suffix")
+    return parser.parse_args()
+
+
+def bare_products(encoder: nn.Module, batch_size: int, length: int) -> Callable[[], None]:
+    """A function that multiplies random states by every matrix of the encoder."""
+    weights = [module.weight for module in encoder.modules() if isinstance(module, nn.Linear)]
+    states = {weight.shape[1]: torch.randn(batch_size, length, weight.shape[1]).to(weight.dtype) for weight in weights}
+
+    def run() -> None:
+        for weight in weights:
+            F.linear(states[weight.shape[1]], weight)
+
+    return run
+
+
+def measure(dtype: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Times of one type of numbers, and the largest difference between the outputs of both contestants."""
+    torch.manual_seed(0)
+    ours = AutoModelForSeq2SeqLM.from_config(preset_config(arguments.preset)).eval()
+    stock = stock_twin(ours).to(DTYPES[dtype])
+    ours = copy.deepcopy(ours).to(DTYPES[dtype])
+    input_ids = torch.randint(3, ours.config.vocab_size, (arguments.batch_size, arguments.length))
+    contestants: dict[str, Callable[[], Any]] = {
+        "transformers": lambda: stock.encoder(input_ids),
+        "t5_experimental": lambda: ours.encoder(input_ids),
+        "products alone": bare_products(ours.encoder, arguments.batch_size, arguments.length),
+    }
+    cpu_seconds: dict[str, list[float]] = {}
+    seconds = in_turns(contestants, arguments.rounds, cpu_seconds=cpu_seconds)
+    outputs = [contestants[name]().last_hidden_state.float() for name in ("transformers", "t5_experimental")]
+    return {
+        "contestants": summary(seconds, cpu_seconds, "transformers"),
+        "largest_difference": (outputs[0] - outputs[1]).abs().max().item(),
+        "largest_output": outputs[0].abs().max().item(),
+    }
+
+
+@torch.no_grad()
+def main() -> None:
+    arguments = parse_arguments()
+    torch.set_num_threads(arguments.threads)
+    transformers.logging.set_verbosity_error()
+    results = {}
+    for dtype in arguments.dtypes:
+        results[dtype] = measure(dtype, arguments)
+        for name, figures in results[dtype]["contestants"].items():
+            print(dtype, name, {key: value for key, value in figures.items() if key != "seconds"}, flush=True)
+    settings = {name: value for name, value in vars(arguments).items() if name != "output"}
+    write_json(arguments.output.with_suffix(".json"), {"settings": settings, "results": results})
+    title = f"{arguments.preset}, encoder, {arguments.batch_size} x {arguments.length}, {arguments.threads} threads"
+    groups = {
+        dtype: {name: figures["median"] for name, figures in result["contestants"].items()}
+        for dtype, result in results.items()
+    }
+    draw_bars(arguments.output.with_suffix(".png"), title, groups, "seconds")
+
+
+if __name__ == "__main__":
+    main()

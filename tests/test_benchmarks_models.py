@@ -1,0 +1,52 @@
+"""The benchmarks of models run from end to end, as their users start them; their figures mean nothing here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SMALL = "--preset t5.1.1.small --rounds 1 --threads 1"
+
+pytestmark = pytest.mark.slow
+
+
+def run(script: str, flags: str, output: Path) -> dict:
+    """What a benchmark wrote as JSON; its chart must be there, too."""
+    command = [sys.executable, str(BENCHMARKS / script), *SMALL.split(), *flags.split(), "--output", str(output)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    report = json.loads(output.with_suffix(".json").read_text())
+    assert {"processor", "threads", "torch", "transformers", "date"} <= set(report["machine"])
+    return report
+
+
+def test_encode(tmp_path):
+    results = run("encode.py", "--batch-size 1 --length 160", tmp_path / "encode")["results"]
+    for dtype, tolerance in (("fp32", 1e-5), ("bf16", 0.02)):
+        figures = results[dtype]
+        assert set(figures["contestants"]) == {"transformers", "t5_experimental", "products alone"}
+        assert all(len(figure["seconds"]) == 1 for figure in figures["contestants"].values())
+        # Both compute the same, or their times could not be compared.
+        assert figures["largest_difference"] <= tolerance * figures["largest_output"]
+
+
+def test_train_step(tmp_path):
+    flags = "--batch-size 1 --source-length 16 --target-length 8"
+    results = run("train_step.py", flags, tmp_path / "train_step")["results"]
+    stock, ours = results["transformers"], results["t5_experimental"]
+    assert len(ours["losses"]) == 2  # the warm-up has one, too
+    assert ours["losses"] == pytest.approx(stock["losses"], rel=1e-4)
+    assert ours["losses"][1] < ours["losses"][0]
+    assert 0.5 * stock["peak_mib"] < ours["peak_mib"] < 1.2 * stock["peak_mib"]
+
+
+def test_generate(tmp_path):
+    pytest.importorskip("ctranslate2")
+    flags = "--batch-sizes 1 --source-length 4 --new-tokens 3 --only fp32"
+    results = run("generate.py", flags, tmp_path / "generate")["results"]
+    assert {row["name"].split()[0] for row in results} == {"transformers", "CTranslate2", "t5_experimental"}

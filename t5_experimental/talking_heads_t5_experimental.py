@@ -44,7 +44,7 @@ _TRITON_MOST_HEADS = 32
 # the kernels there.
 _HAS_TRITON = (
     os.environ.get("T5_EXPERIMENTAL_TRITON", "1") != "0"
-    and torch.__version__ >= (2, 13)
+    and torch.__version__ >= "2.13"
     and torch.version.hip is None
     and importlib.util.find_spec("triton") is not None
 )

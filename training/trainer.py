@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
+from t5_experimental.tasks_t5_experimental import T5ExperimentalForConditionalGeneration
 from t5_experimental.training.errors import TrainingError
 
 
@@ -34,6 +35,10 @@ class FinetuningTrainer(Seq2SeqTrainer):
         super().__init__(*args, **kwargs)
         # Stays on the device: reading it in every step would make the processor wait for each of them.
         self._losses_are_finite = torch.tensor(True, device=self.args.device)
+        adapted = getattr(self.model, "get_base_model", None)
+        base = self.model if adapted is None else adapted()
+        # transformers' own T5, say, does not know the argument; and a smoother of the trainer's own wants logits.
+        self._skips_logits = self.label_smoother is None and isinstance(base, T5ExperimentalForConditionalGeneration)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -44,8 +49,8 @@ class FinetuningTrainer(Seq2SeqTrainer):
     def compute_loss(
         self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        # A step of training looks at no logits, unless the trainer smooths the labels itself.
-        if model.training and self.label_smoother is None:
+        # A step of training looks at no logits.
+        if model.training and self._skips_logits:
             inputs = {**inputs, "skip_logits": True}
         return super().compute_loss(model, inputs, *args, **kwargs)
 

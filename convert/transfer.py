@@ -16,7 +16,9 @@ from .errors import ConversionError
 # Bytes of a block with our axes. Small enough for the caches of a processor, which is what makes transposing fast.
 BLOCK_BYTES = 4 * 2**20
 
-# Bytes of a variable that are in memory to be transposed: all of it, or as many of its columns.
+# Variables of up to so many bytes are in memory as a whole to be transposed, which reads them once; of larger ones, so
+# many bytes of neighbouring columns at a time.
+WHOLE_BYTES = 48 * 2**20
 BAND_BYTES = 16 * 2**20
 
 # Blocks that are valid at the same time, so that one can be written while the next is made.
@@ -118,7 +120,7 @@ class Transfer:
             return
         rows, columns = entry.matrix
         row_bytes = columns * dtype.itemsize
-        if rows * row_bytes <= BAND_BYTES:
+        if rows * row_bytes <= WHOLE_BYTES:
             band = self._band(rows, columns, dtype)
             top = 0
             for data in self._source_blocks(entry, max(1, BLOCK_BYTES // row_bytes) * row_bytes):

@@ -62,6 +62,7 @@ def test_every_tensor_in_every_block_size(
 ) -> None:
     monkeypatch.setattr(transfer, "BLOCK_BYTES", block_bytes)
     monkeypatch.setattr(transfer, "BAND_BYTES", band_bytes)
+    monkeypatch.setattr(transfer, "WHOLE_BYTES", band_bytes)
     reader = memory_reader(arrays)
     plan = plan_of(reader, make_config("mixed"))
     written: list[int] = []

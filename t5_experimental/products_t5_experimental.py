@@ -1,7 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Products with weights as oneDNN computes them on CPUs, where no gradient is needed.
 
-Of float32, on processors that MKL was not made for, oneDNN multiplies a fifth to a third faster than `F.linear`, and it
+Of float32, on processors that MKL was not made for, oneDNN multiplies up to a fifth faster than `F.linear`, and it
 applies gelu and gate to its outputs before they leave the cache. Whatever is not a bare `nn.Linear` (adapters,
 quantised weights, hooks of offloading or sharding) is called as it is.
 """

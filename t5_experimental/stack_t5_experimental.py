@@ -62,7 +62,7 @@ class T5LayerNorm(nn.Module):
 
     def _in_blocks(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The same numbers, some rows at a time: on the CPU half types go through float32 tensors, which stay in the
-        cache so (five times as fast)."""
+        cache so."""
         normed = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
         blocks = (
             hidden_states.flatten(0, -2).split(_NORM_ROWS),

@@ -34,7 +34,7 @@ $(VENV)-oldest/.installed: setup.py constraints-oldest.txt
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[peft]" pytest pytest-xdist
 	touch $@
 
-# Times everything that runs on a CPU, side by side with its rivals; about fifteen minutes on two cores.
+# Times everything that runs on a CPU, side by side with its rivals.
 bench: install
 	$(BIN)/python benchmarks/encode.py --rounds 3 --output benchmarks/results/encode
 	$(BIN)/python benchmarks/train_step.py --rounds 3 --output benchmarks/results/train_step

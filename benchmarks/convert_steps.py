@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -39,8 +40,12 @@ def tensorflow(source: str, mapping: str, output: str) -> None:
         output: folder for the model.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow as tf
     import torch
+
+    with suppress(ImportError):
+        # torch imports it when it is there, and the process aborts if TensorFlow came first.
+        import triton  # noqa: F401
+    import tensorflow as tf
     from transformers import T5Config, T5ForConditionalGeneration
 
     fields = json.loads(Path(mapping).read_text(encoding="utf-8"))

@@ -220,7 +220,7 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
         decoder_segment_ids: torch.Tensor | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
         z_loss: float = 0.0,
-        label_smoothing: float = 0.0,
+        smoothing: float = 0.0,
         skip_logits: bool = False,
     ) -> Seq2SeqLMOutput:
         """Predicts target tokens; arguments as of [`T5ExperimentalModel.forward`], and
@@ -231,7 +231,8 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
             num_items_in_batch: divisor of the loss instead of the number of labels here, see [`cross_entropy_loss`].
                 The original's loss is [`original_loss`] of the logits, or `num_items_in_batch=labels.numel()` here.
             z_loss: weight of the squared log-normaliser, see [`token_losses`].
-            label_smoothing: share of the target distribution that is spread evenly, see [`token_losses`].
+            smoothing: share of the target distribution that is spread evenly, `label_smoothing` of [`token_losses`]; a
+                trainer takes every argument with "label" in its name for a column of labels.
             skip_logits: return the loss alone, which then takes the memory for logits of a few hundred tokens and not
                 of all.
 
@@ -280,13 +281,13 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
         if self.config.scale_decoder_outputs:
             hidden_states = hidden_states * self.config.d_model**-0.5
         if labels is not None and skip_logits and self._classifier_is_its_weight():
-            losses = chunked_token_losses(hidden_states, self.lm_head.weight, labels, z_loss, label_smoothing)
+            losses = chunked_token_losses(hidden_states, self.lm_head.weight, labels, z_loss, smoothing)
             loss = mean_of_counted(losses, labels, num_items_in_batch)
             return Seq2SeqLMOutput(loss=loss, **intermediate_outputs(outputs))
         logits = self.lm_head(hidden_states)
         if labels is None:
             return Seq2SeqLMOutput(logits=logits, **intermediate_outputs(outputs))
-        loss = cross_entropy_loss(logits, labels, num_items_in_batch, z_loss, label_smoothing)
+        loss = cross_entropy_loss(logits, labels, num_items_in_batch, z_loss, smoothing)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=None if skip_logits else logits,

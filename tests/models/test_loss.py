@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
+from transformers.utils import find_labels
 
 from t5_experimental import chunked_token_losses, loss_t5_experimental, original_loss, token_losses
 from t5_experimental.loss_t5_experimental import cross_entropy_loss
@@ -169,7 +170,7 @@ class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("options", [{}, {"z_loss": 1e-2}, {"label_smoothing": 0.1, "z_loss": 1e-2}])
+@pytest.mark.parametrize("options", [{}, {"z_loss": 1e-2}, {"smoothing": 0.1, "z_loss": 1e-2}])
 def test_skip_logits_gives_the_same_loss_and_gradients(model, batch, options, small_chunks):
     batch["labels"][1, 3:] = -100
     model.train()
@@ -262,3 +263,8 @@ def test_skip_logits_in_a_compiled_model(make_config, batch, small_chunks):
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters())
+
+
+def test_a_trainer_finds_one_column_of_labels(model):
+    """It looks for arguments with "label" in their names, and evaluates nothing unless all of them are given."""
+    assert find_labels(type(model)) == ["labels"]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .. import without_models
 from .errors import ConversionError, UnknownVariables
@@ -154,20 +154,24 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def _planning(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What decides what is found and planned, which inspecting and converting share."""
+    return {
+        "family": arguments.family,
+        "d_kv": arguments.d_kv,
+        "feed_forward_proj": arguments.feed_forward_proj,
+        "encoder_only": arguments.encoder_only,
+        "output_format": arguments.format,
+        "optimizer": arguments.with_optimizer,
+        "cache_dir": arguments.cache_dir,
+    }
+
+
 def _inspect(arguments: argparse.Namespace) -> None:
     from .pipeline import inspect
 
     try:
-        found = inspect(
-            arguments.source,
-            arguments.family,
-            d_kv=arguments.d_kv,
-            feed_forward_proj=arguments.feed_forward_proj,
-            encoder_only=arguments.encoder_only,
-            output_format=arguments.format,
-            optimizer=arguments.with_optimizer,
-            cache_dir=arguments.cache_dir,
-        )
+        found = inspect(arguments.source, **_planning(arguments))
     except UnknownVariables as error:
         print("Unknown variables", *error.listed, sep="\n  ")
         raise
@@ -190,22 +194,16 @@ def _convert(arguments: argparse.Namespace) -> None:
     summary = convert(
         arguments.source,
         arguments.output,
-        family=arguments.family,
         vocab=arguments.vocab,
         dtype=arguments.dtype,
         max_shard_size=arguments.max_shard_size,
         overwrite=arguments.overwrite,
-        d_kv=arguments.d_kv,
-        feed_forward_proj=arguments.feed_forward_proj,
-        encoder_only=arguments.encoder_only,
-        output_format=arguments.format,
-        optimizer=arguments.with_optimizer,
         verify=arguments.verify,
         allow_nonfinite=arguments.allow_nonfinite,
         resume=arguments.resume,
-        cache_dir=arguments.cache_dir,
         report=_print_findings,
         progress=True,
+        **_planning(arguments),
     )
     _print_summary(summary)
     if arguments.verify:

@@ -18,10 +18,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
+from .attention_by_rows_t5_experimental import attention_by_rows
 from .configuration_t5_experimental import TALKING_HEADS, LayerSpec, T5ExperimentalConfig
 from .masks_t5_experimental import Visibility, masked_bias
-from .products_t5_experimental import multiply
-from .talking_heads_t5_experimental import talking_heads_attention
+from .products_t5_experimental import is_eager_on_cpu, multiply
 
 
 # Below these, all pairs at once were not slower than blocks of rows (two cores, float32), and their memory is small.
@@ -181,9 +181,30 @@ class T5Attention(nn.Module):
         max_distance = self.config.relative_attention_max_distance
         return bias_diagonals(self.relative_attention_bias, visible, bidirectional, max_distance, device)
 
-    def takes_rows(self, visible: Visibility | None, output_attentions: bool) -> bool:
-        """Whether it reads diagonals and visibility row by row, and needs no bias for every pair."""
-        return False
+    def takes_rows(
+        self,
+        states: torch.Tensor,
+        diagonals: torch.Tensor | None,
+        visible: Visibility | None,
+        output_attentions: bool,
+    ) -> bool:
+        """Whether it reads diagonals and visibility row by row, and needs no bias for every pair.
+
+        Plain attention does where torch's has no kernel on the CPU and would keep all pairs: with a bias that learns,
+        and with dropout.
+        """
+        return (
+            self._may_take_rows(visible, output_attentions)
+            and is_eager_on_cpu(states)
+            and torch.is_grad_enabled()
+            and ((diagonals is not None and diagonals.requires_grad) or (self.training and self.dropout > 0))
+        )
+
+    def _may_take_rows(self, visible: Visibility | None, output_attentions: bool) -> bool:
+        """Whether rows are possible and worthwhile: unless the eager path is asked for, for all but small problems."""
+        if visible is None or output_attentions or self.config._attn_implementation != "sdpa":
+            return False
+        return visible.query_length >= _MIN_QUERIES and visible.query_length * visible.key_length >= _MIN_PAIRS
 
     def forward(
         self,
@@ -210,7 +231,7 @@ class T5Attention(nn.Module):
         """
         query = self._split_heads(multiply(self.q, hidden_states), self.spec.d_k)  # [b, hk, n, dk]
         key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values)
-        if visible is not None and self.takes_rows(visible, output_attentions):
+        if visible is not None and self.takes_rows(hidden_states, diagonals, visible, output_attentions):
             context, weights = self.attend_by_rows(query.to(key.dtype), key, value, diagonals, visible), None
         else:
             # A cache may hold more digits than the model computes with.
@@ -299,7 +320,12 @@ class T5Attention(nn.Module):
     ) -> torch.Tensor:
         """As [`T5Attention.attend`], where [`T5Attention.takes_rows`], with bias and mask as in
         [`T5Attention.forward`]."""
-        raise NotImplementedError("This kind of attention does not work row by row.")
+        dropout = self.dropout if self.training else 0.0
+        return attention_by_rows(query, key, value, *self._projections(), diagonals, visible, dropout)
+
+    def _projections(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The matrices that mix heads before and after the softmax."""
+        return None, None
 
 
 def softmax_with_bias(logits: torch.Tensor, attention_bias: torch.Tensor | None) -> torch.Tensor:
@@ -365,37 +391,24 @@ class T5TalkingHeadsAttention(T5Attention):
         output_attentions: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See [`T5Attention.attend`]; all pairs of all heads at once, the reference for
-        [`talking_heads_attention`]."""
+        [`attention_by_rows`]."""
         logits = self.logits_projection(query @ key.transpose(-1, -2))
         weights = softmax_with_bias(logits, attention_bias)
         mixed = F.dropout(self.weights_projection(weights), self.dropout if self.training else 0.0)
         return mixed @ value, weights if output_attentions else None
 
-    def takes_rows(self, visible: Visibility | None, output_attentions: bool) -> bool:
-        """See [`T5Attention.takes_rows`]; unless the eager path is asked for, all but small problems."""
-        if visible is None or output_attentions or self.config._attn_implementation != "sdpa":
-            return False
-        return visible.query_length >= _MIN_QUERIES and visible.query_length * visible.key_length >= _MIN_PAIRS
-
-    def attend_by_rows(
+    def takes_rows(
         self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
+        states: torch.Tensor,
         diagonals: torch.Tensor | None,
-        visible: Visibility,
-    ) -> torch.Tensor:
-        """See [`T5Attention.attend_by_rows`]."""
-        return talking_heads_attention(
-            query,
-            key,
-            value,
-            self.logits_projection(),
-            self.weights_projection(),
-            diagonals,
-            visible,
-            self.dropout if self.training else 0.0,
-        )
+        visible: Visibility | None,
+        output_attentions: bool,
+    ) -> bool:
+        """See [`T5Attention.takes_rows`]; everywhere and always, for there is no other kernel."""
+        return self._may_take_rows(visible, output_attentions)
+
+    def _projections(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        return self.logits_projection(), self.weights_projection()
 
 
 def build_attention(

@@ -10,6 +10,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .products_t5_experimental import product
+
 
 IGNORE_INDEX = -100
 
@@ -75,10 +77,10 @@ class _ClassifiedLosses(torch.autograd.Function):
         losses, log_z = hidden_states.new_empty(2, len(labels), dtype=wide)
         logits = losses.new_empty(0)
         with torch.autocast(labels.device.type, enabled=False):
-            kernel = weight.to(dtype).t()
+            kernel = weight.to(dtype)
             for start in range(0, len(labels), _CHUNK):
                 rows = slice(start, start + _CHUNK)
-                logits = (hidden_states[rows].to(dtype) @ kernel).to(wide)
+                logits = product(hidden_states[rows].to(dtype), kernel).to(wide)
                 losses[rows], log_z[rows] = _losses_and_normalisers(logits, labels[rows], z_loss, label_smoothing)
         ctx.save_for_backward(hidden_states, weight, labels, log_z, logits)
         ctx.z_loss, ctx.label_smoothing, ctx.dtype = z_loss, label_smoothing, dtype
@@ -98,7 +100,7 @@ class _ClassifiedLosses(torch.autograd.Function):
             for start in range(0, len(labels), _CHUNK):
                 rows = slice(start, start + _CHUNK)
                 states = hidden_states[rows].to(dtype)
-                logits = (states @ kernel.t()).to(wide) if rows.stop < len(labels) else last_logits
+                logits = product(states, kernel).to(wide) if rows.stop < len(labels) else last_logits
                 # d loss / d logits = (1 + 2 z log_z) softmax - (1 - s) onehot - s / vocab
                 grad = logits.sub(log_z[rows, None]).exp_()
                 if ctx.z_loss:
@@ -108,7 +110,7 @@ class _ClassifiedLosses(torch.autograd.Function):
                 hit = torch.full_like(log_z[rows, None], ctx.label_smoothing - 1)
                 grad = grad.scatter_add_(-1, labels[rows, None], hit).mul_(grad_losses[rows, None]).to(dtype)
                 if grad_states is not None:
-                    grad_states[rows] = grad @ kernel
+                    grad_states[rows] = product(grad, kernel.t())
                 if grad_weight is not None and dtype == wide:
                     grad_weight.addmm_(grad.t(), states)
                 elif grad_weight is not None:

@@ -10,11 +10,13 @@
 Modules are named as in transformers' T5, so that its checkpoints, adapters and sharding policies fit.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN, GELUTanh, NewGELUActivation
@@ -32,6 +34,7 @@ from .attention_t5_experimental import (
     dense_bias,
 )
 from .cache_t5_experimental import with_room
+from .checkpointing_t5_experimental import with_kept_attention
 from .configuration_t5_experimental import LayerSpec, T5ExperimentalConfig
 from .masks_t5_experimental import Visibility, masked_bias, visibility
 from .products_t5_experimental import are_bare, is_plain_inference, multiply, multiply_gated
@@ -93,9 +96,9 @@ class T5DenseActDense(nn.Module):
         if self._is_fused(hidden_states):
             return multiply(self.wo, multiply_gated(self.wi_0, self.wi_1, hidden_states))
         if self.is_gated:
-            inner = self.act(self.wi_0(hidden_states)) * self.wi_1(hidden_states)
+            inner = self.act(multiply(self.wi_0, hidden_states)) * multiply(self.wi_1, hidden_states)
         else:
-            inner = self.act(self.wi(hidden_states))
+            inner = self.act(multiply(self.wi, hidden_states))
         inner = self.dropout(inner)
         # `wo` stays in float32 when the rest is float16, whose range its outputs exceed; quantised weights cast
         # themselves.
@@ -106,7 +109,7 @@ class T5DenseActDense(nn.Module):
             and not torch.is_autocast_enabled(inner.device.type)
         ):
             inner = inner.to(weight.dtype)
-        return self.wo(inner)
+        return multiply(self.wo, inner)
 
     def _is_fused(self, hidden_states: torch.Tensor) -> bool:
         """Whether oneDNN does gelu and gate along with the products."""
@@ -114,6 +117,7 @@ class T5DenseActDense(nn.Module):
             self.is_gated
             and not self.training
             and isinstance(self.act, GELUTanh | NewGELUActivation)
+            and is_plain_inference(hidden_states)
             and are_bare(hidden_states, self.wi_0, self.wi_1)
         )
 
@@ -253,7 +257,7 @@ class T5Block(GradientCheckpointingLayer):
             diagonals = attention.self_attention_bias(
                 visible, bidirectional=not self.is_decoder, device=hidden_states.device
             )
-        if attention_bias is None and not attention.takes_rows(visible, output_attentions):
+        if attention_bias is None and not attention.takes_rows(hidden_states, diagonals, visible, output_attentions):
             attention_bias = dense_bias(diagonals, visible)
         hidden_states, self_weights = self.layer[0](
             hidden_states, attention_bias, past_key_values, output_attentions, diagonals, visible
@@ -323,6 +327,13 @@ class T5ExperimentalPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=scale)
         else:
             init.trunc_normal_(module.weight, std=scale, a=-2 * scale, b=2 * scale)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **kwargs: Any
+    ) -> None:
+        """As in transformers; `gradient_checkpointing_kwargs={"keep_attention": True}` also keeps what attentions
+        return."""
+        super()._set_gradient_checkpointing(enable, with_kept_attention(gradient_checkpointing_func), **kwargs)
 
     def _shift_right(self, labels: torch.Tensor, segment_ids: torch.Tensor | None = None) -> torch.Tensor:
         """Decoder inputs that predict `labels`: each label's predecessor, the start token at the front.
@@ -511,7 +522,7 @@ class T5Stack(T5ExperimentalPreTrainedModel):
     ) -> torch.Tensor | None:
         """Mask of encoder-decoder attention, broadcastable to `(b, h, n, m)`; None if no layer needs one."""
         attentions: list[T5Attention] = [block.layer[1].EncDecAttention for block in self.block]  # type: ignore
-        if all(attention.takes_rows(visible, output_attentions) for attention in attentions):
+        if all(attention.takes_rows(inputs_embeds, None, visible, output_attentions) for attention in attentions):
             return None
         mask = visible.all_rows(inputs_embeds.device)
         if mask is None:

@@ -16,7 +16,7 @@ Head counts are padded to powers of two from 16 on, with zeros, because the mixe
 Axes are named as in attention_t5_experimental.py. Capitals in `s`, a [`_Sizes`], are known when a kernel is compiled.
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
@@ -31,7 +31,7 @@ except ImportError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from .talking_heads_t5_experimental import _Problem
+    from .attention_by_rows_t5_experimental import _Problem
 
 
 # Queries and keys of a tile, and numbers of a query, key or value that one step of a product reads: the least that
@@ -496,7 +496,10 @@ class _Launcher:
     def __init__(self, problem: "_Problem"):
         self.problem = problem
         query, key, value = (self.readable(x) for x in (problem.query, problem.key, problem.value))
-        heads, value_heads = problem.weights_projection.shape
+        mixes = problem.logits_projection, problem.weights_projection
+        # Never None: plain attention does not come here.
+        logits_projection, weights_projection = (self.readable(cast(torch.Tensor, mix)).contiguous() for mix in mixes)
+        heads, value_heads = weights_projection.shape
         self.batch, key_heads, self.query_length, key_size = query.shape
         self.key_length, value_size = value.shape[2:]
         visible, device = problem.visibility, query.device
@@ -534,8 +537,8 @@ class _Launcher:
             query=query,
             key=key,
             value=value,
-            logits_projection=self.readable(problem.logits_projection).contiguous(),
-            weights_projection=self.readable(problem.weights_projection).contiguous(),
+            logits_projection=logits_projection,
+            weights_projection=weights_projection,
             diagonals=query if problem.bias is None else problem.bias,
             mask=query if mask is None else mask.to(device).view(torch.uint8),
             mask_strides=strides,

@@ -1,4 +1,4 @@
-"""oneDNN's products and norms in blocks, which inference takes on CPUs, against the ordinary operators."""
+"""oneDNN's products, and norms in blocks, which CPUs take, against the ordinary operators."""
 
 import platform
 
@@ -8,6 +8,7 @@ from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import products_t5_experimental, stack_t5_experimental
+from t5_experimental.loss_t5_experimental import chunked_token_losses, token_losses
 from t5_experimental.products_t5_experimental import are_bare, is_plain_inference, multiply
 from t5_experimental.stack_t5_experimental import T5LayerNorm
 
@@ -33,16 +34,38 @@ def fused_calls(monkeypatch) -> list[str]:
     return calls
 
 
-def test_models_give_equal_outputs(model, batch, any_rows, monkeypatch):
-    """Without gradients the products are oneDNN's, with them they are not."""
-    expected = model(**batch).logits
+def test_models_give_equal_outputs_and_gradients(model, batch, any_rows, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends.mkldnn, "enabled", False)
+        expected = model(**batch)
+        gradients = torch.autograd.grad(expected.loss, list(model.parameters()))
     calls = fused_calls(monkeypatch)
     with torch.no_grad():
         actual = model(**batch).logits
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual, expected.logits, rtol=1e-4, atol=1e-5)
+    actual_gradients = torch.autograd.grad(model(**batch).loss, list(model.parameters()))
+    torch.testing.assert_close(actual_gradients, gradients, rtol=1e-4, atol=1e-5)
     is_there = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
     assert calls
     assert all(calls) == is_there
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs a torch with oneDNN")
+def test_products_can_be_derived_again(any_rows):
+    """Gradients, gradients of gradients, and neither for what is frozen."""
+    torch.manual_seed(0)
+    states, linear = torch.randn(2, 3, 4, requires_grad=True), nn.Linear(4, 5, bias=False)
+
+    def derivatives(product):
+        gradients = torch.autograd.grad(product(states).square().sum(), (states, linear.weight), create_graph=True)
+        return *gradients, *torch.autograd.grad(sum(x.square().sum() for x in gradients), (states, linear.weight))
+
+    actual = derivatives(lambda states: products_t5_experimental._Product.apply(states, linear.weight))
+    torch.testing.assert_close(actual, derivatives(linear))
+    linear.requires_grad_(False)
+    multiply(linear, states).sum().backward()
+    assert states.grad is not None
+    assert linear.weight.grad is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -60,6 +83,23 @@ def test_norms_in_blocks_give_the_same_numbers(dtype, any_rows, monkeypatch):
     assert operators
 
 
+def test_losses_in_chunks_are_the_same(any_rows, monkeypatch):
+    """The classifier's products within them are oneDNN's, too."""
+    torch.manual_seed(0)
+    states, weight = torch.randn(600, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
+    labels = torch.randint(40, (600,))
+    right, calls = products_t5_experimental._multiplies, []
+    monkeypatch.setattr(products_t5_experimental, "_multiplies", lambda dtype: calls.append(dtype) or right(dtype))
+    actual = chunked_token_losses(states, weight, labels, 1e-4, 0.1)
+    gradients = torch.autograd.grad(actual.square().sum(), (states, weight))
+    expected = token_losses(states @ weight.t(), labels, 1e-4, 0.1)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        gradients, torch.autograd.grad(expected.square().sum(), (states, weight)), rtol=1e-4, atol=1e-4
+    )
+    assert len(calls) == 3 + 2 + 3  # logits of every chunk, again but for the last, and the gradients of the states
+
+
 def test_what_is_more_than_a_matrix_is_called(any_rows):
     """Adapters, hooks and quantised weights have their say."""
     states = torch.randn(3, 4)
@@ -72,18 +112,23 @@ def test_what_is_more_than_a_matrix_is_called(any_rows):
         assert torch.equal(multiply(hooked, states), torch.ones(3, 5))
         assert torch.equal(multiply(wrapped, states), torch.full((3, 5), 2.0))
         assert torch.equal(multiply(nn.Sequential(linear), states), linear(states))
+        watched = nn.Linear(4, 5, bias=False)
+        watched.register_full_backward_hook(lambda *unused: None)
+        assert not are_bare(states, watched)
         biased = nn.Linear(4, 5)
         assert torch.equal(multiply(biased, states), biased(states))
         assert not are_bare(states, linear.half())
 
 
-def test_gradients_autocast_and_compilation_take_the_ordinary_way(any_rows):
-    states = torch.randn(3, 4)
+def test_autocast_transforms_and_compilation_take_the_ordinary_way(any_rows):
+    states, linear = torch.randn(3, 4), nn.Linear(4, 5, bias=False)
     assert not is_plain_inference(states)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not is_plain_inference(states)
+    assert are_bare(states, linear)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not are_bare(states, linear)
+    expected = linear(states)
+    torch.testing.assert_close(torch.func.vmap(lambda row: multiply(linear, row[None])[0])(states), expected)
     with torch.no_grad():
-        linear = nn.Linear(4, 5, bias=False)
         compiled = torch.compile(multiply, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(linear, states), linear(states))
 

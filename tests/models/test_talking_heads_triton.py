@@ -15,10 +15,10 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files
 
-from t5_experimental import attention_t5_experimental, talking_heads_t5_experimental
+from t5_experimental import attention_by_rows_t5_experimental, attention_t5_experimental
+from t5_experimental.attention_by_rows_t5_experimental import BY_TRITON, attention_by_rows, takes_triton
 from t5_experimental.attention_t5_experimental import dense_bias
 from t5_experimental.masks_t5_experimental import Visibility, masked_bias
-from t5_experimental.talking_heads_t5_experimental import BY_TRITON, takes_triton, talking_heads_attention
 
 
 pytest.importorskip("triton", reason="Triton is only made for Linux")
@@ -59,7 +59,7 @@ def eager(query, key, value, logits_projection, weights_projection, diagonals, v
 
 
 def triton_kernels(*inputs):
-    return talking_heads_attention(*inputs, rows=BY_TRITON)
+    return attention_by_rows(*inputs, rows=BY_TRITON)
 
 
 def with_gradients(function, inputs, visible, *arguments, dtype=torch.float64):
@@ -221,7 +221,7 @@ def test_a_model_equals_its_eager_version(make_config, batch, monkeypatch):
     monkeypatch.setattr(attention_t5_experimental, "_MIN_PAIRS", 1)
     calls = []
     monkeypatch.setattr(
-        attention_t5_experimental, "talking_heads_attention", lambda *x: calls.append(x) or triton_kernels(*x)
+        attention_t5_experimental, "attention_by_rows", lambda *x: calls.append(x) or triton_kernels(*x)
     )
     torch.manual_seed(0)
     model = AutoModelForSeq2SeqLM.from_config(make_config("t5.1.th")).to(DEVICE).eval()
@@ -243,7 +243,7 @@ def test_which_problems_they_take(monkeypatch):
     half, gpu = torch.bfloat16, torch.device("cuda")
     properties = SimpleNamespace(major=8)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(talking_heads_t5_experimental, "_HAS_TRITON", True)
+    monkeypatch.setattr(attention_by_rows_t5_experimental, "_HAS_TRITON", True)
     assert takes_triton(32, half, gpu)
     assert takes_triton(1, torch.float16, gpu)
     assert not takes_triton(33, half, gpu)
@@ -252,7 +252,7 @@ def test_which_problems_they_take(monkeypatch):
     properties.major = 7
     assert not takes_triton(32, half, gpu)
     properties.major = 9
-    monkeypatch.setattr(talking_heads_t5_experimental, "_HAS_TRITON", False)
+    monkeypatch.setattr(attention_by_rows_t5_experimental, "_HAS_TRITON", False)
     assert not takes_triton(32, half, gpu)
 
 
@@ -265,7 +265,7 @@ def run_python(code, **environment):
 
 def test_they_are_imported_when_used_and_the_environment_turns_them_off():
     code = (
-        "import sys; from t5_experimental import talking_heads_t5_experimental as module; "
+        "import sys; from t5_experimental import attention_by_rows_t5_experimental as module; "
         "print(module._HAS_TRITON, 'talking_heads_triton' in str(sys.modules))"
     )
     assert run_python(code, T5_EXPERIMENTAL_TRITON="1") == "True False\n"
@@ -274,7 +274,7 @@ def test_they_are_imported_when_used_and_the_environment_turns_them_off():
 
 def test_the_kernels_travel_without_asking_for_triton():
     """A folder with code has them, and loads where there is no Triton."""
-    modeling = Path(talking_heads_t5_experimental.__file__).with_name("modeling_t5_experimental.py")
+    modeling = Path(attention_by_rows_t5_experimental.__file__).with_name("modeling_t5_experimental.py")
     (kernels,) = (x for x in get_relative_import_files(modeling) if "triton" in Path(x).name)
     assert "triton" not in get_imports(kernels)
 
@@ -286,7 +286,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from t5_experimental import talking_heads_triton_t5_experimental as kernels
 from t5_experimental.masks_t5_experimental import Visibility
-from t5_experimental.talking_heads_t5_experimental import _problem
+from t5_experimental.attention_by_rows_t5_experimental import _problem
 
 class Driver:
     def get_current_device(self):

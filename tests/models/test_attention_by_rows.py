@@ -1,4 +1,4 @@
-"""Talking-heads attention by blocks of rows: equal to all pairs at once, in bounded memory, and used by default."""
+"""Attention by blocks of rows, talking heads and plain: equal to all pairs at once, in bounded memory, by default."""
 
 import copy
 
@@ -7,32 +7,41 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM
 
-from t5_experimental import attention_t5_experimental, talking_heads_t5_experimental
+from t5_experimental import attention_by_rows_t5_experimental, attention_t5_experimental
+from t5_experimental.attention_by_rows_t5_experimental import attention_by_rows, block_rows
 from t5_experimental.attention_t5_experimental import dense_bias
 from t5_experimental.masks_t5_experimental import Visibility, masked_bias
-from t5_experimental.talking_heads_t5_experimental import block_rows, talking_heads_attention
 
 
 NAMES = ("query", "key", "value", "logits_projection", "weights_projection", "diagonals")
 
 
-def make_inputs(n, m, batch=2, with_diagonals=True, dtype=torch.float64, requires_grad=True):
-    """Three key heads, four softmax heads, five value heads."""
+def make_inputs(n, m, batch=2, with_diagonals=True, dtype=torch.float64, requires_grad=True, plain=False):
+    """Three key heads, four softmax heads, five value heads; or four of all and nothing that mixes them."""
     generator = torch.Generator().manual_seed(n * m)
-    shapes = [(batch, 3, n, 6), (batch, 3, m, 6), (batch, 5, m, 7), (3, 4), (4, 5), (4, n + m - 1)]
+    key_heads, value_heads = (4, 4) if plain else (3, 5)
+    shapes = [(batch, key_heads, n, 6), (batch, key_heads, m, 6), (batch, value_heads, m, 7)]
+    shapes += [(3, 4), (4, 5), (4, n + m - 1)]
     inputs = [torch.randn(shape, generator=generator, dtype=torch.float64).mul(0.6).to(dtype) for shape in shapes]
     inputs = [tensor.requires_grad_(requires_grad) for tensor in inputs]
+    if plain:
+        inputs[3:5] = None, None
     return inputs if with_diagonals else [*inputs[:5], None]
 
 
 def eager(query, key, value, logits_projection, weights_projection, diagonals, visible):
     """The formula, with all pairs of all heads written out."""
-    logits = torch.einsum("bknm,kh->bhnm", query @ key.transpose(-1, -2), logits_projection)
+    logits = query @ key.transpose(-1, -2)
+    if logits_projection is not None:
+        logits = torch.einsum("bknm,kh->bhnm", logits, logits_projection)
     if diagonals is not None:
         logits = logits + dense_bias(diagonals, visible)
     elif (mask := visible.all_rows(query.device)) is not None:
         logits = logits + masked_bias(torch.zeros((), dtype=query.dtype), mask)
-    return torch.einsum("bhnm,hc->bcnm", logits.softmax(-1), weights_projection) @ value
+    weights = logits.softmax(-1)
+    if weights_projection is not None:
+        weights = torch.einsum("bhnm,hc->bcnm", weights, weights_projection)
+    return weights @ value
 
 
 def with_gradients(function, inputs, visible, **kwargs):
@@ -74,14 +83,15 @@ def visibilities(n=11, m=13):
     }
 
 
+@pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("with_diagonals", [True, False])
 @pytest.mark.parametrize("rows", [1, 4, 11])
 @pytest.mark.parametrize("name", visibilities())
-def test_output_and_gradients_equal_eager(name, rows, with_diagonals):
+def test_output_and_gradients_equal_eager(name, rows, with_diagonals, plain):
     visible = visibilities()[name]
-    inputs = make_inputs(11, 13, with_diagonals=with_diagonals)
+    inputs = make_inputs(11, 13, with_diagonals=with_diagonals, plain=plain)
     expected = with_gradients(eager, inputs, visible)
-    assert largest_difference(with_gradients(talking_heads_attention, inputs, visible, rows=rows), expected) < 1e-12
+    assert largest_difference(with_gradients(attention_by_rows, inputs, visible, rows=rows), expected) < 1e-12
 
 
 def bias_before_the_first_mix(query, key, value, logits_projection, weights_projection, diagonals, visible):
@@ -130,30 +140,31 @@ def bias_the_other_way_round(*inputs):
 def test_a_wrong_formula_fails_the_comparison(wrong):
     """The check above discriminates."""
     inputs, visible = make_inputs(11, 13), Visibility(11, 13)
-    results = with_gradients(talking_heads_attention, inputs, visible, rows=4)
+    results = with_gradients(attention_by_rows, inputs, visible, rows=4)
     assert largest_difference(results, with_gradients(wrong, inputs, visible)) > 1e-3
 
 
+@pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 @pytest.mark.parametrize("with_diagonals", [True, False])
-def test_gradients_by_finite_differences(with_diagonals, dropout):
+def test_gradients_by_finite_differences(with_diagonals, dropout, plain):
     """With dropout, that forward and backward pass draw the same mask."""
-    inputs = make_inputs(5, 6, with_diagonals=with_diagonals)
+    inputs = make_inputs(5, 6, with_diagonals=with_diagonals, plain=plain)
     visible = Visibility(5, 6, torch.arange(6)[None, None, None].expand(2, -1, -1, -1) != 4, past_length=1, causal=True)
 
     def function(*arguments):
         torch.manual_seed(3)
-        return talking_heads_attention(*arguments, *inputs[len(arguments) :], visible, dropout, rows=2)
+        return attention_by_rows(*arguments, visible, dropout, rows=2)
 
-    assert torch.autograd.gradcheck(function, [tensor for tensor in inputs if tensor is not None])
+    assert torch.autograd.gradcheck(function, inputs)
 
 
 def test_dropout_keeps_the_mean_and_drops_weights_one_by_one():
     inputs = make_inputs(5, 6, batch=1, with_diagonals=False, requires_grad=False)
     visible = Visibility(5, 6)
-    expected = talking_heads_attention(*inputs, visible)
+    expected = attention_by_rows(*inputs, visible)
     torch.manual_seed(0)
-    draws = torch.stack([talking_heads_attention(*inputs, visible, 0.25, rows=2) for _ in range(4000)])
+    draws = torch.stack([attention_by_rows(*inputs, visible, 0.25, rows=2) for _ in range(4000)])
     standard_error = draws.std(0) / len(draws) ** 0.5
     assert ((draws.mean(0) - expected).abs() < 5 * standard_error).all()
 
@@ -161,7 +172,7 @@ def test_dropout_keeps_the_mean_and_drops_weights_one_by_one():
     ones = torch.ones(1, 2, 64, 1, dtype=torch.float64)
     identity = torch.eye(2, dtype=torch.float64)
     values = torch.zeros(1, 2, 64, 64, dtype=torch.float64) + torch.eye(64, dtype=torch.float64)
-    kept = talking_heads_attention(ones, ones, values, identity, identity, None, Visibility(64, 64), 0.25) * 64
+    kept = attention_by_rows(ones, ones, values, identity, identity, None, Visibility(64, 64), 0.25) * 64
     assert torch.unique(kept.round(decimals=9)).tolist() == pytest.approx([0, 1 / 0.75], rel=1e-8)
     share = (kept > 0).double()
     error = (0.25 * 0.75) ** 0.5
@@ -175,32 +186,33 @@ def test_dropout_follows_the_seed():
     outputs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        outputs.append(talking_heads_attention(*inputs, Visibility(5, 6), 0.3))
+        outputs.append(attention_by_rows(*inputs, Visibility(5, 6), 0.3))
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
 
 
+@pytest.mark.parametrize("plain", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_half_precision_is_as_exact_as_eager(dtype):
+def test_half_precision_is_as_exact_as_eager(dtype, plain):
     """At most twice the error of the same formula in the same dtype, output and gradients, over several inputs."""
     errors = {}
     for n in range(40, 45):
         visible = Visibility(n, 50, causal=True, past_length=50 - n)
-        exact = with_gradients(eager, make_inputs(n, 50), visible)
-        for function in (talking_heads_attention, eager):
-            results = with_gradients(function, make_inputs(n, 50, dtype=dtype), visible)
+        exact = with_gradients(eager, make_inputs(n, 50, plain=plain), visible)
+        for function in (attention_by_rows, eager):
+            results = with_gradients(function, make_inputs(n, 50, dtype=dtype, plain=plain), visible)
             for name, expected in exact.items():
                 assert results[name].dtype == dtype
                 error = float((results[name].double() - expected).norm() / expected.norm())
                 errors[function, name] = errors.get((function, name), 0.0) + error
     for name in exact:
-        assert errors[talking_heads_attention, name] <= 2 * errors[eager, name], name
+        assert errors[attention_by_rows, name] <= 2 * errors[eager, name], name
 
 
 def test_hidden_rows_stay_finite_in_half_precision():
     for dtype in (torch.bfloat16, torch.float16):
         results = with_gradients(
-            talking_heads_attention, make_inputs(11, 13, dtype=dtype), visibilities()["pairs of each head, hidden row"]
+            attention_by_rows, make_inputs(11, 13, dtype=dtype), visibilities()["pairs of each head, hidden row"]
         )
         assert all(tensor.isfinite().all() for tensor in results.values())
 
@@ -214,7 +226,7 @@ def saved_numbers(length):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        talking_heads_attention(*make_inputs(length, length), Visibility(length, length, causal=True), 0.1)
+        attention_by_rows(*make_inputs(length, length), Visibility(length, length, causal=True), 0.1)
     return sum(sizes), max(sizes)
 
 
@@ -227,8 +239,8 @@ def test_what_is_kept_for_the_backward_pass_grows_with_the_length_alone():
 
 def test_no_tensor_of_all_pairs_is_made(monkeypatch):
     """In neither pass: every tensor that an operation returns has fewer numbers than there are pairs."""
-    monkeypatch.setattr(talking_heads_t5_experimental, "_MIN_ROWS", 2)
-    monkeypatch.setitem(talking_heads_t5_experimental._BUFFER_BYTES, "cpu", 1)
+    monkeypatch.setattr(attention_by_rows_t5_experimental, "_MIN_ROWS", 2)
+    monkeypatch.setitem(attention_by_rows_t5_experimental._BUFFER_BYTES, "cpu", 1)
     length, sizes = 200, []
 
     class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
@@ -240,7 +252,7 @@ def test_no_tensor_of_all_pairs_is_made(monkeypatch):
     inputs = make_inputs(length, length, batch=1)
     visible = Visibility(length, length, None, *(torch.arange(length)[None] // 30,) * 2, causal=True)
     with Sizes():
-        with_gradients(talking_heads_attention, inputs, visible, dropout=0.1)
+        with_gradients(attention_by_rows, inputs, visible, dropout=0.1)
     assert max(sizes) < length * length / 2
 
 
@@ -254,7 +266,7 @@ def test_blocks_fit_their_budget():
 
 def test_second_derivatives_are_refused():
     inputs = make_inputs(5, 6)
-    output = talking_heads_attention(*inputs, Visibility(5, 6))
+    output = attention_by_rows(*inputs, Visibility(5, 6))
     (gradient,) = torch.autograd.grad(output.sum(), inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match='attn_implementation="eager"'):
         gradient.sum().backward()
@@ -265,7 +277,7 @@ def test_compiled_as_one_graph():
     inputs, visible = make_inputs(40, 50), Visibility(40, 50, causal=True)
 
     def function(*arguments):
-        return talking_heads_attention(*arguments).sin()
+        return attention_by_rows(*arguments).sin()
 
     expected = with_gradients(function, inputs, visible)
     compiled = torch.compile(function, fullgraph=True)
@@ -281,13 +293,13 @@ def by_rows(monkeypatch):
 
     def by_three(*inputs):
         used.append((inputs[0].shape[2], inputs[1].shape[2]))
-        return talking_heads_attention(*inputs, rows=3)
+        return attention_by_rows(*inputs, rows=3)
 
-    monkeypatch.setattr(attention_t5_experimental, "talking_heads_attention", by_three)
+    monkeypatch.setattr(attention_t5_experimental, "attention_by_rows", by_three)
     return used
 
 
-@pytest.fixture(params=["t5.1.th", "mixed"])
+@pytest.fixture(params=["t5.1.1", "t5.1.th", "t5.1.n4w10", "mixed"])
 def pair(request, make_config):
     """The default and the eager implementation of one model, in float64."""
     torch.manual_seed(0)
@@ -296,6 +308,11 @@ def pair(request, make_config):
     reference = AutoModelForSeq2SeqLM.from_config(copy.deepcopy(config), attn_implementation="eager").double().eval()
     reference.load_state_dict(model.state_dict())
     return model, reference
+
+
+def mixes_heads(model):
+    """Whether it has talking heads; plain attention takes rows only where a bias learns."""
+    return any("logits_projection" in name for name, _ in model.named_parameters())
 
 
 def packed(batch):
@@ -323,7 +340,7 @@ def test_models_equal_eager_ones(pair, batch, by_rows, arrange, checkpointing):
         loss = model(**arrange(batch)).loss
         loss.backward()
         results.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    assert {(13, 13), (7, 13)} <= set(by_rows)
+    assert {(13, 13), (7, 7), (7, 13)} - set(by_rows) == (set() if mixes_heads(pair[0]) else {(7, 13)})
     assert largest_difference(*results) < 1e-12
 
 
@@ -334,28 +351,58 @@ def test_decoding_with_a_cache_equals_eager(pair, batch, by_rows):
         ours, theirs = (model.generate(**batch, **arguments, **kwargs) for model in pair)
         assert torch.equal(ours.sequences, theirs.sequences)
         torch.testing.assert_close(torch.stack(ours.logits), torch.stack(theirs.logits), rtol=1e-9, atol=1e-9)
-    assert (1, 13) in by_rows
+    assert ((1, 13) in by_rows) == mixes_heads(pair[0])
 
 
-def test_which_path_is_taken(make_config, batch, monkeypatch):
-    """Blocks of rows by default; all pairs at once for attentions, eager models and small problems."""
+@pytest.fixture
+def rows_taken(monkeypatch):
+    """Gets the dropout of every attention that is computed by rows."""
     calls = []
     monkeypatch.setattr(
         attention_t5_experimental,
-        "talking_heads_attention",
-        lambda *inputs: calls.append(inputs) or talking_heads_attention(*inputs),
+        "attention_by_rows",
+        lambda *inputs: calls.append(inputs[-1]) or attention_by_rows(*inputs),
     )
+    return calls
+
+
+LONG = {"input_ids": torch.full((1, 130), 7), "labels": torch.full((1, 3), 8)}
+
+
+def test_which_path_talking_heads_take(make_config, batch, rows_taken):
+    """Blocks of rows by default; all pairs at once for attentions, eager models and small problems."""
     config = make_config("t5.1.th")
     model = AutoModelForSeq2SeqLM.from_config(config).eval()
-    long = {"input_ids": torch.full((1, 130), 7), "labels": torch.full((1, 3), 8)}
     model(**batch)
-    model(**long, output_attentions=True)
-    assert not calls
-    model(**long)
-    assert len(calls) == config.num_layers
+    model(**LONG, output_attentions=True)
+    assert not rows_taken
+    model(**LONG)
+    assert len(rows_taken) == config.num_layers
     model.set_attn_implementation("eager")
-    model(**long)
-    assert len(calls) == config.num_layers
+    model(**LONG)
+    assert len(rows_taken) == config.num_layers
+
+
+def test_which_path_plain_attention_takes(make_config, rows_taken):
+    """Blocks of rows where torch's kernel could not compute gradients or dropout: for a bias that learns, and for
+    dropout."""
+    config = make_config("t5.1.1", dropout_rate=0.25)
+    model = AutoModelForSeq2SeqLM.from_config(config).eval()
+    with torch.no_grad():
+        model(**LONG)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model(**LONG)
+    assert not rows_taken
+    model.train()
+    model(**LONG)
+    assert rows_taken == [0.25] * config.num_layers
+    model.requires_grad_(True).eval()
+    model(**LONG)
+    assert rows_taken[config.num_layers :] == [0.0] * config.num_layers
+    model.set_attn_implementation("eager")
+    model(**LONG)
+    assert len(rows_taken) == 2 * config.num_layers
 
 
 def test_autocast(make_config, by_rows):

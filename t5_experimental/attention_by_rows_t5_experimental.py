@@ -1,14 +1,15 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Talking-heads attention in bounded memory: exact, in blocks of query rows, recomputed in the backward pass.
+"""Attention in bounded memory: exact, in blocks of query rows, recomputed in the backward pass.
 
     J = q k^T        L = J mixed by P_l + bias        W = softmax(L)        U = W mixed by P_w        O = dropout(U) v
 
-Written out, each of J, L, W and U has heads x queries x keys numbers, and moving them between memory and processor
-takes several times longer than computing them. Here only the rows of one block exist at a time, in buffers that stay in
-the processor's cache and are used again for every block and batch element. The backward pass computes them once more
-from q and k, so nothing larger than q, k, v and the output outlives the forward pass. The softmax is finished before
-the second mix, which needs all keys of a row at once: keys are not split. On CUDA devices the kernels in
-talking_heads_triton_t5_experimental.py take its place, where they can.
+Talking heads mix; plain attention is the same without P_l and P_w, where L = J + bias and U = W. Written out, each of
+J, L, W and U has heads x queries x keys numbers, and moving them between memory and processor takes several times
+longer than computing them. Here only the rows of one block exist at a time, in buffers that stay in the processor's
+cache and are used again for every block and batch element. The backward pass computes them once more from q and k, so
+nothing larger than q, k, v and the output outlives the forward pass. The softmax is finished before the second mix,
+which needs all keys of a row at once: keys are not split. On CUDA devices the kernels in
+talking_heads_triton_t5_experimental.py take the place of talking heads by rows, where they can.
 
 The relative position bias is constant along diagonals and arrives as one row of numbers per head. With its queries in
 reverse order, a block reads it through a view with equal strides along queries and keys, and the gradient of a diagonal
@@ -88,15 +89,15 @@ class _Problem:
     """The inputs of one attention, cut into blocks; what forward and backward pass share.
 
     Shapes: `query` `(b, hk, n, dk)`, `key` `(b, hk, m, dk)`, `value` `(b, hv, m, dv)`, `logits_projection` `(hk, h)`,
-    `weights_projection` `(h, hv)`, `diagonals` `(h, n + m - 1)` or None. `rows` are those of a block; with the same
-    `seed`, dropout takes the same weights in both passes.
+    `weights_projection` `(h, hv)`, both None for plain attention, `diagonals` `(h, n + m - 1)` or None. `rows` are
+    those of a block; with the same `seed`, dropout takes the same weights in both passes.
     """
 
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
-    logits_projection: torch.Tensor
-    weights_projection: torch.Tensor
+    logits_projection: torch.Tensor | None
+    weights_projection: torch.Tensor | None
     diagonals: torch.Tensor | None
     visibility: Visibility
     dropout: float
@@ -109,8 +110,9 @@ class _Problem:
         self.wide = torch.promote_types(self.dtype, torch.float32)
         # Heads lie far apart in what the projections return; products read them many times.
         self.query, self.key = self.query.contiguous(), self.key.contiguous()
-        self.logits_mix = self.logits_projection.t().contiguous()
-        self.weights_mix = self.weights_projection.t().contiguous()
+        self.logits_mix = _transposed(self.logits_projection)
+        self.weights_mix = _transposed(self.weights_projection)
+        self.heads = self.query.shape[1] if self.logits_mix is None else self.logits_mix.shape[0]
         self.bias = None if self.diagonals is None else self.diagonals.to(self.wide).contiguous()
         self.threshold, self.scale = 0, 1.0
         if self.dropout > 0:
@@ -163,6 +165,10 @@ class _Problem:
         return words.view(torch.int16)[:count].view(shape) >= self.threshold - _DROPOUT_STEPS // 2
 
 
+def _transposed(matrix: torch.Tensor | None) -> torch.Tensor | None:
+    return None if matrix is None else matrix.t().contiguous()
+
+
 def _mix(matrix: torch.Tensor, states: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     """`(heads out, heads in)` times `(heads in, r, m)` into `out` `(heads out, r, m)`."""
     torch.mm(matrix, states.flatten(1), out=out.flatten(1))
@@ -171,36 +177,48 @@ def _mix(matrix: torch.Tensor, states: torch.Tensor, out: torch.Tensor) -> torch
 
 def _softmax_weights(
     problem: _Problem,
-    logits: torch.Tensor,
-    mixed: torch.Tensor,
-    weights: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    rooms: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     bias: torch.Tensor | None,
     hidden: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Softmax weights of a block, from the logits of the key heads.
+    """Softmax weights of a block of one batch element.
 
     Args:
-        problem: whose matrix mixes the logits.
-        logits: J, `(hk, r, m)`.
-        mixed: room for L, `(h, r, m)`.
-        weights: room for W, `(h, r, m)`.
+        problem: whose matrix mixes the logits, or none.
+        query: `(hk, r, dk)`.
+        key: `(hk, m, dk)`.
+        rooms: for J `(hk, r, m)`, which plain attention leaves as it is, for L and for W, both `(h, r, m)`; J and W may
+            be the same room.
         bias: `(h, r, m)`.
         hidden: broadcastable to `(h, r, m)`.
 
     Returns:
-        `weights`, filled.
+        The room of W, filled.
     """
+    logits, mixed, weights = rooms
+    transposed = key.transpose(1, 2)
     added = [term for term in (bias, hidden) if term is not None]
-    if problem.dtype == problem.wide:
-        if not added:
-            _mix(problem.logits_mix, logits, mixed)
+    mix = problem.logits_mix
+    if mix is not None:
+        torch.bmm(query, transposed, out=logits)
+    if added and problem.dtype == problem.wide:
+        mixed.copy_(added[0])
+        for term in added[1:]:
+            mixed += term
+        if mix is None:
+            mixed.baddbmm_(query, transposed)
         else:
-            mixed.copy_(added[0])
-            for term in added[1:]:
-                mixed += term
-            mixed.flatten(1).addmm_(problem.logits_mix, logits.flatten(1))
+            mixed.flatten(1).addmm_(mix, logits.flatten(1))
         return torch.softmax(mixed, dim=-1, out=weights)
-    wide = _mix(problem.logits_mix, logits, mixed).to(problem.wide)
+    if mix is None:
+        torch.bmm(query, transposed, out=mixed)
+    else:
+        _mix(mix, logits, mixed)
+    if problem.dtype == problem.wide:
+        return torch.softmax(mixed, dim=-1, out=weights)
+    wide = mixed.to(problem.wide)
     for term in added:
         wide += term
     return weights.copy_(torch.softmax(wide, dim=-1))
@@ -216,19 +234,19 @@ def _forward(problem: _Problem) -> torch.Tensor:
     """O, `(b, hv, n, dv)`."""
     query, key, value = problem.query, problem.key, problem.value
     batch, key_heads = query.shape[:2]
-    heads, value_heads = problem.weights_projection.shape
+    heads, value_heads = problem.heads, value.shape[1]
     output = _empty_output(query, value)
     even, odd = (problem.buffer(max(key_heads, heads, value_heads)) for _ in range(2))
     for start, stop in problem.blocks():
         rows = stop - start
         hidden, bias = problem.hidden(start, stop), problem.bias_rows(start, stop)
+        rooms = problem.cut(even, key_heads, rows), problem.cut(odd, heads, rows), problem.cut(even, heads, rows)
         for index in range(batch):
-            logits = problem.cut(even, key_heads, rows)
-            torch.bmm(query[index, :, start:stop].flip(1), key[index].transpose(1, 2), out=logits)
+            query_rows = query[index, :, start:stop].flip(1)
             hidden_here = None if hidden is None else hidden[index if hidden.shape[0] > 1 else 0]
-            mixed, weights = problem.cut(odd, heads, rows), problem.cut(even, heads, rows)
-            _softmax_weights(problem, logits, mixed, weights, bias, hidden_here)
-            talked = _mix(problem.weights_mix, weights, problem.cut(odd, value_heads, rows))
+            talked = _softmax_weights(problem, query_rows, key[index], rooms, bias, hidden_here)
+            if problem.weights_mix is not None:
+                talked = _mix(problem.weights_mix, talked, problem.cut(odd, value_heads, rows))
             if (keep := problem.keep(rows)) is not None:
                 talked *= keep
             output[index, :, start:stop] = torch.bmm(talked, value[index]).flip(1)
@@ -278,57 +296,68 @@ class _DiagonalSums:
         self.total[:, first : first + width - 1] += skewed.sum(1)
 
 
-def _backward(problem: _Problem, grad_output: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Gradients of query, key, value, both projections and the diagonals (empty without any), in the wide dtype."""
+def _backward(problem: _Problem, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of query, key, value, both projections and the diagonals, each None without it, in the wide dtype."""
     query, key, value = problem.query, problem.key, problem.value
     batch, key_heads = query.shape[:2]
-    heads, value_heads = problem.weights_projection.shape
+    heads, value_heads = problem.heads, value.shape[1]
+    logits_mix, weights_mix = problem.logits_mix, problem.weights_mix
     grad_query, grad_key, grad_value = (torch.zeros_like(x, dtype=problem.wide) for x in (query, key, value))
-    grad_logits_mix = torch.zeros_like(problem.logits_mix, dtype=problem.wide)
-    grad_weights_mix = torch.zeros_like(problem.weights_mix, dtype=problem.wide)
+    grad_logits_mix, grad_weights_mix = (
+        None if matrix is None else torch.zeros_like(matrix, dtype=problem.wide) for matrix in (logits_mix, weights_mix)
+    )
     sums = None if problem.diagonals is None else _DiagonalSums(problem)
     most = max(key_heads, heads, value_heads)
     first, second, third, fourth = (problem.buffer(most) for _ in range(4))
     for start, stop in problem.blocks():
         rows = stop - start
         hidden, bias = problem.hidden(start, stop), problem.bias_rows(start, stop)
+        logits, mixed = problem.cut(first, key_heads, rows), problem.cut(second, heads, rows)
+        rooms = logits, mixed, problem.cut(third, heads, rows)
         if sums is not None:
             sums.start_block(rows)
         for index in range(batch):
             query_rows, grad_rows = query[index, :, start:stop].flip(1), grad_output[index, :, start:stop].flip(1)
-            logits = problem.cut(first, key_heads, rows)
-            torch.bmm(query_rows, key[index].transpose(1, 2), out=logits)
             hidden_here = None if hidden is None else hidden[index if hidden.shape[0] > 1 else 0]
-            weights = _softmax_weights(
-                problem, logits, problem.cut(second, heads, rows), problem.cut(third, heads, rows), bias, hidden_here
-            )
-            talked = _mix(problem.weights_mix, weights, problem.cut(second, value_heads, rows))
+            weights = _softmax_weights(problem, query_rows, key[index], rooms, bias, hidden_here)
+            talked = weights
+            if weights_mix is not None:
+                talked = _mix(weights_mix, weights, problem.cut(second, value_heads, rows))
             grad_talked = problem.cut(fourth, value_heads, rows)
             torch.bmm(grad_rows, value[index].transpose(1, 2), out=grad_talked)
             if (keep := problem.keep(rows)) is not None:
-                talked *= keep
+                talked = torch.mul(talked, keep, out=problem.cut(second, value_heads, rows))
                 grad_talked *= keep
             _add_product(grad_value[index], talked.transpose(1, 2), grad_rows)
-            grad_weights_mix += grad_talked.flatten(1) @ weights.flatten(1).t()
-            grad_weights = _mix(problem.weights_mix.t(), grad_talked, problem.cut(second, heads, rows))
-            grad_mixed = problem.cut(fourth, heads, rows)
+            grad_weights, grad_mixed = grad_talked, mixed
+            if weights_mix is not None and grad_weights_mix is not None:
+                grad_weights_mix += grad_talked.flatten(1) @ weights.flatten(1).t()
+                grad_weights, grad_mixed = _mix(weights_mix.t(), grad_talked, mixed), problem.cut(fourth, heads, rows)
             torch.ops.aten._softmax_backward_data.out(grad_weights, weights, -1, problem.dtype, grad_input=grad_mixed)
             if sums is not None:
                 sums.add(grad_mixed, hidden_here)
-            grad_logits_mix += grad_mixed.flatten(1) @ logits.flatten(1).t()
-            grad_logits = _mix(problem.logits_mix.t(), grad_mixed, problem.cut(second, key_heads, rows))
+            grad_logits = grad_mixed
+            if logits_mix is not None and grad_logits_mix is not None:
+                grad_logits_mix += grad_mixed.flatten(1) @ logits.flatten(1).t()
+                grad_logits = _mix(logits_mix.t(), grad_mixed, problem.cut(second, key_heads, rows))
             grad_query[index, :, start:stop] = torch.bmm(grad_logits, key[index]).flip(1)
             _add_product(grad_key[index], grad_logits.transpose(1, 2), query_rows)
         if sums is not None:
             sums.end_block(stop)
-    grad_diagonals = query.new_empty(0) if sums is None else sums.total
-    return grad_query, grad_key, grad_value * problem.scale, grad_logits_mix.t(), grad_weights_mix.t(), grad_diagonals
+    return (
+        grad_query,
+        grad_key,
+        grad_value * problem.scale,
+        _transposed(grad_logits_mix),
+        _transposed(grad_weights_mix),
+        None if sums is None else sums.total,
+    )
 
 
 # A folder that carries this file along registers operators of its own, beside those of the installed package.
 _NAME = "t5_experimental::" + re.sub(r"\W", "_", __name__)
 _INPUTS = (
-    "Tensor query, Tensor key, Tensor value, Tensor logits_projection, Tensor weights_projection, Tensor? diagonals, "
+    "Tensor query, Tensor key, Tensor value, Tensor? logits_projection, Tensor? weights_projection, Tensor? diagonals, "
     "Tensor? mask, Tensor? query_segments, Tensor? key_segments, Tensor past_length, bool causal, float dropout, "
     "Tensor? seed, SymInt rows"
 )
@@ -341,7 +370,7 @@ def _problem(inputs: tuple[Any, ...]) -> _Problem:
     return _Problem(query, key, value, logits_projection, weights_projection, diagonals, visible, dropout, seed, rows)
 
 
-def _passes(problem: _Problem) -> tuple[Callable[..., torch.Tensor], Callable[..., tuple[torch.Tensor, ...]]]:
+def _passes(problem: _Problem) -> tuple[Callable[..., torch.Tensor], Callable[..., tuple[torch.Tensor | None, ...]]]:
     """Forward and backward pass; the rows of the problem choose them, so that both are of the same kind."""
     if problem.rows != BY_TRITON:
         return _forward, _backward
@@ -351,7 +380,7 @@ def _passes(problem: _Problem) -> tuple[Callable[..., torch.Tensor], Callable[..
 
 
 @torch.library.custom_op(_NAME, mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
-def _talking_heads(*inputs: Any) -> torch.Tensor:
+def _attention_by_rows(*inputs: Any) -> torch.Tensor:
     """An operator of its own, opaque to `torch.compile`."""
     problem = _problem(inputs)
     forward, _ = _passes(problem)
@@ -364,22 +393,23 @@ def _talking_heads(*inputs: Any) -> torch.Tensor:
     mutates_args=(),
     schema=f"(Tensor grad_output, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _talking_heads_backward(grad_output: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, ...]:
+def _attention_by_rows_backward(grad_output: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, ...]:
     problem = _problem(inputs)
     _, backward = _passes(problem)
     with torch.autocast(grad_output.device.type, enabled=False):
         grads = backward(problem, grad_output)
     return tuple(
-        grad.to((inputs[0] if x is None else x).dtype).contiguous() for grad, x in zip(grads, inputs[:6], strict=True)
+        inputs[0].new_empty(0) if x is None or grad is None else grad.to(x.dtype).contiguous()
+        for grad, x in zip(grads, inputs[:6], strict=True)
     )
 
 
-@_talking_heads.register_fake
+@_attention_by_rows.register_fake
 def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *unused: Any) -> torch.Tensor:
     return _empty_output(query, value)
 
 
-@_talking_heads_backward.register_fake
+@_attention_by_rows_backward.register_fake
 def _(grad_output: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, ...]:
     return tuple(inputs[0].new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs[:6])
 
@@ -391,40 +421,45 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 
 def _gradients(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     *tensors, seed = ctx.saved_tensors
-    *grads, diagonals = _talking_heads_backward(grad_output, *tensors, ctx.causal, ctx.dropout, seed, ctx.rows)
-    return (*grads, None if tensors[5] is None else diagonals, *[None] * 8)
+    grads = _attention_by_rows_backward(grad_output, *tensors, ctx.causal, ctx.dropout, seed, ctx.rows)
+    return (*(None if x is None else grad for grad, x in zip(grads, tensors[:6], strict=True)), *[None] * 8)
 
 
 def _no_second_gradients(ctx: Any, *grads: torch.Tensor) -> None:
     raise RuntimeError(
-        "Talking-heads attention by blocks has no second derivatives: load the model with "
+        "Attention by blocks of rows has no second derivatives: load the model with "
         '`attn_implementation="eager"` for them.'
     )
 
 
-_talking_heads.register_autograd(_gradients, setup_context=_save)
-_talking_heads_backward.register_autograd(_no_second_gradients)
+_attention_by_rows.register_autograd(_gradients, setup_context=_save)
+_attention_by_rows_backward.register_autograd(_no_second_gradients)
 
 
-def talking_heads_attention(
+def attention_operator() -> Any:
+    """The operator that [`attention_by_rows`] calls, for policies on what to keep."""
+    return _attention_by_rows._opoverload
+
+
+def attention_by_rows(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    logits_projection: torch.Tensor,
-    weights_projection: torch.Tensor,
+    logits_projection: torch.Tensor | None,
+    weights_projection: torch.Tensor | None,
     diagonals: torch.Tensor | None,
     visible: Visibility,
     dropout: float = 0.0,
     rows: int | None = None,
 ) -> torch.Tensor:
-    """Talking-heads attention in memory proportional to n + m; gradients for all floating-point arguments, once.
+    """Attention in memory proportional to n + m; gradients for all floating-point arguments, once.
 
     Args:
         query: `(b, hk, n, dk)`.
         key: `(b, hk, m, dk)`.
         value: `(b, hv, m, dv)`.
-        logits_projection: P_l, `(hk, h)`.
-        weights_projection: P_w, `(h, hv)`.
+        logits_projection: P_l, `(hk, h)`; None, as P_w, for plain attention, where all head counts are equal.
+        weights_projection: P_w, `(h, hv)`, or None.
         diagonals: `(h, n + m - 1)`, added to the mixed logits: query i and key j have number j - i + n - 1; or None.
         visible: mask. A query that sees nothing attends to all keys alike.
         dropout: rate at which mixed weights are dropped, one by one, to the next multiple of 1 / 65536.
@@ -434,20 +469,22 @@ def talking_heads_attention(
     Returns:
         `(b, hv, n, dv)`, in the dtype of `query`.
     """
+    projections = [
+        None if matrix is None else matrix.to(query.dtype) for matrix in (logits_projection, weights_projection)
+    ]
     if rows is None:
-        heads = max(*logits_projection.shape, weights_projection.shape[1])
-        if takes_triton(heads, query.dtype, query.device):
+        heads = max(query.shape[1], value.shape[1], 0 if logits_projection is None else logits_projection.shape[1])
+        if logits_projection is not None and takes_triton(heads, query.dtype, query.device):
             rows = BY_TRITON
         else:
             rows = block_rows(heads, query.shape[2], key.shape[2], query.dtype, query.device)
     # Drawn from the default generator, so that seeds and gradient checkpointing hold for it as for any dropout.
     seed = torch.randint(2**62, ()) if dropout > 0 else None
-    return _talking_heads(
+    return _attention_by_rows(
         query,
         key.to(query.dtype),
         value.to(query.dtype),
-        logits_projection.to(query.dtype),
-        weights_projection.to(query.dtype),
+        *projections,
         diagonals,
         visible.mask,
         visible.query_segments,

@@ -14,6 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.training_args import OptimizerNames
 
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.losses import LossDenominator, check_loss_options
 
 
 @dataclass
@@ -115,6 +116,17 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
 
     optim: OptimizerNames | str = field(default="adafactor", metadata={"help": "Optimizer; T5's is Adafactor."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two logs of the loss."})
+    z_loss: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the squared log-normaliser in the loss of training; the original's is 1e-4."},
+    )
+    loss_denominator: LossDenominator = field(
+        default="tokens",
+        metadata={
+            "help": "What the summed loss of a step is divided by: the tokens to predict, or, as in the original, all "
+            "target positions, padding included. Evaluation always divides by tokens."
+        },
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={
@@ -147,6 +159,7 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
             # What `accelerate launch` was told; it says "no" when it was told nothing.
             unspecified = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no" and not self.fp16
             self.bf16 = unspecified and bfloat16_is_fast(self.use_cpu)
+        check_loss_options(self.z_loss, self.label_smoothing_factor)
         super().__post_init__()
         if float32_wanted and self.mixed_precision == "bf16":
             self.mixed_precision = "no"  # the launcher's word, but the script's own option counts more

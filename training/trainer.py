@@ -15,7 +15,9 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from t5_experimental.tasks_t5_experimental import T5ExperimentalForConditionalGeneration
+from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.losses import loss_arguments, with_all_positions
 from t5_experimental.training.nonfinite import FirstNonFinite, named, non_finite
 from t5_experimental.training.progress import TokenMeter, TokenProgressCallback
 
@@ -29,15 +31,18 @@ class T5Trainer(Seq2SeqTrainer):
     wait for it forever.
     """
 
+    args: T5TrainingArguments
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._first_bad: FirstNonFinite | None = None
         self._meter = TokenMeter(self.args.device)
         self._trained_tokens, self._trained_seconds = 0, 0.0
         self._evaluated: list[torch.Tensor] = []
-        # transformers' own T5, say, does not know the argument; and a smoother of the trainer's own wants logits.
-        known = isinstance(self.plain_model(), T5ExperimentalForConditionalGeneration)
-        self._skips_logits = self.label_smoother is None and known
+        # transformers' own T5, say, does not know the arguments.
+        self._skips_logits = isinstance(self.plain_model(), T5ExperimentalForConditionalGeneration)
+        if self._skips_logits:
+            self.label_smoother = None
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TokenProgressCallback())
 
@@ -133,6 +138,11 @@ class T5Trainer(Seq2SeqTrainer):
 
     # Losses.
 
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        if self.args.loss_denominator == "positions":
+            batch_samples = [with_all_positions(batch) for batch in batch_samples]
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -140,9 +150,8 @@ class T5Trainer(Seq2SeqTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        # A step of training looks at no logits.
         if model.training and self._skips_logits:
-            inputs = {**inputs, "skip_logits": True}
+            inputs = {**inputs, **loss_arguments(self.args.z_loss, self.args.label_smoothing_factor)}
         if not model.training:
             num_items_in_batch = None  # evaluation divides once, by the tokens of all batches
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)

@@ -37,6 +37,13 @@ def load_model(folder: str, dropout_rate: float, tokenizer: PreTrainedTokenizerB
             f"The tokenizer of {folder} has {len(tokenizer)} ids, the model only {config.vocab_size} embedding rows: "
             "the vocabulary is another model's, convert with the right one."
         )
+    ids = {name: (getattr(tokenizer, name), getattr(config, name)) for name in ("pad_token_id", "eos_token_id")}
+    for name, (of_tokenizer, of_model) in ids.items():
+        if of_tokenizer != of_model:
+            raise TrainingError(
+                f"The tokenizer of {folder} has {name} {of_tokenizer}, the model {of_model}: the vocabulary is another "
+                "model's, convert with the right one."
+            )
     # Weights are updated in float32 whatever they are stored in: small updates vanish in bfloat16's 8 significant bits.
     try:
         model, report = AutoModelForSeq2SeqLM.from_pretrained(

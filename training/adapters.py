@@ -17,7 +17,7 @@ from t5_experimental.training.errors import TrainingError
 
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import LoraConfig, PeftModel, PromptTuningConfig
 
 
 LORA_TARGETS = ("q", "v")
@@ -90,12 +90,28 @@ def lora_config(
     )
 
 
+def prompt_config(length: int, width: int) -> "PromptTuningConfig":
+    """Configuration of a prompt of `length` rows in front of the encoder's input, `width` (`d_model`) numbers each.
+
+    Raises:
+        TrainingError: peft is not installed.
+    """
+    peft = import_peft()
+    return peft.PromptTuningConfig(
+        task_type=peft.TaskType.SEQ_2_SEQ_LM,
+        num_virtual_tokens=length,
+        token_dim=width,
+        # For two submodules peft trains and saves as many rows again, for the decoder, and never uses them.
+        num_transformer_submodules=1,
+    )
+
+
 def add_prompt(model: PreTrainedModel, rows: torch.Tensor) -> "PeftModel":
     """The model, frozen, with a prompt before its input that is trained; peft saves the prompt alone.
 
     The encoder sees the prompt's rows in front of the embedded input, as its first positions: the relative position
-    bias counts from them on, and neither mask nor segment hides them. So does the original
-    (`prefix_prompt` of google-research/prompt-tuning).
+    bias counts from them on, and the mask lets all positions see them. So does the original (`prefix_prompt` and
+    `create_prompt_encoder_mask` of google-research/prompt-tuning).
 
     Give `generate` the attention mask of padded inputs: peft passes embeddings on, in which padding can no longer be
     told from text.
@@ -107,16 +123,7 @@ def add_prompt(model: PreTrainedModel, rows: torch.Tensor) -> "PeftModel":
     Raises:
         TrainingError: peft is not installed.
     """
-    peft = import_peft()
-    config = peft.PromptTuningConfig(
-        task_type=peft.TaskType.SEQ_2_SEQ_LM,
-        num_virtual_tokens=rows.shape[0],
-        token_dim=rows.shape[1],
-        # For two submodules peft trains and saves as many rows again, for the decoder, and never uses them.
-        num_transformer_submodules=1,
-        prompt_tuning_init=peft.PromptTuningInit.RANDOM,
-    )
-    adapted = peft.get_peft_model(model, config)
+    adapted = import_peft().get_peft_model(model, prompt_config(*rows.shape))
     with torch.no_grad():
         adapted.prompt_encoder[adapted.active_adapter].embedding.weight.copy_(rows)
     return adapted

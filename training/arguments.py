@@ -84,8 +84,9 @@ def _check_output(folder: Path) -> None:
     try:
         if folder.is_file():
             raise TrainingError(f"--output_dir {folder} is a file: give a folder.")
-        if (folder / "config.json").exists():
-            raise TrainingError(f"--output_dir {folder} already holds a model: give another folder, or remove it.")
+        for name, what in (("config.json", "a model"), ("adapter_config.json", "an adapter")):
+            if (folder / name).exists():
+                raise TrainingError(f"--output_dir {folder} already holds {what}: give another folder, or remove it.")
         # Tried out, since permissions alone do not tell. Nothing stays behind where another check fails, and the name
         # is random, so that processes that check at the same time do not meet.
         with TemporaryDirectory(dir=next(path for path in (folder, *folder.parents) if path.exists())):

@@ -9,12 +9,13 @@ transformers' `Seq2SeqTrainingArguments`. The output folder gets the model and i
 meanwhile the trainer's checkpoints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from types import MappingProxyType
+from typing import Any, cast
 
 from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, set_seed
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from t5_experimental.training.arguments import ModelArguments
 from t5_experimental.training.commandline import EntryPoint
@@ -52,14 +53,24 @@ def load_splits(
         return {split: load_features(Path(name), data, tokenizer) for split, name in files.items() if name is not None}
 
 
-def build_trainer(options: Options) -> tuple[T5Trainer, dict[str, Dataset]]:
-    """The trainer, and the features by split. Whatever is wrong with the options or the data is found out here."""
+def build_trainer(
+    options: Options,
+    adapt: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Any] = lambda model, tokenizer: model,
+    **trainer_options: Any,
+) -> tuple[T5Trainer, dict[str, Dataset]]:
+    """The trainer, and the features by split. Whatever is wrong with the options or the data is found out here.
+
+    Args:
+        options: of the run.
+        adapt: makes of the loaded model what is trained, such as one with adapters.
+        trainer_options: passed on to the trainer.
+    """
     model_options, data, training = options
     if training.eval_strategy != "no" and data.validation_file is None:
         raise TrainingError("--eval_strategy needs examples to evaluate on: give --validation_file, too.")
     folder = model_options.model_name_or_path
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, model_options.dropout_rate, tokenizer)
+    model = adapt(load_model(folder, model_options.dropout_rate, tokenizer), tokenizer)
     splits = load_splits(data, training, tokenizer)
     if training.generation_max_length is None:
         # The limit counts the decoder's start token, which is not part of a target.
@@ -72,6 +83,7 @@ def build_trainer(options: Options) -> tuple[T5Trainer, dict[str, Dataset]]:
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         processing_class=tokenizer,
         compute_metrics=exact_match(tokenizer) if training.predict_with_generate else None,
+        **trainer_options,
     )
     return trainer, splits
 
@@ -82,8 +94,23 @@ def run(options: Options) -> None:
     warn_of_float16(training)
     set_seed(training.seed)
     trainer, splits = build_trainer(options)
+    train_and_evaluate(trainer, splits, data)
+
+
+def train_and_evaluate(
+    trainer: T5Trainer, splits: dict[str, Dataset], data: DataArguments, more: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """Says what is about to happen, trains, saves, evaluates.
+
+    Args:
+        trainer: with all that it trains on.
+        splits: what it evaluates on, by prefix of the metrics.
+        data: where that comes from.
+        more: what else to say before, by heading, see [`describe`].
+    """
+    training = trainer.args
     if trainer.is_world_process_zero():
-        print(describe(trainer, _describe_data(trainer, splits, data)), flush=True)
+        print(describe(trainer, {**_describe_data(trainer, splits, data), **more}), flush=True)
     metrics = {"train": trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics}
     trainer.save_finished_model()
     for split in ("eval", "test"):
@@ -94,7 +121,8 @@ def run(options: Options) -> None:
         trainer.save_metrics(split, values)
     trainer.leave_process_group()
     if trainer.is_world_process_zero():
-        print(f"Model, tokenizer and metrics are in {training.output_dir}", flush=True)
+        trained = "Model" if trainer.model is trainer.plain_model() else "Adapter"
+        print(f"{trained}, tokenizer and metrics are in {training.output_dir}", flush=True)
 
 
 def _describe_data(trainer: T5Trainer, splits: dict[str, Dataset], data: DataArguments) -> dict[str, str]:

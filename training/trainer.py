@@ -20,6 +20,10 @@ from t5_experimental.training.nonfinite import FirstNonFinite, named, non_finite
 from t5_experimental.training.progress import TokenMeter, TokenProgressCallback
 
 
+CONFIGURATIONS = ("config.json", "adapter_config.json")
+"""Files without which nothing loads a folder."""
+
+
 class T5Trainer(Seq2SeqTrainer):
     """`Seq2SeqTrainer` that counts every example and token once, saves no broken weights, and the final model all at
     once.
@@ -206,8 +210,9 @@ class T5Trainer(Seq2SeqTrainer):
     def save_finished_model(self) -> None:
         """Writes model and tokenizer into the output folder; all processes call this.
 
-        The files are written aside and moved when all are there, `config.json` last: without it, nothing loads the
-        folder. The trainer's own `training_args.bin` is a pickle that loading does not need, and is left out.
+        The files are written aside and moved when all are there, `config.json` last, or that of an adapter: without
+        it, nothing loads the folder. The trainer's own `training_args.bin` is a pickle that loading does not need, and
+        is left out.
         """
         folder = Path(str(self.args.output_dir))
         aside = folder / "unfinished"
@@ -218,7 +223,7 @@ class T5Trainer(Seq2SeqTrainer):
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             (aside / "training_args.bin").unlink(missing_ok=True)
-            for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
+            for path in sorted(aside.iterdir(), key=lambda path: path.name in CONFIGURATIONS):
                 os.replace(path, folder / path.name)
             aside.rmdir()
         self.accelerator.wait_for_everyone()

@@ -56,14 +56,12 @@ def load_splits(
 def build_trainer(
     options: Options,
     adapt: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Any] = lambda model, tokenizer: model,
-    **trainer_options: Any,
 ) -> tuple[T5Trainer, dict[str, Dataset]]:
     """The trainer, and the features by split. Whatever is wrong with the options or the data is found out here.
 
     Args:
         options: of the run.
         adapt: makes of the loaded model what is trained, such as one with adapters.
-        trainer_options: passed on to the trainer.
     """
     model_options, data, training = options
     if training.eval_strategy != "no" and data.validation_file is None:
@@ -83,7 +81,6 @@ def build_trainer(
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         processing_class=tokenizer,
         compute_metrics=exact_match(tokenizer) if training.predict_with_generate else None,
-        **trainer_options,
     )
     return trainer, splits
 

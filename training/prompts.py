@@ -1,15 +1,15 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Soft prompts: what they begin with, and those that Google released.
+"""Soft prompts: what they begin with, what they are tuned with, and those that Google released.
 
-Sources: https://arxiv.org/abs/2104.08691, section 3.2 for the three ways to begin, and the configurations of
-google-research/prompt-tuning.
+Sources: https://arxiv.org/abs/2104.08691, and the configurations of google-research/prompt-tuning.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from tokenize import TokenError
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.training.adapters import prompt_config
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.optimizers import Adafactor
 
 
 COMMON_TOKENS = 5000
@@ -173,3 +174,27 @@ def save_prompt(rows: torch.Tensor, model_folder: str, config: T5ExperimentalCon
         adapter.save_pretrained(aside)
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             os.replace(Path(aside) / name, folder / name)
+
+
+class PromptAdafactor(Adafactor):
+    """Adafactor as the original tunes prompts with: not scaled by the parameter, and with a decay of weights.
+
+    The decay is the share of a number that is lost in a step, not multiplied by the learning rate. Source:
+    t5x/adafactor.py with `multiply_by_parameter_scale = False`, as google-research/prompt-tuning sets it.
+
+    Args:
+        parameters: or groups of them, as of any optimizer.
+        lr: how far a number goes in a step, at most on average.
+        weight_decay: that share.
+    """
+
+    def __init__(self, parameters: Iterable[Any], lr: float = 0.3, weight_decay: float = 1e-5):
+        super().__init__(parameters, lr, scale_parameter=False)
+        for group in self.param_groups:
+            group.setdefault("weight_decay", weight_decay)
+
+    def update(
+        self, values: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor], group: Mapping[str, Any]
+    ) -> None:
+        values.mul_(1 - group["weight_decay"])
+        super().update(values, gradient, state, group)

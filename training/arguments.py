@@ -21,8 +21,8 @@ from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.optimizers import PRESETS
 
 
-# What makes a folder a model or an adapter, and is written last.
-FINISHED = ("config.json", "adapter_config.json")
+# Files that make a folder what it is, and are written last.
+FINISHED = {"config.json": "a model", "adapter_config.json": "an adapter"}
 
 
 @dataclass
@@ -93,8 +93,9 @@ def _check_output(folder: Path) -> None:
     try:
         if folder.is_file():
             raise TrainingError(f"--output_dir {folder} is a file: give a folder.")
-        if any((folder / name).exists() for name in FINISHED):
-            raise TrainingError(f"--output_dir {folder} already holds a model: give another folder, or remove it.")
+        for name, what in FINISHED.items():
+            if (folder / name).exists():
+                raise TrainingError(f"--output_dir {folder} already holds {what}: give another folder, or remove it.")
         # Tried out, since permissions alone do not tell. Nothing stays behind where another check fails, and the name
         # is random, so that processes that check at the same time do not meet.
         with TemporaryDirectory(dir=next(path for path in (folder, *folder.parents) if path.exists())):

@@ -194,6 +194,8 @@ def load_splits(options: DataArguments) -> dict[str, Dataset]:
     if options.dataset_name is not None:
         splits = load_named_examples(options.dataset_name, options.dataset_config_name, *columns)
         return {"eval" if split == "validation" else split: examples for split, examples in splits.items()}
+    if options.train_file is None:
+        raise TrainingError("There is nothing to train on: give --train_file, or --dataset_name.")
     files = {"train": options.train_file, "eval": options.validation_file, "test": options.test_file}
     return {split: load_examples(Path(file), *columns) for split, file in files.items() if file is not None}
 

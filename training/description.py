@@ -63,7 +63,7 @@ def _describe_vocabulary(trainer: T5Trainer) -> dict[str, str]:
     ids, rows = len(cast(Sized, trainer.processing_class)), trainer.plain_model().config.vocab_size
     if rows - ids < _ROWS_MULTIPLE:
         return {}
-    return {"vocabulary": f"WARNING: {ids:,} ids for {rows:,} embedding rows; make sure that it is this model's own"}
+    return {"vocabulary": f"{ids:,} ids for {rows:,} embedding rows: make sure that it is this model's own"}
 
 
 def _describe_optimizer(args: T5TrainingArguments) -> str:

@@ -9,12 +9,14 @@ transformers' `Seq2SeqTrainingArguments`. The output folder gets the model and i
 meanwhile the trainer's checkpoints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
-from transformers import DataCollatorForSeq2Seq, set_seed
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from t5_experimental.training.adapters import import_peft, lora_config, lora_targets
 from t5_experimental.training.arguments import ModelArguments
 from t5_experimental.training.commandline import EntryPoint
 from t5_experimental.training.data import Split, load_splits, make_split
@@ -22,7 +24,6 @@ from t5_experimental.training.description import describe, describe_step, facts_
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.finetuning_arguments import DataArguments, FinetuningArguments
 from t5_experimental.training.finetuning_trainer import FinetuningTrainer
-from t5_experimental.training.lora import add_lora
 from t5_experimental.training.models import load_model, load_tokenizer
 from t5_experimental.training.report import report_of, write_report
 from t5_experimental.training.trainer import T5Trainer
@@ -43,8 +44,16 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     return cast(Options, ENTRY_POINT.parse(arguments))
 
 
-def build_trainer(options: Options) -> tuple[FinetuningTrainer, dict[str, Split]]:
-    """The trainer, and the examples by split. Whatever is wrong with the options or the data is found out here."""
+def build_trainer(
+    options: Options,
+    adapt: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Any] = lambda model, tokenizer: model,
+) -> tuple[FinetuningTrainer, dict[str, Split]]:
+    """The trainer, and the examples by split. Whatever is wrong with the options or the data is found out here.
+
+    Args:
+        options: of the run.
+        adapt: makes of the loaded model what is trained, such as one with adapters.
+    """
     model_options, data, training = options
     folder = model_options.model_name_or_path
     tokenizer = load_tokenizer(folder)
@@ -62,14 +71,11 @@ def build_trainer(options: Options) -> tuple[FinetuningTrainer, dict[str, Split]
     if training.generation_max_length is None:
         # The limit counts the decoder's start token, which is not part of a target.
         training.generation_max_length = data.max_target_length + 1
-    trained: Any = model
-    if training.lora_rank:
-        trained = add_lora(model, training.lora_rank, model_options.dropout_rate)
     trainer = FinetuningTrainer(
         splits,
         data,
         training.metric,
-        model=trained,
+        model=adapt(model, tokenizer),
         args=training,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         processing_class=tokenizer,
@@ -82,8 +88,36 @@ def run(options: Options) -> None:
     _, data, training = options
     warn_of_float16(training)
     set_seed(training.seed)
-    trainer, splits = build_trainer(options)
-    facts = describe(trainer, _describe_data(trainer, splits, data))
+    trainer, splits = build_trainer(options, lambda model, tokenizer: _with_lora(model, training.lora_rank))
+    train_and_evaluate(trainer, splits, data)
+
+
+def _with_lora(model: PreTrainedModel, rank: int) -> Any:
+    """The model with adapters of this rank beside all of its linear layers; itself for rank 0."""
+    if not rank:
+        return model
+    dropout = model.config.dropout_rate
+    return import_peft().get_peft_model(model, lora_config(model, rank, lora_targets(model), dropout))
+
+
+def train_and_evaluate(
+    trainer: FinetuningTrainer,
+    splits: dict[str, Split],
+    data: DataArguments,
+    title: str = "Fine-tuning",
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Says what is about to happen, trains, saves, evaluates, reports.
+
+    Args:
+        trainer: with all that it trains on.
+        splits: what it evaluates on, by prefix of the metrics.
+        data: where that comes from.
+        title: of the report.
+        more: what else to say before, by heading, see [`describe`].
+    """
+    training = cast(FinetuningArguments, trainer.args)
+    facts = describe(trainer, {**_describe_data(trainer, splits, data), **more})
     if trainer.is_world_process_zero():
         print(facts_as_text(facts), flush=True)
     metrics: dict[str, dict[str, float]] = {
@@ -100,10 +134,11 @@ def run(options: Options) -> None:
         trainer.save_metrics(split, values)
     samples = trainer.sample(evaluated[-1]) if evaluated else []
     if trainer.is_world_process_zero():
-        write_report(Path(str(training.output_dir)), report_of(trainer, "Fine-tuning", facts, metrics, samples))
+        write_report(Path(str(training.output_dir)), report_of(trainer, title, facts, metrics, samples))
     trainer.leave_process_group()
     if trainer.is_world_process_zero():
-        print(f"Model, tokenizer, metrics and report.html are in {training.output_dir}", flush=True)
+        trained = "Model" if trainer.model is trainer.plain_model() else "Adapter"
+        print(f"{trained}, tokenizer, metrics and report.html are in {training.output_dir}", flush=True)
 
 
 def _describe_data(trainer: T5Trainer, splits: dict[str, Split], data: DataArguments) -> dict[str, str]:

@@ -48,8 +48,6 @@ class DataArguments:
                 if self.dataset_name is not None:
                     raise TrainingError(f"--{option} and --dataset_name exclude each other: leave one of them out.")
                 _check_data_file(option, Path(name))
-        if self.train_file is None and self.dataset_name is None:
-            raise TrainingError("There is nothing to train on: give --train_file, or --dataset_name.")
         if self.dataset_config_name is not None and self.dataset_name is None:
             raise TrainingError("--dataset_config_name is of no use without --dataset_name: give both, or none.")
         for option in ("max_source_length", "max_target_length"):
@@ -96,5 +94,11 @@ class FinetuningArguments(T5TrainingArguments):
             self.metric = ["exact_match"]
         if self.lora_rank < 0:
             raise TrainingError(f"--lora_rank is {self.lora_rank}: it must be at least 1, or 0 for all weights.")
+        if self.lora_rank and self.optimizer_preset in ("finetune", "pretrain"):
+            raise TrainingError(
+                f"--lora_rank begins with matrices of zeros, and the Adafactor of --optimizer_preset "
+                f"{self.optimizer_preset} scales its steps by the size of a parameter: choose adamw "
+                "there, or leave the option out."
+            )
         if self.merge_lora and not self.lora_rank:
             raise TrainingError("--merge_lora is of no use without --lora_rank: give both, or none.")

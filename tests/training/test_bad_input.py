@@ -106,6 +106,7 @@ def test_missing_files(option, model, train_file, tmp_path):
         ({"dataset_name": "squad"}, "--train_file and --dataset_name exclude each other"),
         ({"dataset_config_name": "plain"}, "of no use without --dataset_name"),
         ({"lora_rank": -1}, "--lora_rank is -1"),
+        ({"lora_rank": 2, "optimizer_preset": "finetune"}, "choose adamw there"),
         ({"merge_lora": True}, "--merge_lora is of no use without --lora_rank"),
         ({"optimizer_preset": "adam"}, "--optimizer_preset adam does not exist: choose one of finetune, pretrain"),
         ({"optimizer_slots": "folder"}, "give --optimizer_preset, too"),
@@ -138,7 +139,7 @@ def test_metric_that_is_not_installed(metric, package, model, train_file, tmp_pa
 def test_lora_that_is_not_installed(model, train_file, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     message = complaint(tmp_path / "output", model_name_or_path=model, train_file=train_file, lora_rank=2)
-    assert "--lora_rank needs the package peft" in message
+    assert "Adapters need the package peft" in message
 
 
 def test_output_folder(model, train_file, tmp_path):

@@ -169,7 +169,7 @@ def test_lora_trains_adapters_that_peft_loads(model_type, build, tiny_models, tm
 
     if model_type != "t5_talking_heads":  # what follows is the same for all
         return
-    with pytest.raises(SystemExit, match="already holds a model"):
+    with pytest.raises(SystemExit, match="already holds an adapter"):
         finetune.main(f"{flags} {more}".split())
     merged_folder = tmp_path / "merged"
     flags = flags.replace(str(output), str(merged_folder))

@@ -104,10 +104,13 @@ def test_only_the_prompt_is_trained(tiny_models, tmp_path, monkeypatch):
         changed = [name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])]
         seen.append((changed, [set(state) for state in trainer.optimizer.state.values()]))
 
+    moved, replace = [], os.replace
+    monkeypatch.setattr("os.replace", lambda source, target: moved.append(Path(target).name) or replace(source, target))
     monkeypatch.setattr(prompt_tune.finetune, "train_and_evaluate", watched)
     options = {"model_name_or_path": tiny_models["t5_talking_heads"], "train_file": TRAIN, "prompt_length": 4}
     more = {"output_dir": tmp_path / "adapter", "max_steps": 2, "save_strategy": "no", "disable_tqdm": True}
     prompt_tune.main(words(**options, **more))
+    assert moved[-1] == "adapter_config.json"  # without it, nothing loads the folder
     assert seen == [(["prompt_encoder.default.embedding.weight"], [{"step", "v"}])]
 
 

@@ -2,6 +2,8 @@
 """What prompts begin with, and the import of released ones."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import peft
@@ -114,10 +116,14 @@ def test_an_imported_prompt_is_the_prompt(model_type, tiny_models, tmp_path):
     assert torch.equal(found.loss, expected.loss)
 
 
-def test_an_imported_prompt_is_written_as_peft_would(tiny_models, tmp_path):
+def test_an_imported_prompt_is_written_as_peft_would(tiny_models, tmp_path, monkeypatch):
     folder = tiny_models["t5_lm_adapted"]
     model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    moved = []
+    right = os.replace
+    monkeypatch.setattr("os.replace", lambda source, target: moved.append(Path(target).name) or right(source, target))
     save_prompt(torch.ones(4, 32), str(folder), model.config, tmp_path / "ours")
+    assert moved[-1] == "adapter_config.json"  # without it, nothing loads the folder
     add_prompt(model, torch.ones(4, 32)).save_pretrained(tmp_path / "theirs")
     ours, theirs = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("ours", "theirs"))
     assert ours == theirs
@@ -158,6 +164,7 @@ def test_files_that_are_no_prompts(tiny_models, tmp_path):
         "boastful": header.replace(b"(4, 32), }      ", b"(4999999999, 2)}"),
         "beyond all bounds": header.replace(b"(4, 32), }" + b" " * 25, b"(" + b"9" * 31 + b",)}"),
         "open bracket": header.replace(b"(4, 32)", b"(4, 32 "),
+        "no such type": header.replace(b"'<f4'", b"',f4'"),
         "no dictionary": header.replace(b"{'descr'", b"8'descr'"),
     }
     for name, content in contents.items():

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import original_loss
+from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.optimizers import (
     PRESETS,
@@ -26,6 +27,7 @@ from t5_experimental.training.optimizers import (
     load_slots,
     original_axes,
 )
+from t5_experimental.training.trainer import T5Trainer
 
 
 GOLDEN = (
@@ -306,6 +308,45 @@ def test_going_on_from_a_saved_state_changes_nothing(
     take_steps(other, other_optimizer, other_schedule, arrays, 2)
     for name, parameter in other.named_parameters():
         assert torch.equal(parameter, model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_trainer_goes_on_from_its_checkpoint(
+    preset: str, with_slots: Callable[[str], Path], golden: Callable[[str], Arrays], tmp_path: Path
+) -> None:
+    """Optimizer by name, with the original's slots where it has them; four steps, or two and two."""
+    folder, inputs = with_slots("t5.1.1.tiny"), inputs_of(golden("t5.1.1.tiny"))
+    examples = [{name: values[k] for name, values in inputs.items()} for k in range(len(inputs["labels"]))]
+
+    def train(output: str, checkpoint: Path | None = None) -> tuple[list[float], dict[str, torch.Tensor]]:
+        arguments = T5TrainingArguments(
+            output_dir=str(tmp_path / output),
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            logging_steps=1,
+            save_steps=2,
+            max_steps=4,
+            per_device_train_batch_size=len(examples),
+            optimizer_preset=preset,
+            optimizer_slots=str(folder) if preset in ("finetune", "pretrain") else None,
+            warmup_steps=3,
+        )
+        model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32, dropout_rate=0.0)
+        trainer = T5Trainer(model=model, args=arguments, train_dataset=examples)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+        return rates, model.state_dict()
+
+    rates, weights = train("whole")
+    resumed_rates, resumed = train("resumed", tmp_path / "whole" / "checkpoint-2")
+    assert resumed_rates == rates
+    assert len(rates) == 4
+    if preset == "pretrain":
+        with safe_open(folder / "optimizer.safetensors", "pt") as file:
+            assert rates[0] == pytest.approx(int(file.metadata()["step"]) ** -0.5)
+    for name, weight in resumed.items():
+        assert torch.equal(weight, weights[name]), name
 
 
 def test_bfloat16_parameters_take_the_steps_of_float32_and_are_rounded() -> None:

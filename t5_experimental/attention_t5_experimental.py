@@ -113,6 +113,23 @@ def dense_bias(diagonals: torch.Tensor, visible: Visibility) -> torch.Tensor:
     return bias if mask is None else masked_bias(bias, mask)
 
 
+def shared_dropout(states: torch.Tensor, rate: float, dim: int) -> torch.Tensor:
+    """Dropout that decides once for all entries along an axis.
+
+    Source: `noise_shape` of `dropout` in mesh_tensorflow/ops.py.
+
+    Args:
+        states: of any shape.
+        rate: share of the decisions that set to 0; what stays is divided by `1 - rate`.
+        dim: axis that shares a decision.
+    """
+    shape = list(states.shape)
+    shape[dim] = 1
+    # Ones and zeros, as half precision has no digits for 1 / (1 - rate).
+    kept = torch.empty(shape, dtype=states.dtype, device=states.device).bernoulli_(1 - rate)
+    return (states * kept).mul_(1 / (1 - rate))
+
+
 class InitialValues(NamedTuple):
     """How a parameter is drawn when a model is built, where its module's default is not the original's.
 
@@ -157,6 +174,7 @@ class T5Attention(nn.Module):
         self.spec = spec
         self.layer_idx = layer_idx
         self.dropout = config.dropout_rate
+        self.drops_keys = config.broadcast_dropout
         self.q = nn.Linear(config.d_model, spec.num_key_heads * spec.d_k, bias=False)
         self.k = nn.Linear(config.d_model, spec.num_key_heads * spec.d_k, bias=False)
         self.v = nn.Linear(config.d_model, spec.num_value_heads * spec.d_v, bias=False)
@@ -170,6 +188,11 @@ class T5Attention(nn.Module):
             # T5 puts the 1/sqrt(dk) of scaled dot-product attention into the initial q.
             scale = linear.in_features**-0.5 * (spec.d_k**-0.5 if linear is self.q else 1.0)
             linear.initial_values = InitialValues(self.kernel_distribution, scale)  # type: ignore[assignment]
+
+    @property
+    def weight_dropout(self) -> float:
+        """Rate at which single weights are dropped: 0 where whole keys are, before [`T5Attention.attend`]."""
+        return self.dropout if self.training and not self.drops_keys else 0.0
 
     def self_attention_bias(self, visible: Visibility, bidirectional: bool, device: torch.device) -> torch.Tensor:
         """Diagonals `(h, n + m - 1)` of the position bias, for this layer and all others of its stack with as many
@@ -197,7 +220,7 @@ class T5Attention(nn.Module):
             self._may_take_rows(visible, output_attentions)
             and is_eager_on_cpu(states)
             and torch.is_grad_enabled()
-            and ((diagonals is not None and diagonals.requires_grad) or (self.training and self.dropout > 0))
+            and ((diagonals is not None and diagonals.requires_grad) or self.weight_dropout > 0)
         )
 
     def _may_take_rows(self, visible: Visibility | None, output_attentions: bool) -> bool:
@@ -231,6 +254,8 @@ class T5Attention(nn.Module):
         """
         query = self._split_heads(multiply(self.q, hidden_states), self.spec.d_k)  # [b, hk, n, dk]
         key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values)
+        if self.training and self.drops_keys and self.dropout > 0:
+            value = shared_dropout(value, self.dropout, dim=-1)
         if visible is not None and self.takes_rows(hidden_states, diagonals, visible, output_attentions):
             context, weights = self.attend_by_rows(query.to(key.dtype), key, value, diagonals, visible), None
         else:
@@ -300,7 +325,7 @@ class T5Attention(nn.Module):
         Returns:
             `(b, hv, n, dv)`, and the weights `(b, h, n, m)` or None.
         """
-        dropout = self.dropout if self.training else 0.0
+        dropout = self.weight_dropout
         if self.config._attn_implementation == "sdpa" and not output_attentions:
             if attention_bias is not None:
                 attention_bias = attention_bias.to(query.dtype)
@@ -320,8 +345,7 @@ class T5Attention(nn.Module):
     ) -> torch.Tensor:
         """As [`T5Attention.attend`], where [`T5Attention.takes_rows`], with bias and mask as in
         [`T5Attention.forward`]."""
-        dropout = self.dropout if self.training else 0.0
-        return attention_by_rows(query, key, value, *self._projections(), diagonals, visible, dropout)
+        return attention_by_rows(query, key, value, *self._projections(), diagonals, visible, self.weight_dropout)
 
     def _projections(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """The matrices that mix heads before and after the softmax."""
@@ -394,7 +418,7 @@ class T5TalkingHeadsAttention(T5Attention):
         [`attention_by_rows`]."""
         logits = self.logits_projection(query @ key.transpose(-1, -2))
         weights = softmax_with_bias(logits, attention_bias)
-        mixed = F.dropout(self.weights_projection(weights), self.dropout if self.training else 0.0)
+        mixed = F.dropout(self.weights_projection(weights), self.weight_dropout)
         return mixed @ value, weights if output_attentions else None
 
     def takes_rows(

@@ -101,6 +101,9 @@ class T5ExperimentalConfig(PreTrainedConfig):
             any other activation of transformers, with or without `gated-`.
         dropout_rate: dropout of embeddings, attention weights, feed-forward and residual branches. 0.1 is the
             original's rate for fine-tuning; pre-training of these checkpoints used 0.
+        broadcast_dropout: drop as the original does: all positions of a row share what is dropped. Hidden states lose
+            features, attention weights lose keys (in all their queries), which equals masking the values. Examples
+            that are packed into one row share it, too. False: every number for itself, as in transformers.
         layer_norm_epsilon: added to the mean square in the RMS norm.
         initializer_factor: multiplies the standard deviation of every initialiser.
         tie_word_embeddings: the classifier is the embedding matrix (t5.1.0). False for every family here: their
@@ -136,6 +139,7 @@ class T5ExperimentalConfig(PreTrainedConfig):
     relative_attention_max_distance: int = 128
     feed_forward_proj: str = "gated-gelu"
     dropout_rate: float | int = 0.1
+    broadcast_dropout: bool = False
     layer_norm_epsilon: float = 1e-6
     initializer_factor: float | int = 1.0
     tie_word_embeddings: bool = False

@@ -36,6 +36,7 @@ from .masks_t5_experimental import Visibility, masked_bias, visibility
 from .stack_t5_experimental import (
     T5Block,
     T5DenseActDense,
+    T5Dropout,
     T5LayerCrossAttention,
     T5LayerFF,
     T5LayerNorm,
@@ -64,7 +65,7 @@ OWN_MODULES = (
     nn.ModuleList,
     nn.Embedding,
     nn.Linear,
-    nn.Dropout,
+    T5Dropout,
 )
 """Types of all modules of a decoder, but for its activations."""
 

@@ -32,6 +32,7 @@ from .attention_t5_experimental import (
     T5Attention,
     build_attention,
     dense_bias,
+    shared_dropout,
 )
 from .cache_t5_experimental import with_room
 from .checkpointing_t5_experimental import with_kept_attention
@@ -76,6 +77,20 @@ class T5LayerNorm(nn.Module):
         return normed
 
 
+class T5Dropout(nn.Dropout):
+    """Dropout of hidden states, single numbers or whole features of a row (`broadcast_dropout`)."""
+
+    def __init__(self, config: T5ExperimentalConfig):
+        super().__init__(config.dropout_rate)
+        self.drops_features = config.broadcast_dropout
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(b, n, features)` -> `(b, n, features)`."""
+        if self.drops_features and self.training and self.p > 0:
+            return shared_dropout(hidden_states, self.p, dim=-2)
+        return super().forward(hidden_states)
+
+
 class T5DenseActDense(nn.Module):
     """Feed-forward `wo(act(wi x))` or, gated, `wo(act(wi_0 x) * wi_1 x)`."""
 
@@ -88,7 +103,7 @@ class T5DenseActDense(nn.Module):
         else:
             self.wi = nn.Linear(config.d_model, d_ff, bias=False)
         self.wo = nn.Linear(d_ff, config.d_model, bias=False)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = T5Dropout(config)
         self.act = ACT2FN[config.dense_act_fn]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -131,7 +146,7 @@ class T5LayerSelfAttention(nn.Module):
         super().__init__()
         self.SelfAttention = build_attention(config, spec, has_relative_attention_bias, layer_idx)
         self.layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = T5Dropout(config)
 
     def forward(
         self,
@@ -156,7 +171,7 @@ class T5LayerCrossAttention(nn.Module):
         super().__init__()
         self.EncDecAttention = build_attention(config, spec, False, layer_idx)
         self.layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = T5Dropout(config)
 
     def forward(
         self,
@@ -186,7 +201,7 @@ class T5LayerFF(nn.Module):
         super().__init__()
         self.DenseReluDense = T5DenseActDense(config, spec.d_ff)
         self.layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = T5Dropout(config)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`(b, n, d_model)` -> `(b, n, d_model)`."""
@@ -377,7 +392,7 @@ class T5Stack(T5ExperimentalPreTrainedModel):
             for index, spec in enumerate(specs)
         )
         self.final_layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = T5Dropout(config)
         self.gradient_checkpointing = False
         self.post_init()
 

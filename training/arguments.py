@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Options of the entry points, as dataclasses that the command line is parsed into."""
+"""Options that the entry points share, as dataclasses that the command line is parsed into."""
 
 import os
 from dataclasses import dataclass, field
@@ -8,16 +8,22 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
-from transformers import SchedulerType, Seq2SeqTrainingArguments
-from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+from transformers import Seq2SeqTrainingArguments
+from transformers.integrations import (
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+    is_tensorboard_available,
+)
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.training_args import OptimizerNames
 
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.losses import LossDenominator, check_loss_options
+from t5_experimental.training.optimizers import PRESETS
 
 
-# File name endings that training/data.py has readers for.
-DATA_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+# Files that make a folder what it is, and are written last.
+FINISHED = {"config.json": "a model", "adapter_config.json": "an adapter"}
 
 
 @dataclass
@@ -33,47 +39,23 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        if not (Path(self.model_name_or_path) / "config.json").is_file():
-            raise TrainingError(
-                f"--model_name_or_path {self.model_name_or_path} is not a model folder (it has no config.json): give "
-                "a folder that `t5-experimental convert` wrote."
-            )
-        if not 0 <= self.dropout_rate < 1:
-            raise TrainingError(f"--dropout_rate is {self.dropout_rate}: it must be at least 0 and less than 1.")
+        check_model_folder(self.model_name_or_path)
+        check_dropout_rate(self.dropout_rate)
 
 
-@dataclass
-class DataArguments:
-    """Which text it is trained on, and how much of it."""
-
-    train_file: str = field(metadata={"help": "Training examples: .jsonl (or .json), .csv or .parquet."})
-    validation_file: str | None = field(
-        default=None, metadata={"help": "Examples to evaluate on at the end, and meanwhile with --eval_strategy."}
-    )
-    test_file: str | None = field(default=None, metadata={"help": "Examples to evaluate on at the end."})
-    input_column: str = field(default="source", metadata={"help": "Column of the text that the encoder reads."})
-    target_column: str = field(default="target", metadata={"help": "Column of the text to produce."})
-    source_prefix: str = field(default="", metadata={"help": 'Put in front of every input, as "summarize: ".'})
-    max_source_length: int = field(default=512, metadata={"help": "Inputs are cut off after this many tokens."})
-    max_target_length: int = field(default=128, metadata={"help": "Targets are cut off after this many tokens."})
-
-    def __post_init__(self) -> None:
-        for option in ("train_file", "validation_file", "test_file"):
-            if (name := getattr(self, option)) is not None:
-                _check_data_file(option, Path(name))
-        for option in ("max_source_length", "max_target_length"):
-            if getattr(self, option) < 1:
-                raise TrainingError(f"--{option} is {getattr(self, option)}: it must be at least 1.")
-
-
-def _check_data_file(option: str, path: Path) -> None:
-    if not path.is_file():
-        raise TrainingError(f"--{option} {path} does not exist: give the path of a data file.")
-    if path.suffix.lower() not in DATA_FORMATS:
+def check_model_folder(folder: str) -> None:
+    """Refuses a `--model_name_or_path` that holds no model."""
+    if not (Path(folder) / "config.json").is_file():
         raise TrainingError(
-            f"--{option} {path} has the unknown ending {path.suffix!r}: the format is told by it, and must be one of "
-            f"{', '.join(DATA_FORMATS)}."
+            f"--model_name_or_path {folder} is not a model folder (it has no config.json): give a folder that "
+            "`t5-experimental convert` wrote."
         )
+
+
+def check_dropout_rate(rate: float) -> None:
+    """Refuses a `--dropout_rate` that is none."""
+    if not 0 <= rate < 1:
+        raise TrainingError(f"--dropout_rate is {rate}: it must be at least 0 and less than 1.")
 
 
 def bfloat16_is_fast(use_cpu: bool) -> bool:
@@ -112,8 +94,9 @@ def _check_output(folder: Path) -> None:
     try:
         if folder.is_file():
             raise TrainingError(f"--output_dir {folder} is a file: give a folder.")
-        if (folder / "config.json").exists():
-            raise TrainingError(f"--output_dir {folder} already holds a model: give another folder, or remove it.")
+        for name, what in FINISHED.items():
+            if (folder / name).exists():
+                raise TrainingError(f"--output_dir {folder} already holds {what}: give another folder, or remove it.")
         # Tried out, since permissions alone do not tell. Nothing stays behind where another check fails, and the name
         # is random, so that processes that check at the same time do not meet.
         with TemporaryDirectory(dir=next(path for path in (folder, *folder.parents) if path.exists())):
@@ -138,15 +121,39 @@ def _check_reporters(names: list[str]) -> None:
 
 
 @dataclass
-class FinetuningArguments(Seq2SeqTrainingArguments):
-    """Transformers' own options, with the defaults that suit T5."""
+class T5TrainingArguments(Seq2SeqTrainingArguments):
+    """Transformers' own options, with the defaults that every training of these models shares, checked."""
 
     optim: OptimizerNames | str = field(default="adafactor", metadata={"help": "Optimizer; T5's is Adafactor."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate; T5 is fine-tuned with 1e-3."})
-    lr_scheduler_type: SchedulerType | str = field(
-        default="constant", metadata={"help": "Schedule of the learning rate; T5 is fine-tuned with a constant one."}
+    optimizer_preset: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Instead of --optim and its schedule: {', '.join(PRESETS)}. `finetune` and `pretrain` are the "
+            "original's Adafactor."
+        },
+    )
+    optimizer_slots: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder with the optimizer.safetensors that `t5-experimental convert --with-optimizer` wrote: the "
+            "preset goes on from the original's state instead of a fresh one."
+        },
+    )
+    learning_rate: float | None = field(  # type: ignore[assignment]  # the preset knows its own
+        default=None, metadata={"help": "Learning rate. Default: the preset's own, and 1e-3 with --optim."}
     )
     logging_steps: float = field(default=50, metadata={"help": "Steps between two logs of the loss."})
+    z_loss: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the squared log-normaliser in the loss of training; the original's is 1e-4."},
+    )
+    loss_denominator: LossDenominator = field(
+        default="tokens",
+        metadata={
+            "help": "What the summed loss of a step is divided by: the tokens to predict, or, as in the original, all "
+            "target positions, padding included. Evaluation always divides by tokens."
+        },
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={
@@ -168,6 +175,12 @@ class FinetuningArguments(Seq2SeqTrainingArguments):
         default=None,
         metadata={"help": "Folder of the checkpoint to go on from, or True for the last one in --output_dir."},
     )
+    report_to: None | str | list[str] = field(  # noqa: RUF036 - the parser wants transformers' own order
+        default=None,
+        metadata={"help": "Where logs go besides the report, as wandb. Default: tensorboard, if it is installed."},
+    )
+    command: str = field(default="", init=False)
+    """The command line that these came from, to be shown in the report."""
 
     def __post_init__(self) -> None:
         if self.output_dir is None:
@@ -177,9 +190,29 @@ class FinetuningArguments(Seq2SeqTrainingArguments):
             # What `accelerate launch` was told; it says "no" when it was told nothing.
             unspecified = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no" and not self.fp16
             self.bf16 = unspecified and bfloat16_is_fast(self.use_cpu)
+        check_loss_options(self.z_loss, self.label_smoothing_factor)
+        self._check_optimizer()
+        if self.report_to is None:
+            self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         super().__post_init__()
         if float32_wanted and self.mixed_precision == "bf16":
             self.mixed_precision = "no"  # the launcher's word, but the script's own option counts more
         _check_output(Path(self.output_dir))
         self.resume_from_checkpoint = _checkpoint_to_resume(self.resume_from_checkpoint, Path(self.output_dir))
         _check_reporters(cast(list[str], self.report_to))
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer_preset is None:
+            if self.optimizer_slots is not None:
+                raise TrainingError("--optimizer_slots needs an optimizer that has them: give --optimizer_preset, too.")
+            if self.learning_rate is None:
+                self.learning_rate = 1e-3
+        elif self.optimizer_preset not in PRESETS:
+            raise TrainingError(
+                f"--optimizer_preset {self.optimizer_preset} does not exist: choose one of {', '.join(PRESETS)}."
+            )
+        elif 0 < self.warmup_steps < 1:
+            raise TrainingError(
+                f"--warmup_steps {self.warmup_steps} is a share of the run, which --optimizer_preset does not know: "
+                "give a number of steps."
+            )

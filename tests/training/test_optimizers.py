@@ -208,14 +208,14 @@ def to_mesh(array: np.ndarray, layout: tuple[str, str], sizes: dict[str, int]) -
 def test_fresh_states_follow_the_originals_variables(
     kind: str, make_config: Callable[..., Any], batch: dict[str, torch.Tensor]
 ) -> None:
-    """Three steps with gradients of the model. Talking heads: some kernels are factored over heads, some over their
-    size, some not at all, though merged every one would be."""
-    # More heads than `d_model` would leave two ways of choosing; equal sizes would hide a wrong order.
-    widths = {"num_key_heads": 20, "d_k": 18, "num_heads": 17, "num_value_heads": 6, "d_v": 24}
+    """Three steps with gradients of the model. Talking heads: kernels are factored over heads or over their size, which
+    are merged here."""
+    # Three equal dimensions for queries and keys: the original's order chooses two of them.
+    widths = {"num_key_heads": 32, "d_k": 32, "num_heads": 17, "num_value_heads": 6, "d_v": 24}
     config = make_config("t5.1.th", **widths) if kind == "talking heads" else make_config("t5.1.1")
     spec = config.layer_specs("encoder")[0]
     sizes = {"vocab": 1152, "d_model": 32, "buckets": 32, "d_ff": 64, "heads": spec.num_heads, "heads*d_kv": 32}
-    sizes |= {"key_heads": 20, "d_k": 18, "value_heads": 6, "d_v": 24}
+    sizes |= {"key_heads": 32, "d_k": 32, "value_heads": 6, "d_v": 24}
     torch.manual_seed(0)
     model = AutoModelForSeq2SeqLM.from_config(config).eval()
     optimizer = Adafactor(model.parameters(), 0.03, original_axes(model), min_dim_size_to_factor=20)

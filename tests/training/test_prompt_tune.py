@@ -110,7 +110,7 @@ def test_only_the_prompt_is_trained(tiny_models, tmp_path, monkeypatch):
     options = {"model_name_or_path": tiny_models["t5_talking_heads"], "train_file": TRAIN, "prompt_length": 4}
     more = {"output_dir": tmp_path / "adapter", "max_steps": 2, "save_strategy": "no", "disable_tqdm": True}
     prompt_tune.main(words(**options, **more))
-    assert moved[-1] == "adapter_config.json"  # without it, nothing loads the folder
+    assert [name for name in moved if name not in ("report.html", "README.md")][-1] == "adapter_config.json"
     assert seen == [(["prompt_encoder.default.embedding.weight"], [{"step", "v"}])]
 
 

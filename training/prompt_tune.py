@@ -88,10 +88,12 @@ class PromptTrainingArguments(FinetuningArguments):
     per_device_train_batch_size: int = field(
         default=32, metadata={"help": "Examples in a step of each device; the paper has 32 altogether."}
     )
-    # The prompt is the adapter.
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradients are scaled down to this norm; 0 for never."})
+    # No options here: the prompt is the adapter, and no preset of an optimizer is made for one.
     lora_rank: int = field(default=0, init=False)
     merge_lora: bool = field(default=False, init=False)
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradients are scaled down to this norm; 0 for never."})
+    optimizer_preset: str | None = field(default=None, init=False)
+    optimizer_slots: str | None = field(default=None, init=False)
 
 
 Options = tuple[ModelArguments, PromptArguments, DataArguments, PromptTrainingArguments]

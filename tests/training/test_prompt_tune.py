@@ -110,7 +110,8 @@ def test_only_the_prompt_is_trained(tiny_models, tmp_path, monkeypatch):
     options = {"model_name_or_path": tiny_models["t5_talking_heads"], "train_file": TRAIN, "prompt_length": 4}
     more = {"output_dir": tmp_path / "adapter", "max_steps": 2, "save_strategy": "no", "disable_tqdm": True}
     prompt_tune.main(words(**options, **more))
-    assert moved[-1] == "adapter_config.json"  # without it, nothing loads the folder
+    # Without its configuration, nothing loads the folder.
+    assert {"adapter_model.safetensors", "tokenizer.json"} <= set(moved[: moved.index("adapter_config.json")])
     assert seen == [(["prompt_encoder.default.embedding.weight"], [{"step", "v"}])]
 
 
@@ -199,6 +200,8 @@ def test_import(tiny_models, tmp_path, capsys):
             {"train_file": TRAIN, "prompt_init": "zero"},
             "invalid choice: 'zero' .choose from 'vocab', 'labels', 'random'.",
         ),
+        ({"train_file": TRAIN, "optimizer_preset": "finetune"}, "There is no option --optimizer_preset"),
+        ({"train_file": TRAIN, "lora_rank": 2}, "There is no option --lora_rank"),
         ({"train_file": TRAIN, "class_labels": "The,日"}, "does not know all of '日'"),
         ({"train_file": TRAIN, "class_labels": "The,,food"}, "has an empty label"),
         ({"train_file": TRAIN, "class_labels": "The,food", "prompt_length": 1}, "2 labels for a prompt of 1 rows"),
@@ -216,3 +219,19 @@ def test_peft_is_missing(tiny_models, tmp_path, monkeypatch):
     options = words(model_name_or_path=tiny_models["t5_lm_adapted"], train_file=TRAIN, output_dir=tmp_path / "adapter")
     with pytest.raises(SystemExit, match="need the package peft"):
         prompt_tune.main(options)
+
+
+def test_the_best_prompt_is_kept(tiny_models, tmp_path):
+    """And not the last one, as the recipe asks for; the highest loss counts as the best here, which the first has."""
+    output = tmp_path / "adapter"
+    options = {"model_name_or_path": tiny_models["t5_lm_adapted"], "train_file": TRAIN, "output_dir": output}
+    data = {"validation_file": DATA / "restaurants_validation.jsonl", "prompt_length": 4, "disable_tqdm": True}
+    steps = {"max_steps": 3, "eval_strategy": "steps", "eval_steps": 1, "save_steps": 1}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
+    prompt_tune.main(words(**options, **data, **steps, **best))
+    kept, first, last = (
+        load_file(folder / "adapter_model.safetensors")["prompt_embeddings"]
+        for folder in (output, output / "checkpoint-1", output / "checkpoint-3")
+    )
+    assert torch.equal(kept, first)
+    assert not torch.equal(kept, last)

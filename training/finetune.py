@@ -4,9 +4,10 @@
     accelerate launch training/finetune.py --model_name_or_path MODEL --train_file train.jsonl --output_dir OUTPUT
 
 `python -m t5_experimental.training.finetune` takes the same options, and `--help` lists them: ours first, then all of
-transformers' `Seq2SeqTrainingArguments`. The output folder gets the model and its tokenizer, the metrics as
-`train_results.json`, `eval_results.json` (of the validation file), `test_results.json` and `all_results.json`, and
-meanwhile the trainer's checkpoints.
+transformers' `Seq2SeqTrainingArguments`. A YAML file of options, such as those in `recipes/`, may stand first. The
+output folder gets the model (or its adapters) and tokenizer, the metrics as `train_results.json`, `eval_results.json`
+(of the validation file), `test_results.json` and `all_results.json`, `report.html` with curves and samples, a model
+card that links to it, and meanwhile the trainer's checkpoints.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -49,7 +49,22 @@ class TokenMeter:
 
 
 class TokenProgressCallback(ProgressCallback):
-    """The progress bar, with the last loss and speed beside it."""
+    """The progress bar, with the last loss and speed beside it; each pass over examples to evaluate has its own."""
+
+    _evaluated: Any = None
+
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        if eval_dataloader is not self._evaluated:
+            self._evaluated = eval_dataloader
+            self.on_predict(args, state, control)  # closes the bar of the pass before
+        super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader, **kwargs)
 
     def on_log(
         self,

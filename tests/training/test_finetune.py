@@ -178,8 +178,13 @@ def test_evaluation_counts_every_example_once(tiny_models, launch, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "on 2 process(es)" in result.stdout
+    metrics = json.loads((tmp_path / "output" / "eval_results.json").read_text())
     # With the examples that fill up counted it would be 2 of 8.
-    assert json.loads((tmp_path / "output" / "eval_results.json").read_text())["eval_exact_match"] == 100 / 5
+    assert metrics["eval_exact_match"] == 100 / 5
+    batch = tokenizer([row["source"] for row in rows], padding=True, return_tensors="pt")
+    labels = tokenizer([row["target"] for row in rows], padding=True, return_tensors="pt").input_ids
+    expected = model(**batch, labels=labels.masked_fill(labels == 0, -100)).loss.item()
+    assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.slow

@@ -26,8 +26,13 @@ def test_bleu_with_references_of_unequal_number():
     assert bleu(["a b c d e"], [["x", "a b c d e"]])["bleu"] == pytest.approx(100)
     from nltk.translate.bleu_score import corpus_bleu
 
-    predictions = [PREDICTIONS[0], "one two three four five six"]
-    references = [REFERENCES[0], ["one two three four nine six", "two three", "two three four five"]]
+    # The second has one reference, which is far longer: what it lacks must not count as one of length 0.
+    predictions = [PREDICTIONS[0], "one two three four", "one two three four five six"]
+    references = [
+        REFERENCES[0],
+        ["one two three four five six seven eight nine"],
+        ["one two three four nine six", "two three", "two three four five"],
+    ]
     expected = corpus_bleu([[text.split() for text in texts] for texts in references], [p.split() for p in predictions])
     assert bleu(predictions, references)["bleu"] == pytest.approx(100 * expected)
 

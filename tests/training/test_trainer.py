@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, ProgressCallback
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, ProgressCallback, TrainerControl, TrainerState
 
 from t5_experimental.training import finetune
 from t5_experimental.training.errors import TrainingError
@@ -132,6 +132,20 @@ def test_speed_is_in_log_and_bar(build, capsys):
     assert f"tokens/s={log['tokens_per_second']:,.0f}" in shown
 
 
+def test_each_pass_of_an_evaluation_has_a_bar_of_its_own():
+    """Losses and texts come from two passes of unequal length."""
+    state, control = TrainerState(is_world_process_zero=True), TrainerControl()
+    callback = TokenProgressCallback()
+    seen = []
+    for loader in (range(3), range(2)):
+        for _ in loader:
+            callback.on_prediction_step(None, state, control, eval_dataloader=loader)
+            seen.append((callback.prediction_bar.n, callback.prediction_bar.total))
+    callback.on_evaluate(None, state, control)
+    assert seen == [(1, 3), (2, 3), (3, 3), (1, 2), (2, 2)]
+    assert callback.prediction_bar is None
+
+
 def test_presets_of_optimizers(build, tiny_models):
     rates = {"finetune": 1e-3, "pretrain": 1e-2, "adamw": 3e-4}
     for preset, rate in rates.items():
@@ -143,6 +157,9 @@ def test_presets_of_optimizers(build, tiny_models):
     trainer = build("--optimizer_preset finetune --learning_rate 0.5")
     trainer.create_optimizer()
     assert trainer.optimizer.param_groups[0]["lr"] == 0.5
+    trainer = build("--optimizer_preset pretrain --warmup_steps 400")
+    trainer.create_optimizer()
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.05
     trainer = build(f"--optimizer_preset finetune --optimizer_slots {tiny_models['t5_v1_1']}")
     with pytest.raises(TrainingError, match="which holds the optimizer's state"):
         trainer.create_optimizer()

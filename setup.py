@@ -25,7 +25,7 @@ EXTRAS = {
     "convert": ["sentencepiece>=0.2", "protobuf"],
     # Checkpoints at gs://, s3:// and https://.
     "remote": ["fsspec>=2025.3", "aiohttp>=3.10", "gcsfs>=2025.3", "s3fs>=2025.3"],
-    "training": ["accelerate>=1.10", "datasets>=4.0", "sentencepiece>=0.2", "protobuf"],
+    "training": ["accelerate>=1.10", "datasets>=4.0", "sentencepiece>=0.2", "protobuf", "pyyaml"],
     "deepspeed": ["deepspeed>=0.18"],
     # Needs an environment of its own: torch and torch_xla must be of the same release.
     "xla": ["torch_xla>=2.9"],
@@ -59,6 +59,6 @@ setup(
     extras_require=EXTRAS,
     packages=["t5_experimental", "t5_experimental.convert", "t5_experimental.training"],
     package_dir={"t5_experimental.convert": "convert", "t5_experimental.training": "training"},
-    package_data={"t5_experimental": ["py.typed"]},
+    package_data={"t5_experimental": ["py.typed"], "t5_experimental.training": ["recipes/*.yaml"]},
     entry_points={"console_scripts": ["t5-experimental=t5_experimental.convert.cli:main"]},
 )

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Options of the entry points, as dataclasses that the command line is parsed into."""
+"""Options that the entry points share, as dataclasses that the command line is parsed into."""
 
 import os
 from dataclasses import dataclass, field
@@ -8,16 +8,12 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
-from transformers import SchedulerType, Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainingArguments
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.training_args import OptimizerNames
 
 from t5_experimental.training.errors import TrainingError
-
-
-# File name endings that training/data.py has readers for.
-DATA_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
 
 @dataclass
@@ -33,47 +29,23 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        if not (Path(self.model_name_or_path) / "config.json").is_file():
-            raise TrainingError(
-                f"--model_name_or_path {self.model_name_or_path} is not a model folder (it has no config.json): give "
-                "a folder that `t5-experimental convert` wrote."
-            )
-        if not 0 <= self.dropout_rate < 1:
-            raise TrainingError(f"--dropout_rate is {self.dropout_rate}: it must be at least 0 and less than 1.")
+        check_model_folder(self.model_name_or_path)
+        check_dropout_rate(self.dropout_rate)
 
 
-@dataclass
-class DataArguments:
-    """Which text it is trained on, and how much of it."""
-
-    train_file: str = field(metadata={"help": "Training examples: .jsonl (or .json), .csv or .parquet."})
-    validation_file: str | None = field(
-        default=None, metadata={"help": "Examples to evaluate on at the end, and meanwhile with --eval_strategy."}
-    )
-    test_file: str | None = field(default=None, metadata={"help": "Examples to evaluate on at the end."})
-    input_column: str = field(default="source", metadata={"help": "Column of the text that the encoder reads."})
-    target_column: str = field(default="target", metadata={"help": "Column of the text to produce."})
-    source_prefix: str = field(default="", metadata={"help": 'Put in front of every input, as "summarize: ".'})
-    max_source_length: int = field(default=512, metadata={"help": "Inputs are cut off after this many tokens."})
-    max_target_length: int = field(default=128, metadata={"help": "Targets are cut off after this many tokens."})
-
-    def __post_init__(self) -> None:
-        for option in ("train_file", "validation_file", "test_file"):
-            if (name := getattr(self, option)) is not None:
-                _check_data_file(option, Path(name))
-        for option in ("max_source_length", "max_target_length"):
-            if getattr(self, option) < 1:
-                raise TrainingError(f"--{option} is {getattr(self, option)}: it must be at least 1.")
-
-
-def _check_data_file(option: str, path: Path) -> None:
-    if not path.is_file():
-        raise TrainingError(f"--{option} {path} does not exist: give the path of a data file.")
-    if path.suffix.lower() not in DATA_FORMATS:
+def check_model_folder(folder: str) -> None:
+    """Refuses a `--model_name_or_path` that holds no model."""
+    if not (Path(folder) / "config.json").is_file():
         raise TrainingError(
-            f"--{option} {path} has the unknown ending {path.suffix!r}: the format is told by it, and must be one of "
-            f"{', '.join(DATA_FORMATS)}."
+            f"--model_name_or_path {folder} is not a model folder (it has no config.json): give a folder that "
+            "`t5-experimental convert` wrote."
         )
+
+
+def check_dropout_rate(rate: float) -> None:
+    """Refuses a `--dropout_rate` that is none."""
+    if not 0 <= rate < 1:
+        raise TrainingError(f"--dropout_rate is {rate}: it must be at least 0 and less than 1.")
 
 
 def bfloat16_is_fast(use_cpu: bool) -> bool:
@@ -138,14 +110,10 @@ def _check_reporters(names: list[str]) -> None:
 
 
 @dataclass
-class FinetuningArguments(Seq2SeqTrainingArguments):
-    """Transformers' own options, with the defaults that suit T5."""
+class T5TrainingArguments(Seq2SeqTrainingArguments):
+    """Transformers' own options, with the defaults that every training of these models shares, checked."""
 
     optim: OptimizerNames | str = field(default="adafactor", metadata={"help": "Optimizer; T5's is Adafactor."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate; T5 is fine-tuned with 1e-3."})
-    lr_scheduler_type: SchedulerType | str = field(
-        default="constant", metadata={"help": "Schedule of the learning rate; T5 is fine-tuned with a constant one."}
-    )
     logging_steps: float = field(default=50, metadata={"help": "Steps between two logs of the loss."})
     logging_nan_inf_filter: bool = field(
         default=False,
@@ -168,6 +136,8 @@ class FinetuningArguments(Seq2SeqTrainingArguments):
         default=None,
         metadata={"help": "Folder of the checkpoint to go on from, or True for the last one in --output_dir."},
     )
+    command: str = field(default="", init=False)
+    """The command line that these came from, to be shown in the report."""
 
     def __post_init__(self) -> None:
         if self.output_dir is None:

@@ -17,8 +17,8 @@ from datasets.exceptions import DatasetGenerationError
 from pyarrow import ArrowInvalid, parquet
 from transformers import PreTrainedTokenizerBase
 
-from t5_experimental.training.arguments import DataArguments
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.finetuning_arguments import DataArguments
 
 
 # A row as its file has it, and where it stands there, for messages.

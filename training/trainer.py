@@ -1,98 +1,207 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What fine-tuning adds to transformers' `Seq2SeqTrainer`: exact counts, a stop at non-finite numbers, the save, and
-losses without the memory for all logits."""
+"""What all training adds to transformers' `Seq2SeqTrainer`: exact counts, a stop at non-finite numbers, the speed, the
+save, and losses without the memory for all logits."""
 
 import math
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
-import numpy as np
 import torch
-from torch.distributed.tensor import DTensor
-from transformers import (
-    EvalPrediction,
-    PreTrainedTokenizerBase,
-    Seq2SeqTrainer,
-)
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, ProgressCallback, Seq2SeqTrainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from t5_experimental.tasks_t5_experimental import T5ExperimentalForConditionalGeneration
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.nonfinite import FirstNonFinite, named, non_finite
+from t5_experimental.training.progress import TokenMeter, TokenProgressCallback
 
 
-class FinetuningTrainer(Seq2SeqTrainer):
-    """`Seq2SeqTrainer` that counts every example once, saves no broken weights, and the final model all at once.
+class T5Trainer(Seq2SeqTrainer):
+    """`Seq2SeqTrainer` that counts every example and token once, saves no broken weights, and the final model all at
+    once.
 
-    A loss that is infinite or not a number ends the run at the next log or save, whichever comes first. Every process
-    only sees the losses of its own examples, so they agree before one of them stops: the others would wait for it
-    forever.
+    A loss or gradient that is infinite or not a number ends the run at the next log or save, whichever comes first.
+    Every process only sees the losses of its own examples, so they agree before one of them stops: the others would
+    wait for it forever.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # Stays on the device: reading it in every step would make the processor wait for each of them.
-        self._losses_are_finite = torch.tensor(True, device=self.args.device)
-        adapted = getattr(self.model, "get_base_model", None)
-        base = self.model if adapted is None else adapted()
+        self._first_bad: FirstNonFinite | None = None
+        self._meter = TokenMeter(self.args.device)
+        self._trained_tokens, self._trained_seconds = 0, 0.0
+        self._evaluated: list[torch.Tensor] = []
         # transformers' own T5, say, does not know the argument; and a smoother of the trainer's own wants logits.
-        self._skips_logits = self.label_smoother is None and isinstance(base, T5ExperimentalForConditionalGeneration)
+        known = isinstance(self.plain_model(), T5ExperimentalForConditionalGeneration)
+        self._skips_logits = self.label_smoother is None and known
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(TokenProgressCallback())
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
+    def plain_model(self) -> PreTrainedModel:
+        """The model itself, without adapters."""
+        model = cast(Any, self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    # What a step is watched for.
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._meter.read()
+        return super().train(*args, **kwargs)
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._meter.add(inputs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
         if not self.args.logging_nan_inf_filter:
-            self._losses_are_finite = self._losses_are_finite & torch.isfinite(loss)
+            self._look_for_bad_numbers(loss)
         return loss
 
+    def _look_for_bad_numbers(self, loss: torch.Tensor) -> None:
+        # Engines may have replaced the parameters since this object was made.
+        weights = dict(cast(torch.nn.Module, self.model).named_parameters())
+        if self._first_bad is None:
+            self._first_bad = FirstNonFinite(list(weights), self.args.device)
+        # float16's scaler expects infinite gradients, and skips their step.
+        is_last = self.accelerator.sync_gradients and self.accelerator.scaler is None
+        gradients = [weight.grad for weight in weights.values()] if is_last else None
+        self._first_bad.look(self.state.global_step + 1, loss, gradients)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs or "train_loss" in logs:
+            self._log_speed(logs)
+        super().log(logs, start_time)
+        # "loss", "train_loss" (of the whole run), "eval_loss", "test_loss"
+        bad = [
+            f"the {name} is {value}"
+            for name, value in logs.items()
+            if name.endswith("loss") and not math.isfinite(value)
+        ]
+        self._stop_at_bad_steps(*bad)
+
+    def _log_speed(self, logs: dict[str, float]) -> None:
+        """Adds tokens per second: since the last log, or of the whole run at its end."""
+        tokens, seconds = self._meter.read()
+        count = int(self.accelerator.gather(tokens.reshape(1)).sum().item())
+        self._trained_tokens, self._trained_seconds = self._trained_tokens + count, self._trained_seconds + seconds
+        if "loss" in logs:
+            logs["tokens_per_second"] = round(count / seconds, 1)
+        else:
+            logs["train_tokens_per_second"] = round(self._trained_tokens / self._trained_seconds, 1)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        # Checkpoints come through here, too. The step before may have broken the weights after a loss that was fine.
+        self._stop_at_bad_steps()
+        self._stop_at_bad_weights()
+        super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self._meter.pause():
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _stop_at_bad_steps(self, *otherwise: str) -> None:
+        """Ends the run if a step had a bad loss or gradient, or for what is wrong `otherwise`; all processes call
+        this."""
+        finite = torch.tensor(not otherwise, device=self.args.device)
+        if self._first_bad is not None:
+            finite = finite & self._first_bad.all_finite()
+        if self._holds_everywhere(finite):
+            return
+        step = self.state.global_step
+        found = None if self._first_bad is None else self._first_bad.describe(self.accelerator)
+        self._stop(found or f"After step {step}, {otherwise[0] if otherwise else 'a loss is not finite'}")
+
+    def _stop_at_bad_weights(self) -> None:
+        names, weights = zip(*cast(torch.nn.Module, self.model).named_parameters(), strict=True)
+        # DeepSpeed's ZeRO-3 keeps a process's part of a weight beside an emptied parameter.
+        bad = non_finite([getattr(weight, "ds_tensor", weight) for weight in weights], self.args.device)
+        if not self._holds_everywhere(~bad.any()):
+            bad = self.accelerator.gather(bad.int()[None]).amax(0).bool()
+            self._stop(f"After step {self.state.global_step}, {named(names, bad)} became infinite or not a number")
+
+    def _holds_everywhere(self, finite: torch.Tensor) -> bool:
+        """Whether `finite`, a scalar, is true on every process; all processes call this."""
+        return bool(self.accelerator.gather(finite.int().reshape(1)).all().item())
+
+    def _stop(self, problem: str) -> NoReturn:
+        raise TrainingError(
+            f"{problem}: nothing more is saved; lower --learning_rate, and use --bf16 or full precision instead of "
+            "--fp16."
+        )
+
+    # Losses.
+
     def compute_loss(
-        self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
         # A step of training looks at no logits.
         if model.training and self._skips_logits:
             inputs = {**inputs, "skip_logits": True}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        if not model.training:
+            num_items_in_batch = None  # evaluation divides once, by the tokens of all batches
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        super().log(logs, start_time)
-        # "loss", "train_loss" (of the whole run), "eval_loss", "test_loss"
-        bad = [
-            f"The {name} is {value}"
-            for name, value in logs.items()
-            if name.endswith("loss") and not math.isfinite(value)
-        ]
-        finite = self._losses_are_finite & torch.tensor(not bad, device=self.args.device)
-        self._stop_unless(finite, bad[0] if bad else "A loss was infinite or not a number")
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, Any, Any]:
+        if inputs.get("labels") is not None:
+            inputs = {**inputs, "labels": self._without_fillers(inputs["labels"])}
+        if prediction_loss_only and self._skips_logits:
+            inputs = {**inputs, "skip_logits": True}
+        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
+        if loss is not None:
+            mean = cast(torch.Tensor, loss).float()
+            count = (inputs["labels"] != IGNORE_INDEX).sum().to(mean)
+            self._evaluated.append(torch.stack([mean * count, count]))
+        return loss, logits, labels
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        # Checkpoints come through here, too. The step before may have broken the weights after a loss that was fine.
-        self._stop_unless(self._losses_are_finite, "A loss was infinite or not a number")
-        self._stop_unless(self._weights_are_finite(), "A weight is infinite or not a number")
-        super().save_model(output_dir, _internal_call)
+    def _without_fillers(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels `(batch, length)` with nothing to predict where the last batch of several processes is filled up with
+        examples from the front; accelerate drops these when it gathers, in the order of the processes."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return labels
+        first = self.accelerator.process_index * len(labels)
+        is_real = torch.arange(first, first + len(labels), device=labels.device) < state.remainder
+        return labels.masked_fill(~is_real[:, None], IGNORE_INDEX)
 
-    def _weights_are_finite(self) -> torch.Tensor:
-        finite = torch.tensor(True, device=self.args.device)
-        for weight in cast(torch.nn.Module, self.model).parameters():
-            # Where engines cut the weights up, every process looks at its own part: DeepSpeed's ZeRO-3 keeps that
-            # beside an emptied parameter, FSDP inside a distributed tensor.
-            part = getattr(weight, "ds_tensor", weight)
-            local = part.to_local() if isinstance(part, DTensor) else part
-            finite = finite & torch.isfinite(local.detach()).all().to(finite.device)
-        return finite
-
-    def _stop_unless(self, finite: torch.Tensor, problem: str) -> None:
-        """Ends the run on every process if `finite`, a scalar, is false on any; all processes call this."""
-        if not self.accelerator.gather(finite.int().reshape(1)).all().item():
-            raise TrainingError(
-                f"{problem} at or before step {self.state.global_step}: nothing more is saved; lower --learning_rate, "
-                "and use --bf16 or full precision instead of --fp16."
-            )
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        # Several processes fill up the last batch with examples from the front. Seq2SeqTrainer would count them again.
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        # Seq2SeqTrainer would count the fillers as examples of their own.
         self.gather_function = self.accelerator.gather_for_metrics
-        return super().evaluation_loop(*args, **kwargs)
+        self._evaluated = []
+        with self._meter.pause():
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            if self._evaluated:  # where transformers has the mean of the batches' means
+                cast(dict[str, float], output.metrics)[f"{metric_key_prefix}_loss"] = self._evaluated_loss()
+        return output
+
+    def _evaluated_loss(self) -> float:
+        """Mean over all target tokens of the evaluation, on all processes."""
+        sums = torch.stack(self._evaluated).cpu().double().sum(0).float().to(self.args.device)
+        total, count = self.accelerator.gather(sums[None]).sum(0).tolist()
+        return total / max(count, 1)
+
+    # The result.
 
     def save_finished_model(self) -> None:
         """Writes model and tokenizer into the output folder; all processes call this.
@@ -125,19 +234,3 @@ class FinetuningTrainer(Seq2SeqTrainer):
         self.model_wrapped = cast(torch.nn.Module, self.model)
         self.accelerator.free_memory()
         self.accelerator.end_training()
-
-
-def exact_match(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
-    """A metric for the trainer: the share of examples whose generated text is the target, space at both ends aside."""
-
-    def decode(ids: np.ndarray) -> list[str]:
-        # Rows of unequal length come filled up with -100.
-        texts = tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
-        return [text.strip() for text in texts]
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        predicted = decode(cast(np.ndarray, prediction.predictions))
-        expected = decode(cast(np.ndarray, prediction.label_ids))
-        return {"exact_match": sum(map(str.__eq__, predicted, expected)) / len(expected)}
-
-    return compute

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForTextEncoding, T5Config
 
-from t5_experimental.training import finetune
+from t5_experimental.training import commandline, finetune
 
 
 GOOD_LINE = '{"source": "a", "target": "b"}\n'
@@ -99,7 +99,7 @@ def test_missing_files(option, model, train_file, tmp_path):
         ({"max_target_length": -1}, "--max_target_length is -1"),
         ({"eval_strategy": "epoch"}, "give --validation_file"),
         ({"max_steps": "many"}, "invalid int value: 'many'"),
-        ({"max_stepz": 1}, "--max_stepz"),
+        ({"max_stepz": 1}, "There is no option --max_stepz; the nearest is --max_steps"),
         ({"fp16": True, "bf16": True}, "At most one of fp16 and bf16"),
         ({"report_to": "carrier_pigeon"}, "carrier_pigeon is not supported"),
         ({"resume_from_checkpoint": "checkpoint-1"}, "checkpoint-1 is not a whole checkpoint"),
@@ -153,7 +153,7 @@ def test_only_one_process_of_a_machine_speaks(tmp_path, monkeypatch, capsys):
         finetune.main(["--model_name_or_path", str(tmp_path), "--train_file", "none", "--output_dir", "none"])
     assert exit_info.value.code == 1
     assert "".join(capsys.readouterr()) == ""
-    assert waited == [finetune.SECONDS_TO_BE_ENDED]
+    assert waited == [commandline.SECONDS_TO_BE_ENDED]
 
 
 def test_model_folders(model, train_file, tmp_path):

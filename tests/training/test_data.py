@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from t5_experimental.training.arguments import DataArguments
 from t5_experimental.training.data import load_features, read_examples
+from t5_experimental.training.finetuning_arguments import DataArguments
 
 
 # Text that readers which guess types would change: missing values, numbers, dates, quotes, line ends.

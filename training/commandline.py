@@ -1,0 +1,180 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""What every entry point shares: options from flags and YAML recipes, and an end with one sentence where the user can
+help."""
+
+import dataclasses
+import difflib
+import os
+import shlex
+import sys
+import time
+from argparse import SUPPRESS, ArgumentParser
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import yaml
+from transformers import HfArgumentParser
+
+from t5_experimental.training.arguments import T5TrainingArguments
+from t5_experimental.training.errors import TrainingError
+
+
+RECIPES = Path(__file__).parent / "recipes"
+
+# Longer than it takes a launcher to end the other processes when the first one has failed, slow imports included.
+SECONDS_TO_BE_ENDED = 60
+
+_NULL = "tag:yaml.org,2002:null"
+
+
+class _Parser(HfArgumentParser):
+    """Complains like everything else here, where argparse's own parser ends the process with its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise TrainingError(f"{message}; --help lists the options.")
+
+
+@dataclass(frozen=True)
+class EntryPoint:
+    """A program of `training/`: its name in messages, what `--help` says, and the dataclasses of its options."""
+
+    name: str
+    description: str
+    usage: str
+    """The options that nobody can do without; the generated line would name some hundred options of transformers."""
+    options: tuple[type, ...]
+
+    def parse(self, arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
+        """One object of each dataclass, checked.
+
+        A recipe is the first argument, or follows `--recipe`. What it says counts unless a flag says otherwise.
+
+        Args:
+            arguments: instead of the process's own, for tests and notebooks.
+
+        Raises:
+            TrainingError: anything that the user can solve.
+        """
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        parser = _Parser(
+            cast(Iterable[Any], self.options),
+            description=self.description,
+            usage=f"{self.name}.py [RECIPE.yaml] {self.usage} [more options]",
+        )
+        parser.add_argument(
+            "--recipe",
+            default=SUPPRESS,
+            metavar="FILE",
+            help="YAML file of options, `name: value` on each line; it may also stand first, without the flag. Flags "
+            "count more than it does.",
+        )
+        recipe, flags = _split_recipe(given)
+        names = [field.name for option in self.options for field in dataclasses.fields(option) if field.init]
+        if recipe is not None:
+            flags = [*_recipe_flags(_find_recipe(recipe), names), *flags]
+        try:
+            *options, unknown = parser.parse_args_into_dataclasses(
+                args=flags, return_remaining_strings=True, look_for_args_file=False
+            )
+        except ValueError as error:  # how transformers' own options complain
+            raise TrainingError(" ".join(str(error).split())) from error
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            near = _nearest(flag.removeprefix("--"), names)
+            raise TrainingError(f"There is no option {flag}; the nearest is --{near}, and --help lists all.")
+        for option in options:
+            if isinstance(option, T5TrainingArguments):
+                option.command = _command([f"{self.name}.py" if arguments is not None else sys.argv[0], *given])
+        return tuple(options)
+
+    def start(self, run: Callable[[Any], None], arguments: Sequence[str] | None = None) -> None:
+        """Runs `run` with the options; what the user can solve ends it with a sentence, from one process of each
+        machine."""
+        try:
+            run(self.parse(arguments))
+        except TrainingError as error:
+            if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+                # The launcher ends all processes as soon as one fails: the first shall come to speak before that.
+                time.sleep(SECONDS_TO_BE_ENDED)
+                sys.exit(1)
+            sys.exit(f"{self.name}: {error}")
+
+
+def _split_recipe(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The recipe among the arguments, if there is one, and the other arguments."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], list(arguments[1:])
+    finder = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--recipe", nargs="?")
+    found, others = finder.parse_known_args(arguments)
+    if found.recipe is None and "--recipe" in arguments:
+        raise TrainingError("--recipe needs the name of a YAML file.")
+    return found.recipe, others
+
+
+def _find_recipe(name: str) -> Path:
+    """The file of that name, or else the one that comes with the package."""
+    shipped = {path.name: path for path in sorted(RECIPES.glob("*.yaml"))}
+    path = Path(name)
+    if not path.is_file() and name in shipped:
+        return shipped[name]
+    if not path.is_file():
+        raise TrainingError(
+            f"The recipe {name} does not exist: give the path of a YAML file, or one of {', '.join(shipped)}, which "
+            "come with the package."
+        )
+    return path
+
+
+def _recipe_flags(path: Path, names: Sequence[str]) -> Iterator[str]:
+    """A recipe as the flags that say the same, values as they are written there.
+
+    Args:
+        path: the YAML file.
+        names: of the options that there are.
+    """
+    try:
+        recipe = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise TrainingError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(recipe, yaml.MappingNode):
+        raise TrainingError(f"The recipe {path} does not consist of lines `option: value`.")
+    seen = set()
+    for key, value in recipe.value:
+        name, where = str(key.value), f"The recipe {path}, line {key.start_mark.line + 1}"
+        if name not in names:
+            near = _nearest(name, names)
+            raise TrainingError(f"{where}: there is no option {name!r}; the nearest is {near!r}, and --help lists all.")
+        if name in seen:
+            raise TrainingError(f"{where}: {name!r} stands there twice; leave one of them out.")
+        seen.add(name)
+        if value.tag == _NULL:  # the option's own default
+            continue
+        if isinstance(value, yaml.ScalarNode):
+            yield f"--{name}={value.value}"
+        elif isinstance(value, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in value.value):
+            yield f"--{name}"
+            yield from (item.value for item in value.value)
+        else:
+            raise TrainingError(
+                f"{where}: {name!r} has a nested value; write it as on the command line, as JSON in quotation marks."
+            )
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+
+
+def _command(words: Sequence[str]) -> str:
+    """A command line to show and store: quoted for a shell, without access tokens."""
+    shown = []
+    for before, word in zip(["", *words], words, strict=False):
+        flag, _, value = word.partition("=")
+        if flag.startswith("--") and flag.endswith("token") and value:
+            word = f"{flag}=..."
+        elif before.startswith("--") and before.endswith("token"):
+            word = "..."
+        shown.append(word)
+    return shlex.join(shown)

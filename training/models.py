@@ -1,0 +1,51 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Models and tokenizers of converted folders, checked before training."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
+from t5_experimental.training.errors import TrainingError
+
+
+def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """Tokenizer of a model's folder."""
+    # Where the files are missing, transformers quietly makes a tokenizer that knows no word.
+    if not any((Path(folder) / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise TrainingError(f"{folder} has no tokenizer: convert the checkpoint with --vocab sentencepiece.model.")
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def load_model(folder: str, dropout_rate: float, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Model of a folder, in float32, with a dropout rate of its own, checked against the tokenizer."""
+    config = AutoConfig.from_pretrained(folder, dropout_rate=dropout_rate, local_files_only=True)
+    if not isinstance(config, T5ExperimentalConfig):
+        raise TrainingError(
+            f"{folder} holds a model of type {config.model_type!r}, which is none of this package's: fine-tune it with "
+            "transformers' own examples."
+        )
+    if len(tokenizer) > config.vocab_size:
+        raise TrainingError(
+            f"The tokenizer of {folder} has {len(tokenizer)} ids, the model only {config.vocab_size} embedding rows: "
+            "the vocabulary is another model's, convert with the right one."
+        )
+    # Weights are updated in float32 whatever they are stored in: small updates vanish in bfloat16's 8 significant bits.
+    try:
+        model, report = AutoModelForSeq2SeqLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except OSError as error:
+        raise TrainingError(f"The weights of {folder} do not load: {error}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise TrainingError(
+            f"{folder} lacks {len(missing)} weights, {missing[0]} for one: give a whole encoder-decoder model."
+        )
+    return model

@@ -1,0 +1,67 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""How fast training goes, for logs and the progress bar."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+
+from t5_experimental.loss_t5_experimental import IGNORE_INDEX
+
+
+def count_tokens(inputs: dict[str, Any]) -> torch.Tensor:
+    """Tokens of a batch that are no padding, inputs and targets together, as a scalar on its device."""
+    labels, mask, segments = (inputs.get(name) for name in ("labels", "attention_mask", "segment_ids"))
+    if mask is None:
+        mask = segments if segments is not None else torch.ones_like(inputs["input_ids"])
+    count = (mask != 0).sum()
+    return count if labels is None else count + (labels != IGNORE_INDEX).sum()
+
+
+class TokenMeter:
+    """Counts tokens, and the seconds in which they were trained on; both stay where they arise until they are asked
+    for."""
+
+    def __init__(self, device: torch.device):
+        self._tokens = torch.tensor(0, device=device)
+        self._started = time.perf_counter()
+        self._paused = 0.0
+
+    def add(self, inputs: dict[str, Any]) -> None:
+        """Counts a batch."""
+        self._tokens = self._tokens + count_tokens(inputs).to(self._tokens.device)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What happens in here, as evaluating or saving, is no training."""
+        start = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - start
+
+    def read(self) -> tuple[torch.Tensor, float]:
+        """Tokens, a scalar, and seconds since the last time, and starts anew."""
+        tokens, seconds = self._tokens, time.perf_counter() - self._started - self._paused
+        self.__init__(tokens.device)  # type: ignore[misc]
+        return tokens, seconds
+
+
+class TokenProgressCallback(ProgressCallback):
+    """The progress bar, with the last loss and speed beside it."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().on_log(args, state, control, logs=logs, **kwargs)
+        if self.training_bar is not None and logs is not None and "loss" in logs:
+            shown = {"loss": f"{logs['loss']:.4g}"}
+            if "tokens_per_second" in logs:
+                shown["tokens/s"] = f"{logs['tokens_per_second']:,.0f}"
+            self.training_bar.set_postfix(shown)

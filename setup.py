@@ -25,7 +25,18 @@ EXTRAS = {
     "convert": ["sentencepiece>=0.2", "protobuf"],
     # Checkpoints at gs://, s3:// and https://.
     "remote": ["fsspec>=2025.3", "aiohttp>=3.10", "gcsfs>=2025.3", "s3fs>=2025.3"],
-    "training": ["accelerate>=1.10", "datasets>=4.0", "sentencepiece>=0.2", "protobuf", "pyyaml"],
+    "training": [
+        "accelerate>=1.10",
+        "datasets>=4.0",
+        "sentencepiece>=0.2",
+        "protobuf",
+        "pyyaml",
+        "jinja2",
+        "sacrebleu>=2.4",
+        "rouge_score>=0.1.2",
+    ],
+    # Logs of training go there where it is installed.
+    "tensorboard": ["tensorboard>=2.18"],
     "deepspeed": ["deepspeed>=0.18"],
     # Needs an environment of its own: torch and torch_xla must be of the same release.
     "xla": ["torch_xla>=2.9"],
@@ -59,6 +70,6 @@ setup(
     extras_require=EXTRAS,
     packages=["t5_experimental", "t5_experimental.convert", "t5_experimental.training"],
     package_dir={"t5_experimental.convert": "convert", "t5_experimental.training": "training"},
-    package_data={"t5_experimental": ["py.typed"], "t5_experimental.training": ["recipes/*.yaml"]},
+    package_data={"t5_experimental": ["py.typed"], "t5_experimental.training": ["recipes/*.yaml", "templates/*"]},
     entry_points={"console_scripts": ["t5-experimental=t5_experimental.convert.cli:main"]},
 )

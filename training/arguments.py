@@ -9,11 +9,20 @@ from typing import cast
 
 import torch
 from transformers import Seq2SeqTrainingArguments
-from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+from transformers.integrations import (
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+    is_tensorboard_available,
+)
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.training_args import OptimizerNames
 
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.optimizers import PRESETS
+
+
+# Files that make a folder what it is, and are written last.
+FINISHED = {"config.json": "a model", "adapter_config.json": "an adapter"}
 
 
 @dataclass
@@ -84,8 +93,9 @@ def _check_output(folder: Path) -> None:
     try:
         if folder.is_file():
             raise TrainingError(f"--output_dir {folder} is a file: give a folder.")
-        if (folder / "config.json").exists():
-            raise TrainingError(f"--output_dir {folder} already holds a model: give another folder, or remove it.")
+        for name, what in FINISHED.items():
+            if (folder / name).exists():
+                raise TrainingError(f"--output_dir {folder} already holds {what}: give another folder, or remove it.")
         # Tried out, since permissions alone do not tell. Nothing stays behind where another check fails, and the name
         # is random, so that processes that check at the same time do not meet.
         with TemporaryDirectory(dir=next(path for path in (folder, *folder.parents) if path.exists())):
@@ -114,6 +124,23 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
     """Transformers' own options, with the defaults that every training of these models shares, checked."""
 
     optim: OptimizerNames | str = field(default="adafactor", metadata={"help": "Optimizer; T5's is Adafactor."})
+    optimizer_preset: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Instead of --optim and its schedule: {', '.join(PRESETS)}. `finetune` and `pretrain` are the "
+            "original's Adafactor."
+        },
+    )
+    optimizer_slots: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder with the optimizer.safetensors that `t5-experimental convert --with-optimizer` wrote: the "
+            "preset goes on from the original's state instead of a fresh one."
+        },
+    )
+    learning_rate: float | None = field(  # type: ignore[assignment]  # the preset knows its own
+        default=None, metadata={"help": "Learning rate. Default: the preset's own, and 1e-3 with --optim."}
+    )
     logging_steps: float = field(default=50, metadata={"help": "Steps between two logs of the loss."})
     logging_nan_inf_filter: bool = field(
         default=False,
@@ -136,6 +163,10 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
         default=None,
         metadata={"help": "Folder of the checkpoint to go on from, or True for the last one in --output_dir."},
     )
+    report_to: None | str | list[str] = field(  # noqa: RUF036 - the parser wants transformers' own order
+        default=None,
+        metadata={"help": "Where logs go besides the report, as wandb. Default: tensorboard, if it is installed."},
+    )
     command: str = field(default="", init=False)
     """The command line that these came from, to be shown in the report."""
 
@@ -147,9 +178,28 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
             # What `accelerate launch` was told; it says "no" when it was told nothing.
             unspecified = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no" and not self.fp16
             self.bf16 = unspecified and bfloat16_is_fast(self.use_cpu)
+        self._check_optimizer()
+        if self.report_to is None:
+            self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         super().__post_init__()
         if float32_wanted and self.mixed_precision == "bf16":
             self.mixed_precision = "no"  # the launcher's word, but the script's own option counts more
         _check_output(Path(self.output_dir))
         self.resume_from_checkpoint = _checkpoint_to_resume(self.resume_from_checkpoint, Path(self.output_dir))
         _check_reporters(cast(list[str], self.report_to))
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer_preset is None:
+            if self.optimizer_slots is not None:
+                raise TrainingError("--optimizer_slots needs an optimizer that has them: give --optimizer_preset, too.")
+            if self.learning_rate is None:
+                self.learning_rate = 1e-3
+        elif self.optimizer_preset not in PRESETS:
+            raise TrainingError(
+                f"--optimizer_preset {self.optimizer_preset} does not exist: choose one of {', '.join(PRESETS)}."
+            )
+        elif 0 < self.warmup_steps < 1:
+            raise TrainingError(
+                f"--warmup_steps {self.warmup_steps} is a share of the run, which --optimizer_preset does not know: "
+                "give a number of steps."
+            )

@@ -9,21 +9,23 @@ transformers' `Seq2SeqTrainingArguments`. The output folder gets the model and i
 meanwhile the trainer's checkpoints.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from types import MappingProxyType
+from typing import Any, cast
 
-from datasets import Dataset
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase, set_seed
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from t5_experimental.training.adapters import import_peft, lora_config, lora_targets
 from t5_experimental.training.arguments import ModelArguments
 from t5_experimental.training.commandline import EntryPoint
-from t5_experimental.training.data import load_features
-from t5_experimental.training.description import describe, describe_step, warn_of_float16
+from t5_experimental.training.data import Split, load_splits, make_split
+from t5_experimental.training.description import describe, describe_step, facts_as_text, warn_of_float16
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.finetuning_arguments import DataArguments, FinetuningArguments
-from t5_experimental.training.metrics import exact_match
+from t5_experimental.training.finetuning_trainer import FinetuningTrainer
 from t5_experimental.training.models import load_model, load_tokenizer
+from t5_experimental.training.report import report_of, write_report
 from t5_experimental.training.trainer import T5Trainer
 
 
@@ -42,68 +44,119 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     return cast(Options, ENTRY_POINT.parse(arguments))
 
 
-def load_splits(
-    data: DataArguments, training: FinetuningArguments, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Dataset]:
-    """Features of the files that were given, by the prefix that the trainer gives to their metrics."""
-    files = {"train": data.train_file, "eval": data.validation_file, "test": data.test_file}
-    # The first process fills the cache of `datasets`, the others find it there.
-    with training.main_process_first(desc="reading the data"):
-        return {split: load_features(Path(name), data, tokenizer) for split, name in files.items() if name is not None}
+def build_trainer(
+    options: Options,
+    adapt: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Any] = lambda model, tokenizer: model,
+) -> tuple[FinetuningTrainer, dict[str, Split]]:
+    """The trainer, and the examples by split. Whatever is wrong with the options or the data is found out here.
 
-
-def build_trainer(options: Options) -> tuple[T5Trainer, dict[str, Dataset]]:
-    """The trainer, and the features by split. Whatever is wrong with the options or the data is found out here."""
+    Args:
+        options: of the run.
+        adapt: makes of the loaded model what is trained, such as one with adapters.
+    """
     model_options, data, training = options
-    if training.eval_strategy != "no" and data.validation_file is None:
-        raise TrainingError("--eval_strategy needs examples to evaluate on: give --validation_file, too.")
     folder = model_options.model_name_or_path
     tokenizer = load_tokenizer(folder)
     model = load_model(folder, model_options.dropout_rate, tokenizer)
-    splits = load_splits(data, training, tokenizer)
+    # The first process fills the cache of `datasets`, the others find it there.
+    with training.main_process_first(desc="reading the data"):
+        splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
+    if training.eval_strategy != "no" and "eval" not in splits:
+        raise TrainingError("--eval_strategy needs examples to evaluate on: give --validation_file, too.")
+    if training.metric and not {"eval", "test"} & set(splits):
+        raise TrainingError(
+            f"--metric {' '.join(training.metric)} needs references to compare with: give --validation_file or "
+            "--test_file, too."
+        )
     if training.generation_max_length is None:
         # The limit counts the decoder's start token, which is not part of a target.
         training.generation_max_length = data.max_target_length + 1
-    trainer = T5Trainer(
-        model=model,
+    trainer = FinetuningTrainer(
+        splits,
+        data,
+        training.metric,
+        model=adapt(model, tokenizer),
         args=training,
-        train_dataset=splits["train"],
-        eval_dataset=splits.get("eval"),
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         processing_class=tokenizer,
-        compute_metrics=exact_match(tokenizer) if training.predict_with_generate else None,
     )
     return trainer, splits
 
 
 def run(options: Options) -> None:
-    """Trains, saves, evaluates."""
+    """Trains, saves, evaluates, reports."""
     _, data, training = options
     warn_of_float16(training)
     set_seed(training.seed)
-    trainer, splits = build_trainer(options)
+    trainer, splits = build_trainer(options, lambda model, tokenizer: _with_lora(model, training.lora_rank))
+    train_and_evaluate(trainer, splits, data)
+
+
+def _with_lora(model: PreTrainedModel, rank: int) -> Any:
+    """The model with adapters of this rank beside all of its linear layers; itself for rank 0."""
+    if not rank:
+        return model
+    dropout = model.config.dropout_rate
+    return import_peft().get_peft_model(model, lora_config(model, rank, lora_targets(model), dropout))
+
+
+def train_and_evaluate(
+    trainer: FinetuningTrainer,
+    splits: dict[str, Split],
+    data: DataArguments,
+    title: str = "Fine-tuning",
+    more: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Says what is about to happen, trains, saves, evaluates, reports.
+
+    Args:
+        trainer: with all that it trains on.
+        splits: what it evaluates on, by prefix of the metrics.
+        data: where that comes from.
+        title: of the report.
+        more: what else to say before, by heading, see [`describe`].
+    """
+    training = cast(FinetuningArguments, trainer.args)
+    facts = describe(trainer, {**_describe_data(trainer, splits, data), **more})
     if trainer.is_world_process_zero():
-        print(describe(trainer, _describe_data(trainer, splits, data)), flush=True)
-    metrics = {"train": trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics}
+        print(facts_as_text(facts), flush=True)
+    metrics: dict[str, dict[str, float]] = {
+        "train": trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
+    }
+    if training.merge_lora:
+        trainer.merge_adapter()
     trainer.save_finished_model()
-    for split in ("eval", "test"):
-        if split in splits:
-            metrics[split] = trainer.evaluate(splits[split], metric_key_prefix=split)
+    evaluated: list[str] = [split for split in ("eval", "test") if split in splits]
+    for split in evaluated:
+        metrics[split] = trainer.evaluate(cast(Any, splits[split].pairs), metric_key_prefix=split)
     for split, values in metrics.items():
         trainer.log_metrics(split, values)
         trainer.save_metrics(split, values)
+    samples = trainer.sample(evaluated[-1]) if evaluated else []
+    if trainer.is_world_process_zero():
+        write_report(Path(str(training.output_dir)), report_of(trainer, title, facts, metrics, samples))
     trainer.leave_process_group()
     if trainer.is_world_process_zero():
-        print(f"Model, tokenizer and metrics are in {training.output_dir}", flush=True)
+        trained = "Model" if trainer.model is trainer.plain_model() else "Adapter"
+        print(f"{trained}, tokenizer, metrics and report.html are in {training.output_dir}", flush=True)
 
 
-def _describe_data(trainer: T5Trainer, splits: dict[str, Dataset], data: DataArguments) -> dict[str, str]:
-    sample = splits["train"][:1000]["labels"]
-    sizes = ", ".join(f"{len(features):,} {split}" for split, features in splits.items())
-    return {
+def _describe_data(trainer: T5Trainer, splits: dict[str, Split], data: DataArguments) -> dict[str, str]:
+    sample = splits["train"].pairs[:1000]["labels"]
+    sizes = ", ".join(f"{len(features.pairs):,} {split}" for split, features in splits.items())
+    lines = {
         "examples": f"{sizes}; at most {data.max_source_length} tokens in, {data.max_target_length} out",
         "step": describe_step(trainer, sum(map(len, sample)) / len(sample)),
     }
+    cuts = [
+        f"{cut.count:,} of {cut.total:,} {split} {kind}, the longest has {cut.longest:,} tokens"
+        for split, features in splits.items()
+        for kind, cut in features.cut.items()
+        if cut.count
+    ]
+    if cuts:
+        lines["cut off"] = f"{'; '.join(cuts)} (--max_source_length and --max_target_length are the limits)"
+    return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

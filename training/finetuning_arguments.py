@@ -8,6 +8,7 @@ from transformers import SchedulerType
 
 from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.metrics import check_metrics
 
 
 # File name endings that training/data.py has readers for.
@@ -18,13 +19,25 @@ DATA_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 class DataArguments:
     """Which text it is trained on, and how much of it."""
 
-    train_file: str = field(metadata={"help": "Training examples: .jsonl (or .json), .csv or .parquet."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "Training examples: .jsonl (or .json), .csv or .parquet."}
+    )
     validation_file: str | None = field(
         default=None, metadata={"help": "Examples to evaluate on at the end, and meanwhile with --eval_strategy."}
     )
     test_file: str | None = field(default=None, metadata={"help": "Examples to evaluate on at the end."})
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of files: a dataset of the hub, or a local folder that datasets.load_dataset reads, with "
+            "the splits train and, if it has them, validation and test."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Which of the dataset's configurations."})
     input_column: str = field(default="source", metadata={"help": "Column of the text that the encoder reads."})
-    target_column: str = field(default="target", metadata={"help": "Column of the text to produce."})
+    target_column: str = field(
+        default="target", metadata={"help": "Column of the text to produce, or of a list of texts that are all right."}
+    )
     source_prefix: str = field(default="", metadata={"help": 'Put in front of every input, as "summarize: ".'})
     max_source_length: int = field(default=512, metadata={"help": "Inputs are cut off after this many tokens."})
     max_target_length: int = field(default=128, metadata={"help": "Targets are cut off after this many tokens."})
@@ -32,7 +45,11 @@ class DataArguments:
     def __post_init__(self) -> None:
         for option in ("train_file", "validation_file", "test_file"):
             if (name := getattr(self, option)) is not None:
+                if self.dataset_name is not None:
+                    raise TrainingError(f"--{option} and --dataset_name exclude each other: leave one of them out.")
                 _check_data_file(option, Path(name))
+        if self.dataset_config_name is not None and self.dataset_name is None:
+            raise TrainingError("--dataset_config_name is of no use without --dataset_name: give both, or none.")
         for option in ("max_source_length", "max_target_length"):
             if getattr(self, option) < 1:
                 raise TrainingError(f"--{option} is {getattr(self, option)}: it must be at least 1.")
@@ -52,7 +69,36 @@ def _check_data_file(option: str, path: Path) -> None:
 class FinetuningArguments(T5TrainingArguments):
     """How it is trained: the original's fine-tuning, unless said otherwise."""
 
-    learning_rate: float = field(default=1e-3, metadata={"help": "Learning rate; T5 is fine-tuned with 1e-3."})
     lr_scheduler_type: SchedulerType | str = field(
         default="constant", metadata={"help": "Schedule of the learning rate; T5 is fine-tuned with a constant one."}
     )
+    metric: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "What generated texts are judged by, when examples are evaluated: bleu, rouge, exact_match, f1, or "
+            "several. Examples with the same input are references of one text. Default: exact_match with "
+            "--predict_with_generate, else none."
+        },
+    )
+    lora_rank: int = field(
+        default=0, metadata={"help": "Train adapters of this rank (LoRA) instead of all weights; 0: all weights."}
+    )
+    merge_lora: bool = field(
+        default=False, metadata={"help": "Write a whole model with the adapters added in, and not adapters alone."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_metrics(self.metric)
+        if self.predict_with_generate and not self.metric:
+            self.metric = ["exact_match"]
+        if self.lora_rank < 0:
+            raise TrainingError(f"--lora_rank is {self.lora_rank}: it must be at least 1, or 0 for all weights.")
+        if self.lora_rank and self.optimizer_preset in ("finetune", "pretrain"):
+            raise TrainingError(
+                f"--lora_rank begins with matrices of zeros, and the Adafactor of --optimizer_preset "
+                f"{self.optimizer_preset} scales its steps by the size of a parameter: choose adamw "
+                "there, or leave the option out."
+            )
+        if self.merge_lora and not self.lora_rank:
+            raise TrainingError("--merge_lora is of no use without --lora_rank: give both, or none.")

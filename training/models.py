@@ -2,6 +2,7 @@
 """Models and tokenizers of converted folders, checked before training."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -24,19 +25,32 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def load_model(folder: str, dropout_rate: float, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Model of a folder, in float32, with a dropout rate of its own, checked against the tokenizer."""
-    config = AutoConfig.from_pretrained(folder, dropout_rate=dropout_rate, local_files_only=True)
+def load_config(folder: str, **fields: Any) -> T5ExperimentalConfig:
+    """Configuration of a model's folder, with some fields set otherwise."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, **fields)
     if not isinstance(config, T5ExperimentalConfig):
         raise TrainingError(
             f"{folder} holds a model of type {config.model_type!r}, which is none of this package's: fine-tune it with "
             "transformers' own examples."
         )
+    return config
+
+
+def load_model(folder: str, dropout_rate: float, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Model of a folder, in float32, with a dropout rate of its own, checked against the tokenizer."""
+    config = load_config(folder, dropout_rate=dropout_rate)
     if len(tokenizer) > config.vocab_size:
         raise TrainingError(
             f"The tokenizer of {folder} has {len(tokenizer)} ids, the model only {config.vocab_size} embedding rows: "
             "the vocabulary is another model's, convert with the right one."
         )
+    ids = {name: (getattr(tokenizer, name), getattr(config, name)) for name in ("pad_token_id", "eos_token_id")}
+    for name, (of_tokenizer, of_model) in ids.items():
+        if of_tokenizer != of_model:
+            raise TrainingError(
+                f"The tokenizer of {folder} has {name} {of_tokenizer}, the model {of_model}: the vocabulary is another "
+                "model's, convert with the right one."
+            )
     # Weights are updated in float32 whatever they are stored in: small updates vanish in bfloat16's 8 significant bits.
     try:
         model, report = AutoModelForSeq2SeqLM.from_pretrained(

@@ -15,8 +15,10 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from t5_experimental.tasks_t5_experimental import T5ExperimentalForConditionalGeneration
+from t5_experimental.training.arguments import FINISHED, T5TrainingArguments
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.nonfinite import FirstNonFinite, named, non_finite
+from t5_experimental.training.optimizers import build_optimizer
 from t5_experimental.training.progress import TokenMeter, TokenProgressCallback
 
 
@@ -28,6 +30,8 @@ class T5Trainer(Seq2SeqTrainer):
     Every process only sees the losses of its own examples, so they agree before one of them stops: the others would
     wait for it forever.
     """
+
+    args: T5TrainingArguments
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -131,6 +135,24 @@ class T5Trainer(Seq2SeqTrainer):
             "--fp16."
         )
 
+    # The optimizer.
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        args = self.args
+        if args.optimizer_preset is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        self.optimizer, schedule = build_optimizer(
+            args.optimizer_preset,
+            cast(torch.nn.Module, self.model if model is None else model),
+            learning_rate=args.learning_rate,
+            warmup_steps=int(args.warmup_steps) or None,
+            weight_decay=args.weight_decay,
+            slots=args.optimizer_slots,
+        )
+        if self.lr_scheduler is None:
+            self.lr_scheduler = schedule  # if there is none, transformers makes the one of --lr_scheduler_type
+        return self.optimizer
+
     # Losses.
 
     def compute_loss(
@@ -155,10 +177,12 @@ class T5Trainer(Seq2SeqTrainer):
         ignore_keys: list[str] | None = None,
         **kwargs: Any,
     ) -> tuple[Any, Any, Any]:
-        if inputs.get("labels") is not None:
-            inputs = {**inputs, "labels": self._without_fillers(inputs["labels"])}
+        # A collator says by None that there are no labels.
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        if "labels" in inputs:
+            inputs["labels"] = self._without_fillers(inputs["labels"])
         if prediction_loss_only and self._skips_logits:
-            inputs = {**inputs, "skip_logits": True}
+            inputs["skip_logits"] = True
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
         if loss is not None:
             mean = cast(torch.Tensor, loss).float()
@@ -206,8 +230,9 @@ class T5Trainer(Seq2SeqTrainer):
     def save_finished_model(self) -> None:
         """Writes model and tokenizer into the output folder; all processes call this.
 
-        The files are written aside and moved when all are there, `config.json` last: without it, nothing loads the
-        folder. The trainer's own `training_args.bin` is a pickle that loading does not need, and is left out.
+        The files are written aside and moved when all are there, `config.json` (of adapters `adapter_config.json`)
+        last: without it, nothing loads the folder. The trainer's own `training_args.bin` is a pickle that loading does
+        not need, and is left out.
         """
         folder = Path(str(self.args.output_dir))
         aside = folder / "unfinished"
@@ -218,10 +243,15 @@ class T5Trainer(Seq2SeqTrainer):
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             (aside / "training_args.bin").unlink(missing_ok=True)
-            for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
+            for path in sorted(aside.iterdir(), key=lambda path: path.name in FINISHED):
                 os.replace(path, folder / path.name)
             aside.rmdir()
         self.accelerator.wait_for_everyone()
+
+    def merge_adapter(self) -> None:
+        """Adds the adapters into the weights of the model, which is saved and evaluated as a whole then."""
+        self.model = cast(Any, self.accelerator.unwrap_model(self.model)).merge_and_unload()
+        self.model_wrapped = self.model
 
     def leave_process_group(self) -> None:
         """Ends the communication between the processes; the last thing that a run does.

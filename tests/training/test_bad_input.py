@@ -2,6 +2,7 @@
 """Bad input ends in one clear sentence and a non-zero exit, and leaves nothing behind."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,9 @@ def complaint(output: Path | None, **options: object) -> str:
         ("nan.jsonl", b'{"source": NaN, "target": "b"}\n', "column 'source' holds nan, which is not text"),
         ("infinite.jsonl", b'{"source": "a", "target": -Infinity}\n', "column 'target' holds -inf, which is not text"),
         ("boolean.jsonl", b'{"source": true, "target": "b"}\n', "column 'source' holds True, which is not text"),
-        ("references.jsonl", b'{"source": "a", "target": ["b", "c"]}\n', "holds ['b', 'c'], which is not text"),
+        ("references.jsonl", b'{"source": "a", "target": ["b", null]}\n', "holds None, which is not text"),
+        ("nothing.jsonl", b'{"source": "a", "target": []}\n', "column 'target' is an empty list"),
+        ("inputs.jsonl", b'{"source": ["a"], "target": "b"}\n', "holds ['a'], which is not text"),
         ("cells.csv", b"source,target\na,b,c\n", "line 2: not as many cells"),
         ("latin1.jsonl", '{"source": "é", "target": "b"}\n'.encode("latin-1"), "is not UTF-8 text"),
         ("broken.parquet", b"PAR1", "is not a Parquet file"),
@@ -98,6 +101,16 @@ def test_missing_files(option, model, train_file, tmp_path):
         ({"max_source_length": 0}, "--max_source_length is 0"),
         ({"max_target_length": -1}, "--max_target_length is -1"),
         ({"eval_strategy": "epoch"}, "give --validation_file"),
+        ({"metric": "bleu"}, "--metric bleu needs references to compare with: give --validation_file or --test_file"),
+        ({"metric": "blue"}, "--metric blue does not exist: choose from bleu, rouge, exact_match, f1"),
+        ({"dataset_name": "squad"}, "--train_file and --dataset_name exclude each other"),
+        ({"dataset_config_name": "plain"}, "of no use without --dataset_name"),
+        ({"lora_rank": -1}, "--lora_rank is -1"),
+        ({"lora_rank": 2, "optimizer_preset": "finetune"}, "choose adamw there"),
+        ({"merge_lora": True}, "--merge_lora is of no use without --lora_rank"),
+        ({"optimizer_preset": "adam"}, "--optimizer_preset adam does not exist: choose one of finetune, pretrain"),
+        ({"optimizer_slots": "folder"}, "give --optimizer_preset, too"),
+        ({"optimizer_preset": "finetune", "warmup_steps": 0.1}, "give a number of steps"),
         ({"max_steps": "many"}, "invalid int value: 'many'"),
         ({"max_stepz": 1}, "There is no option --max_stepz; the nearest is --max_steps"),
         ({"fp16": True, "bf16": True}, "At most one of fp16 and bf16"),
@@ -109,6 +122,24 @@ def test_missing_files(option, model, train_file, tmp_path):
 )
 def test_options(options, expected, model, train_file, tmp_path):
     assert expected in complaint(tmp_path / "output", model_name_or_path=model, train_file=train_file, **options)
+
+
+def test_nothing_to_train_on(model, tmp_path):
+    message = complaint(tmp_path / "output", model_name_or_path=model)
+    assert "give --train_file, or --dataset_name" in message
+
+
+@pytest.mark.parametrize(("metric", "package"), [("bleu", "sacrebleu"), ("rouge", "rouge_score")])
+def test_metric_that_is_not_installed(metric, package, model, train_file, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    message = complaint(tmp_path / "output", model_name_or_path=model, train_file=train_file, metric=metric)
+    assert f"--metric {metric} needs the package {package}" in message
+
+
+def test_lora_that_is_not_installed(model, train_file, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    message = complaint(tmp_path / "output", model_name_or_path=model, train_file=train_file, lora_rank=2)
+    assert "Adapters need the package peft" in message
 
 
 def test_output_folder(model, train_file, tmp_path):
@@ -173,6 +204,12 @@ def test_model_folders(model, train_file, tmp_path):
     config = (too_many_ids / "tokenizer_config.json").read_text()
     (too_many_ids / "tokenizer_config.json").write_text(config.replace("100", "1000"))
     assert "the model only 1152 embedding rows" in refusal(too_many_ids)
+
+    other_padding = tmp_path / "other_padding"
+    shutil.copytree(model, other_padding)
+    config = (other_padding / "config.json").read_text()
+    (other_padding / "config.json").write_text(config.replace('"pad_token_id": 0', '"pad_token_id": 3'))
+    assert "has pad_token_id 0, the model 3: the vocabulary is another model's" in refusal(other_padding)
 
     without_weights = tmp_path / "without_weights"
     shutil.copytree(model, without_weights, ignore=shutil.ignore_patterns("*.safetensors"))

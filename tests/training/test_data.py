@@ -9,7 +9,8 @@ import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from t5_experimental.training.data import load_features, read_examples
+from t5_experimental.training.data import Cut, load_splits, make_split, read_examples
+from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.finetuning_arguments import DataArguments
 
 
@@ -34,7 +35,7 @@ def write(path: Path) -> Path:
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
 def test_text_is_not_changed(ending, tmp_path):
     examples = list(read_examples(write(tmp_path / f"data.{ending}"), "question", "answer"))
-    assert examples == [{"source": row["question"], "target": row["answer"]} for row in ROWS]
+    assert examples == [{"source": row["question"], "targets": [row["answer"]]} for row in ROWS]
 
 
 # Notations that Python's own numbers would come back from as another text.
@@ -45,13 +46,13 @@ NUMBERS = ["7", "-0", "0.5", "1.50", "1e3", "1E-7", "0.1000000000000000055511151
 def test_json_numbers_stay_as_written(number, tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text(f'{{"source": {number}, "target": "a", "score": NaN}}\n')
-    assert list(read_examples(path, "source", "target")) == [{"source": number, "target": "a"}]
+    assert list(read_examples(path, "source", "target")) == [{"source": number, "targets": ["a"]}]
 
 
 def test_parquet_numbers_become_text(tmp_path):
     path = tmp_path / "data.parquet"
     Dataset.from_dict({"source": [7], "target": [0.5]}).to_parquet(path)
-    assert list(read_examples(path, "source", "target")) == [{"source": "7", "target": "0.5"}]
+    assert list(read_examples(path, "source", "target")) == [{"source": "7", "targets": ["0.5"]}]
 
 
 def test_features_and_cache(tiny_models, tmp_path, monkeypatch):
@@ -60,13 +61,56 @@ def test_features_and_cache(tiny_models, tmp_path, monkeypatch):
     path = tmp_path / "data.jsonl"
     path.write_text('{"source": "The Amber Anchor serves Thai food", "target": "by the harbour"}\n')
     options = DataArguments(train_file=str(path), source_prefix="say: ", max_source_length=4, max_target_length=32)
-    (row,) = load_features(path, options, tokenizer)
+    split = make_split(load_splits(options)["train"], options, tokenizer)
+    (row,) = split.pairs
     whole = tokenizer("say: The Amber Anchor serves Thai food").input_ids
     assert row["input_ids"] == [*whole[:3], tokenizer.eos_token_id]
     assert row["attention_mask"] == [1] * 4
     assert row["labels"] == tokenizer("by the harbour").input_ids
     assert row["labels"][-1] == tokenizer.eos_token_id
+    assert split.cut == {"inputs": Cut(1, 1, len(whole)), "targets": Cut(0, 1, len(row["labels"]))}
 
     path.write_text('{"source": "Thai", "target": "food"}\n')
-    (row,) = load_features(path, options, tokenizer)
+    (row,) = make_split(load_splits(options)["train"], options, tokenizer).pairs
     assert row["labels"] == tokenizer("food").input_ids
+
+
+ROWS_WITH_REFERENCES = [
+    {"source": "a", "target": ["b", "c"]},
+    {"source": "d", "target": "e"},
+    {"source": "a", "target": "f"},
+]
+
+
+def test_several_references(tiny_models, tmp_path, monkeypatch):
+    """Every pair is trained on; what is right for an input comes from all of its rows."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["t5_v1_1"])
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS_WITH_REFERENCES)))
+    options = DataArguments(train_file=str(path))
+    split = make_split(load_splits(options)["train"], options, tokenizer)
+    pairs = [(tokenizer.decode(row["input_ids"][:-1]), tokenizer.decode(row["labels"][:-1])) for row in split.pairs]
+    assert pairs == [("a", "b"), ("a", "c"), ("d", "e"), ("a", "f")]
+    assert split.references() == {"a": ["b", "c", "f"], "d": ["e"]}
+
+
+def test_datasets_by_name(tmp_path, monkeypatch):
+    """A folder stands for a dataset of the hub."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    for name in ("train", "validation"):
+        (folder / f"{name}.jsonl").write_text('{"in": "a", "out": ["b", "c"]}\n{"in": "d", "out": ["e"]}\n')
+    options = DataArguments(dataset_name=str(folder), input_column="in", target_column="out")
+    splits = load_splits(options)
+    assert set(splits) == {"train", "eval"}
+    assert list(splits["eval"]) == [{"source": "a", "targets": ["b", "c"]}, {"source": "d", "targets": ["e"]}]
+
+    with pytest.raises(TrainingError, match=r"split train, row 1: no column 'source' among \['in', 'out'\]"):
+        load_splits(DataArguments(dataset_name=str(folder)))
+    with pytest.raises(TrainingError, match=r"--dataset_name .*none does not load"):
+        load_splits(DataArguments(dataset_name=str(tmp_path / "none")))
+    (folder / "train.jsonl").unlink()
+    with pytest.raises(TrainingError, match=r"no examples to train on \(its splits are validation\)"):
+        load_splits(options)

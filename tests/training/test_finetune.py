@@ -82,7 +82,7 @@ def test_learns_resumes_and_reports_exact_match(tiny_models, launch, tmp_path):
     assert losses[-1] < losses[0] / 2
     assert batch_loss(output) < batch_loss(model) / 2
     metrics = json.loads((output / "test_results.json").read_text())
-    assert 0 <= metrics["test_exact_match"] <= 1
+    assert 0 <= metrics["test_exact_match"] <= 100
 
     checkpoint, resumed = output / "checkpoint-60", tmp_path / "resumed"
     result = launch(**options, output_dir=resumed, max_steps=120, logging_steps=20, resume_from_checkpoint=checkpoint)
@@ -159,7 +159,7 @@ def test_evaluation_counts_every_example_once(tiny_models, launch, tmp_path):
     inputs = tokenizer("The Amber Anchor serves Thai food", return_tensors="pt")
     produced = tokenizer.decode(model.generate(**inputs, max_new_tokens=8)[0], skip_special_tokens=True).strip()
     rows = [{"source": "The Amber Anchor serves Thai food", "target": produced}]
-    rows += [{"source": "The Amber Anchor serves Thai food", "target": f"not {produced}"}] * 4
+    rows += [{"source": f"{number} Anchors", "target": "by the harbour"} for number in range(4)]
     (tmp_path / "five.jsonl").write_text("\n".join(map(json.dumps, rows)))
     result = launch(
         ("--multi_gpu", "--num_processes", "2"),
@@ -179,7 +179,7 @@ def test_evaluation_counts_every_example_once(tiny_models, launch, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "on 2 process(es)" in result.stdout
     # With the examples that fill up counted it would be 2 of 8.
-    assert json.loads((tmp_path / "output" / "eval_results.json").read_text())["eval_exact_match"] == 1 / 5
+    assert json.loads((tmp_path / "output" / "eval_results.json").read_text())["eval_exact_match"] == 100 / 5
 
 
 @pytest.mark.slow
@@ -288,7 +288,7 @@ def test_training_steps_need_no_logits(smoothing, tiny_models, tmp_path, monkeyp
         lambda model, inputs, outputs: seen.append((model.training, outputs.logits is None))
     )
     trainer.train()
-    trainer.evaluate(splits["eval"].select(range(2)))
+    trainer.evaluate(splits["eval"].pairs.select(range(2)))
     assert set(seen) == {(True, smoothing == 0), (False, smoothing == 0)}
 
 

@@ -1,0 +1,131 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""The page that a run leaves behind, and the model card that links to it."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import transformers
+
+from t5_experimental.training import finetune
+from t5_experimental.training.charts import chart, ticks
+from t5_experimental.training.report import curves
+
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+class _Page(HTMLParser):
+    """The text of a page, and everything that it would load."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.text, self.loaded, self.tags = "", [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.loaded += [value for name, value in attrs if name in ("src", "href", "xlink:href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def output(tiny_models, tmp_path_factory) -> Path:
+    """Folder of a run on data that looks like markup."""
+    folder = tmp_path_factory.mktemp("report")
+    rows = [{"source": f"<script>{number}</script> & more", "target": "{{ 7 * 7 }} <b>"} for number in range(3)]
+    for name in ("train", "test"):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
+        options = (
+            f"--model_name_or_path {tiny_models['t5_v1_1']} --output_dir {folder / 'a<b>'} --use_cpu --max_steps 3"
+        )
+        files = f"--train_file {folder / 'train.jsonl'} --test_file {folder / 'test.jsonl'} --metric bleu f1"
+        more = "--logging_steps 1 --save_strategy no --max_target_length 4 --hub_token hf_secret"
+        finetune.main(f"{options} {files} {more}".split())
+    return folder / "a<b>"
+
+
+def test_page_stands_alone_and_shows_the_run(output):
+    source = (output / "report.html").read_text()
+    page = _Page(source)
+    assert page.loaded == []
+    assert "script" not in page.tags
+    assert "url(" not in source
+    assert "@import" not in source
+    for text in (
+        "<script>0</script> & more",
+        "{{ 7 * 7 }} <b>",
+        "Fine-tuning: a<b>",
+        "finetune.py --model_name_or_path",
+        "--hub_token ...",
+        "T5V11ForConditionalGeneration (t5_v1_1)",
+        "3 of 3 train targets, the longest has",
+        transformers.__version__,
+    ):
+        assert text in page.text, text
+    assert "hf_secret" not in source
+    metrics = json.loads((output / "all_results.json").read_text())
+    for name in ("test_bleu", "test_f1", "test_loss", "train_loss"):
+        assert f"{name}{metrics[name]:.6g}" in re.sub(r"\s", "", page.text)
+    svgs = re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL)
+    titles = [ElementTree.fromstring(svg)[0].text for svg in svgs]
+    assert {"loss", "learning rate", "tokens per second", "bleu", "f1"} <= set(titles)
+
+
+def test_card_links_to_the_page(output):
+    card = (output / "README.md").read_text()
+    assert "](report.html)" in card
+    assert "library_name: transformers" in card
+    assert "- t5_v1_1" in card
+    assert "| test_bleu |" in card
+    assert "hf_secret" not in card
+    assert not list(output.glob(".*unfinished"))
+
+
+def test_curves_are_the_logs():
+    history = [
+        {"loss": 3.0, "learning_rate": 0.1, "epoch": 1.0, "step": 5},
+        {"eval_loss": 2.5, "eval_bleu": 7.0, "eval_runtime": 1.0, "eval_samples_per_second": 3.0, "step": 5},
+        {"loss": float("nan"), "learning_rate": 0.05, "step": 10},
+        {"train_runtime": 3.0, "train_loss": 2.0, "step": 10},
+    ]
+    assert curves(history) == {
+        "loss": {"train": [(5, 3.0)], "eval": [(5, 2.5)]},
+        "learning rate": {"train": [(5, 0.1), (10, 0.05)]},
+        "bleu": {"eval": [(5, 7.0)]},
+    }
+
+
+def test_chart_puts_points_where_they_belong():
+    svg = ElementTree.fromstring(chart("a & b", {"train": [(0, 0.0), (50, 10.0), (100, 5.0)], "eval": [(100, 0.0)]}))
+    lines = [element.get("points") for element in svg.iter() if element.tag.endswith("polyline")]
+    places = [tuple(map(float, place.split(","))) for place in lines[0].split()]
+    (left, bottom), (middle, top), (right, half) = places
+    assert left < middle < right
+    assert middle == pytest.approx((left + right) / 2)
+    assert top < half < bottom  # SVG counts from the top
+    assert half == pytest.approx((top + bottom) / 2)
+    assert lines[1] == f"{right:.1f},{bottom:.1f}"
+    flat = chart("constant", {"train": [(1, 0.001), (2, 0.001)]})
+    assert "nan" not in flat
+    assert "0.001" in flat
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 100, [0, 20, 40, 60, 80, 100]),
+        (0.1, 0.52, [0.1, 0.2, 0.3, 0.4, 0.5]),
+        (3, 3, [3]),
+        (-1, 1, [-1, -0.5, 0, 0.5, 1]),
+    ],
+)
+def test_ticks_are_round(low, high, expected):
+    assert ticks(low, high) == pytest.approx(expected)

@@ -1,0 +1,204 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""What the trainer counts, watches and builds, in this process."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, ProgressCallback
+
+from t5_experimental.training import finetune
+from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.finetuning_trainer import FinetuningTrainer
+from t5_experimental.training.nonfinite import FirstNonFinite, named, non_finite
+from t5_experimental.training.optimizers import Adafactor
+from t5_experimental.training.progress import TokenMeter, TokenProgressCallback, count_tokens
+
+
+DATA = Path(__file__).parents[1] / "data"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def build(tiny_models, tmp_path, monkeypatch) -> Callable[..., FinetuningTrainer]:
+    """`build(flags, model_type=...)`: a trainer on the restaurants."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def make(flags: str, model_type: str = "t5_v1_1") -> FinetuningTrainer:
+        files = f"--model_name_or_path {tiny_models[model_type]} --output_dir {tmp_path / 'output'}"
+        data = (
+            f"--train_file {DATA / 'restaurants_train.jsonl'} --validation_file {DATA / 'restaurants_validation.jsonl'}"
+        )
+        more = "--use_cpu --save_strategy no --per_device_train_batch_size 4"
+        trainer, _ = finetune.build_trainer(finetune.parse(f"{files} {data} {more} {flags}".split()))
+        return trainer
+
+    return make
+
+
+@pytest.mark.parametrize("flags", ["", "--label_smoothing_factor 0.1", "--predict_with_generate"])
+def test_evaluation_is_the_mean_over_tokens(flags, build):
+    """Whatever the batches are: their own means, of unequally many tokens, do not count."""
+    losses = []
+    for batch_size in (1, 3):
+        trainer = build(f"{flags} --per_device_eval_batch_size {batch_size}")
+        losses.append(trainer.evaluate(trainer.eval_dataset.select(range(4)))["eval_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    if "smoothing" in flags:
+        return
+    rows = trainer.eval_dataset.select(range(4))
+    tokens, total = 0, 0.0
+    for row in rows:
+        labels = torch.tensor([row["labels"]])
+        loss = trainer.model.eval()(input_ids=torch.tensor([row["input_ids"]]), labels=labels).loss
+        tokens, total = tokens + labels.numel(), total + loss.item() * labels.numel()
+    assert len({len(row["labels"]) for row in rows}) > 1
+    assert losses[0] == pytest.approx(total / tokens, rel=1e-6)
+
+
+def test_gradients_stop_the_run_by_name(build):
+    """A gradient that is infinite in the second step, under a loss that is fine."""
+    trainer = build("--max_steps 4 --logging_steps 4 --gradient_accumulation_steps 2")
+    weight = trainer.model.decoder.block[1].layer[2].DenseReluDense.wo.weight
+    calls = []
+
+    def spoil(gradient: torch.Tensor) -> torch.Tensor:
+        calls.append(trainer.state.global_step)
+        return gradient * float("inf") if len(calls) == 3 else gradient
+
+    weight.register_hook(spoil)
+    expected = "In step 2, the gradients of decoder.block.1.layer.2.DenseReluDense.wo.weight became infinite or not a"
+    with pytest.raises(TrainingError, match=expected):
+        trainer.train()
+    assert calls[2] == 1  # steps are counted from 1, the trainer has finished one
+
+
+def test_the_first_bad_step_is_remembered():
+    fine, bad = torch.tensor(1.0), torch.tensor(float("nan"))
+    watch = FirstNonFinite(["a", "b"], CPU)
+    watch.look(1, fine, [fine, None])
+    assert watch.all_finite()
+    watch.look(2, bad)
+    watch.look(2, fine, [fine, bad])
+    watch.look(3, bad, [bad, bad])
+    assert not watch.all_finite()
+
+    class Alone:
+        @staticmethod
+        def gather(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor
+
+    assert watch.describe(Alone) == "In step 2, the loss and the gradients of b became infinite or not a number"
+    assert FirstNonFinite(["a"], CPU).describe(Alone) is None
+
+
+def test_non_finite_tensors_are_named():
+    tensors = [torch.ones(2), None, torch.tensor([1.0, -float("inf")]), torch.ones(0), torch.tensor([float("nan")])]
+    bad = non_finite(tensors, CPU)
+    assert bad.tolist() == [False, False, True, False, True]
+    assert named(list("abcde"), bad) == "c, e"
+    assert named(list("abcde"), torch.ones(5, dtype=torch.bool)) == "a, b, c and 2 more of 5"
+    assert non_finite([None], CPU).tolist() == [False]
+
+
+def test_tokens_are_counted_without_padding(monkeypatch):
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    labels = torch.tensor([[5, 1, -100], [1, -100, -100]])
+    assert count_tokens({"input_ids": mask, "attention_mask": mask, "labels": labels}) == 6
+    assert count_tokens({"input_ids": mask, "segment_ids": mask * 2, "labels": labels}) == 6
+    assert count_tokens({"input_ids": mask}) == 6
+
+    clock = iter([0.0, 1.0, 4.0, 5.0, 5.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    meter = TokenMeter(CPU)
+    meter.add({"input_ids": mask, "attention_mask": mask})
+    with meter.pause():  # from 1 to 4
+        pass
+    assert meter.read() == (3, 2.0)
+
+
+def test_speed_is_in_log_and_bar(build, capsys):
+    trainer = build("--max_steps 3 --logging_steps 2")
+    assert any(type(callback) is TokenProgressCallback for callback in trainer.callback_handler.callbacks)
+    assert not any(type(callback) is ProgressCallback for callback in trainer.callback_handler.callbacks)
+    metrics = trainer.train().metrics
+    (log,) = (entry for entry in trainer.state.log_history if "loss" in entry)
+    assert log["tokens_per_second"] > 0
+    assert metrics["train_tokens_per_second"] > 0
+    shown = capsys.readouterr().err
+    assert f"loss={log['loss']:.4g}" in shown
+    assert f"tokens/s={log['tokens_per_second']:,.0f}" in shown
+
+
+def test_presets_of_optimizers(build, tiny_models):
+    rates = {"finetune": 1e-3, "pretrain": 1e-2, "adamw": 3e-4}
+    for preset, rate in rates.items():
+        trainer = build(f"--optimizer_preset {preset} --max_steps 2 --lr_scheduler_type linear --warmup_steps 0")
+        trainer.train()
+        assert isinstance(trainer.optimizer.optimizer, Adafactor) == (preset != "adamw")
+        # Two steps of a linear schedule end at zero: the presets of the original do not know it.
+        assert trainer.lr_scheduler.get_last_lr()[0] == (0 if preset == "adamw" else rate)
+    trainer = build("--optimizer_preset finetune --learning_rate 0.5")
+    trainer.create_optimizer()
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.5
+    trainer = build(f"--optimizer_preset finetune --optimizer_slots {tiny_models['t5_v1_1']}")
+    with pytest.raises(TrainingError, match="which holds the optimizer's state"):
+        trainer.create_optimizer()
+
+
+@pytest.mark.parametrize("model_type", ["t5_v1_1", "t5_lm_adapted", "t5_talking_heads", "t5_first_layers_narrow"])
+def test_lora_trains_adapters_that_peft_loads(model_type, build, tiny_models, tmp_path, capsys):
+    from peft import PeftModel
+
+    folder, output = tiny_models[model_type], tmp_path / "output"
+    flags = f"--model_name_or_path {folder} --output_dir {output} --train_file {DATA / 'restaurants_train.jsonl'}"
+    more = "--use_cpu --max_steps 2 --per_device_train_batch_size 4 --lora_rank 2 --save_strategy no"
+    finetune.main(f"{flags} {more}".split())
+    said = capsys.readouterr().out
+    assert " of them trained" in said
+    assert (output / "adapter_config.json").is_file()
+    assert not (output / "config.json").exists()
+    base = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    before = {name: weight.clone() for name, weight in base.state_dict().items()}
+    adapted = PeftModel.from_pretrained(base, output).eval()
+    kinds = {name.split(".lora_B")[0].rpartition(".")[2] for name, _ in adapted.named_parameters() if "lora_B" in name}
+    assert kinds == {"q", "k", "v", "o", "wi_0", "wi_1", "wo"}
+    assert all(weight.any() for name, weight in adapted.named_parameters() if "decoder" in name and "lora_B" in name)
+
+    if model_type != "t5_talking_heads":  # what follows is the same for all
+        return
+    with pytest.raises(SystemExit, match="already holds an adapter"):
+        finetune.main(f"{flags} {more}".split())
+    merged_folder = tmp_path / "merged"
+    flags = flags.replace(str(output), str(merged_folder))
+    finetune.main(f"{flags} {more} --merge_lora".split())
+    merged = AutoModelForSeq2SeqLM.from_pretrained(merged_folder).eval()
+    ids = torch.tensor([[3, 4, 5, 1]])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            merged(input_ids=ids, labels=ids).logits, adapted(input_ids=ids, labels=ids).logits, atol=1e-5, rtol=1e-5
+        )
+    assert not torch.equal(
+        merged.state_dict()["decoder.block.0.layer.0.SelfAttention.q.weight"],
+        before["decoder.block.0.layer.0.SelfAttention.q.weight"],
+    )
+
+
+def test_every_input_is_generated_once_and_compared_with_all_references(build, tiny_models, tmp_path, monkeypatch):
+    """Three rows of two inputs: what the model makes of the first is one of its two references."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["t5_v1_1"])
+    model = AutoModelForSeq2SeqLM.from_pretrained(tiny_models["t5_v1_1"]).eval()
+    ids = tokenizer("Thai food", return_tensors="pt")
+    produced = tokenizer.decode(model.generate(**ids, max_new_tokens=8)[0], skip_special_tokens=True)
+    rows = [("Thai food", "x"), ("by the river", "y"), ("Thai food", produced)]
+    path = tmp_path / "references.jsonl"
+    path.write_text("\n".join(json.dumps({"source": source, "target": target}) for source, target in rows))
+    trainer = build(f"--validation_file {path} --metric exact_match f1 bleu rouge --generation_max_length 9")
+    metrics = trainer.evaluate()
+    assert metrics["eval_exact_match"] == 50
+    assert {"eval_f1", "eval_bleu", "eval_rouge1", "eval_rouge2", "eval_rougeLsum", "eval_loss"} <= set(metrics)
+    assert [sample.source for sample in trainer.samples["eval"]] == ["Thai food", "by the river"]
+    assert trainer.samples["eval"][0].references == ["x", produced]
+    assert trainer.samples["eval"][0].prediction == produced

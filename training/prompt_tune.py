@@ -1,0 +1,168 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Tunes a soft prompt for a frozen model on pairs of texts, or makes an adapter of a prompt that Google released.
+
+    accelerate launch training/prompt_tune.py --model_name_or_path MODEL --train_file train.jsonl --output_dir ADAPTER
+    python training/prompt_tune.py --model_name_or_path MODEL --import_prompt sst2.npy --output_dir ADAPTER
+
+`python -m t5_experimental.training.prompt_tune` takes the same options, and `--help` lists them. The defaults are those
+of https://arxiv.org/abs/2104.08691, which tunes 100 rows in front of the encoder's input of an LM-adapted model; all
+families work. The output folder gets the prompt as an adapter of peft:
+
+    model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(MODEL), ADAPTER)
+    model.generate(**tokenizer(texts, padding=True, return_tensors="pt"))
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
+
+from t5_experimental.training import finetune
+from t5_experimental.training.adapters import add_prompt, import_peft
+from t5_experimental.training.arguments import ModelArguments
+from t5_experimental.training.commandline import EntryPoint
+from t5_experimental.training.description import warn_of_float16
+from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.finetuning_arguments import DataArguments, FinetuningArguments
+from t5_experimental.training.models import load_config
+from t5_experimental.training.prompts import PromptAdafactor, initial_rows, read_prompt, save_prompt
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+@dataclass
+class PromptArguments:
+    """The prompt."""
+
+    prompt_length: int = field(default=100, metadata={"help": "Rows of the prompt."})
+    prompt_init: Literal["vocab", "labels", "random"] | None = field(
+        default=None,
+        metadata={
+            "help": "What the prompt begins with: embeddings of common tokens, those of the class labels and then of "
+            "common tokens, or random numbers. Default: labels if there are any, else vocab."
+        },
+    )
+    class_labels: str | None = field(
+        default=None, metadata={"help": 'The targets of a classification, separated by commas: "positive,negative".'}
+    )
+    import_prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "Trains nothing: writes the prompt of this numpy file (float32, length x width) as an adapter."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.prompt_length < 1:
+            raise TrainingError(f"--prompt_length is {self.prompt_length}: it must be at least 1.")
+        if self.prompt_init is None:
+            self.prompt_init = "vocab" if self.class_labels is None else "labels"
+        if self.prompt_init == "labels" and self.class_labels is None:
+            raise TrainingError("--prompt_init labels needs the labels: give --class_labels, too.")
+        if self.prompt_init != "labels" and self.class_labels is not None:
+            raise TrainingError(
+                f"--class_labels is not for --prompt_init {self.prompt_init}: leave one of the two out."
+            )
+
+    @property
+    def labels(self) -> list[str]:
+        """The class labels one by one, without the space around them."""
+        return [] if self.class_labels is None else [label.strip() for label in self.class_labels.split(",")]
+
+
+@dataclass
+class PromptTrainingArguments(FinetuningArguments):
+    """How it is tuned: as in https://arxiv.org/abs/2104.08691, unless said otherwise."""
+
+    learning_rate: float = field(default=0.3, metadata={"help": "Learning rate; the paper's is 0.3."})
+    weight_decay: float = field(
+        default=1e-5, metadata={"help": "Share of the prompt that is lost in a step; the paper's is 1e-5."}
+    )
+    per_device_train_batch_size: int = field(
+        default=32, metadata={"help": "Examples in a step of each device; the paper has 32 altogether."}
+    )
+    # The prompt is the adapter.
+    lora_rank: int = field(default=0, init=False)
+    merge_lora: bool = field(default=False, init=False)
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradients are scaled down to this norm; 0 for never."})
+
+
+Options = tuple[ModelArguments, PromptArguments, DataArguments, PromptTrainingArguments]
+
+ENTRY_POINT = EntryPoint(
+    name="prompt_tune",
+    description="Tunes a soft prompt for a frozen model on pairs of texts, or makes an adapter of a released prompt.",
+    usage="--model_name_or_path MODEL (--train_file FILE | --import_prompt FILE.npy) --output_dir FOLDER",
+    options=(ModelArguments, PromptArguments, DataArguments, PromptTrainingArguments),
+)
+
+
+def run(options: Options) -> None:
+    """Tunes a prompt, or imports one."""
+    _, prompt, data, _ = options
+    import_peft()
+    files = [
+        name
+        for name in ("train_file", "validation_file", "test_file", "dataset_name")
+        if getattr(data, name) is not None
+    ]
+    if prompt.import_prompt is None:
+        if data.train_file is None and data.dataset_name is None:
+            raise TrainingError(
+                "There is nothing to do: give --train_file or --dataset_name to tune a prompt, or --import_prompt."
+            )
+        tune(options)
+    else:
+        if files:
+            raise TrainingError(f"--import_prompt trains nothing: leave it out, or leave --{files[0]} out.")
+        import_released(options)
+
+
+def import_released(options: Options) -> None:
+    """Writes a prompt from a file as an adapter; only the model's configuration is read for it."""
+    model, prompt, _, training = options
+    config = load_config(model.model_name_or_path)
+    rows = read_prompt(Path(str(prompt.import_prompt)), config)
+    if training.process_index == 0:
+        save_prompt(rows, model.model_name_or_path, config, Path(str(training.output_dir)))
+        print(f"The prompt of {len(rows)} rows is in {training.output_dir}", flush=True)
+
+
+def tune(options: Options) -> None:
+    """Trains, saves, evaluates."""
+    model_options, prompt, data, training = options
+    warn_of_float16(training)
+    set_seed(training.seed)
+
+    def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "PeftModel":
+        draws = torch.Generator().manual_seed(training.seed)
+        embedding = cast(torch.nn.Embedding, model.get_input_embeddings()).weight.detach()
+        rows = initial_rows(str(prompt.prompt_init), prompt.labels, embedding, tokenizer, prompt.prompt_length, draws)
+        return add_prompt(model, rows)
+
+    trainer, splits = finetune.build_trainer((model_options, data, training), adapt)
+    more = {"prompt": f"{prompt.prompt_length} rows, begun with {prompt.prompt_init}; all else is frozen"}
+    if OptimizerNames(training.optim) == OptimizerNames.ADAFACTOR:
+        settings = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+        trainer.optimizer_cls_and_kwargs = (PromptAdafactor, settings)
+        more["optimizer"] = (
+            f"adafactor without parameter scaling, learning rate {training.learning_rate:g}, "
+            f"schedule {SchedulerType(training.lr_scheduler_type).value}, decay {training.weight_decay:g}"
+        )
+    finetune.train_and_evaluate(trainer, splits, data, "Prompt tuning", more)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs with a command line; what the user can solve ends it with a sentence, from one process of each machine."""
+    ENTRY_POINT.start(run, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Soft prompts: what they begin with, what they are tuned with, and those that Google released.
+
+Sources: https://arxiv.org/abs/2104.08691, and the configurations of google-research/prompt-tuning.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from tokenize import TokenError
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
+
+from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
+from t5_experimental.training.adapters import prompt_config
+from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.optimizers import Adafactor
+
+
+COMMON_TOKENS = 5000
+"""A vocabulary of sentencepiece's unigram kind is sorted by likelihood: these many at its front are the common ones."""
+
+RANDOM_RANGE = 0.5
+
+
+def random_rows(length: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """Rows `(length, width)`, uniform from -0.5 to 0.5, as in the paper.
+
+    The released code says `uniform(scale=0.5)` for it, which jax takes for numbers from 0 to 0.5.
+    """
+    return torch.empty(length, width).uniform_(-RANDOM_RANGE, RANDOM_RANGE, generator=generator)
+
+
+def vocabulary_rows(
+    embedding: torch.Tensor, tokenizer: PreTrainedTokenizerBase, length: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Rows of the embedding of common tokens, drawn without replacement as long as there are enough of them.
+
+    Args:
+        embedding: `(vocabulary, d_model)`.
+        tokenizer: tells the special tokens, which are not drawn; the original, which draws from the first ids, may
+            take three of them.
+        length: of the prompt.
+        generator: of the draw.
+
+    Returns:
+        `(length, d_model)`.
+    """
+    special = set(tokenizer.all_special_ids)
+    common = torch.tensor([index for index in range(len(tokenizer)) if index not in special][:COMMON_TOKENS])
+    if length > len(common):
+        drawn = torch.randint(len(common), (length,), generator=generator)
+    else:
+        drawn = torch.randperm(len(common), generator=generator)[:length]
+    return embedding[common[drawn]].float()
+
+
+def label_rows(embedding: torch.Tensor, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> torch.Tensor:
+    """A row for each label: its token's, or the mean of its tokens'.
+
+    Args:
+        embedding: `(vocabulary, d_model)`.
+        tokenizer: of the model.
+        labels: what the targets are, as `["positive", "negative"]`.
+
+    Returns:
+        `(labels, d_model)`.
+
+    Raises:
+        TrainingError: a label is empty, or the tokenizer does not know all of it.
+    """
+    rows = []
+    for label in labels:
+        ids = tokenizer(label, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise TrainingError("--class_labels has an empty label: separate the labels by single commas.")
+        if tokenizer.unk_token_id in ids:
+            raise TrainingError(
+                f"--class_labels: the tokenizer does not know all of {label!r}; give labels that it can write."
+            )
+        rows.append(embedding[ids].float().mean(0))
+    return torch.stack(rows)
+
+
+def initial_rows(
+    kind: str,
+    labels: Sequence[str],
+    embedding: torch.Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """What a prompt begins with, `(length, d_model)`, in float32.
+
+    Args:
+        kind: `"vocab"`, `"random"`, or `"labels"`, which fills the rows after the labels' own from the vocabulary.
+        labels: for `"labels"`.
+        embedding: `(vocabulary, d_model)`.
+        tokenizer: of the model.
+        length: of the prompt.
+        generator: of all draws.
+
+    Raises:
+        TrainingError: see [`label_rows`]; or there are more labels than rows.
+    """
+    if kind == "random":
+        return random_rows(length, embedding.shape[1], generator)
+    rows = vocabulary_rows(embedding, tokenizer, length, generator)
+    if kind == "labels":
+        if len(labels) > length:
+            raise TrainingError(
+                f"--class_labels has {len(labels)} labels for a prompt of {length} rows: raise --prompt_length."
+            )
+        rows[: len(labels)] = label_rows(embedding, tokenizer, labels)
+    return rows
+
+
+def read_prompt(path: Path, config: T5ExperimentalConfig) -> torch.Tensor:
+    """A prompt from a numpy file, `(length, d_model)`, in float32 as it stands there.
+
+    Args:
+        path: the file; its header is believed only as far as the file's size bears it out, and objects are refused.
+        config: of the model that the prompt is for.
+
+    Raises:
+        TrainingError: it cannot be read, is not a matrix of float32 of the model's width, or is not finite.
+    """
+    said = f"--import_prompt {path}"
+    try:
+        rows = np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        raise TrainingError(f"{said} cannot be read ({error.strerror}): give the path of an .npy file.") from error
+    except (ValueError, SyntaxError, OverflowError, TokenError) as error:  # as headers are damaged
+        raise TrainingError(f"{said} is not a numpy file of numbers ({error}): export the prompt once more.") from error
+    if rows.dtype != np.float32:
+        raise TrainingError(f"{said} holds {rows.dtype}, not float32: convert it with numpy's astype.")
+    if rows.ndim != 2 or len(rows) == 0:
+        raise TrainingError(f"{said} has the shape {rows.shape}: a prompt is a matrix, one row for each position.")
+    if rows.shape[1] != config.d_model:
+        raise TrainingError(
+            f"{said} has rows of {rows.shape[1]} numbers, but the model's width is {config.d_model}: choose the model "
+            "that the prompt was trained with."
+        )
+    prompt = torch.from_numpy(np.array(rows))
+    if not torch.isfinite(prompt).all():
+        raise TrainingError(f"{said} has numbers that are infinite or not a number: export the prompt once more.")
+    return prompt
+
+
+def save_prompt(rows: torch.Tensor, model_folder: str, config: T5ExperimentalConfig, folder: Path) -> None:
+    """Writes a prompt as an adapter that `PeftModel.from_pretrained` loads; the model itself is not needed.
+
+    The files are written aside and moved when all are there, `adapter_config.json` last: without it, nothing loads the
+    folder.
+
+    Args:
+        rows: `(length, d_model)`.
+        model_folder: of the model that the prompt is for, recorded for those who load the adapter.
+        config: of that model.
+        folder: to be written, made unless it is there.
+    """
+    adapter = prompt_config(*rows.shape)
+    adapter.base_model_name_or_path = model_folder
+    adapter.num_layers, adapter.num_attention_heads = config.num_layers, config.num_heads
+    adapter.inference_mode = True
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder, prefix="unfinished-") as aside:
+        save_file({"prompt_embeddings": rows.contiguous()}, Path(aside) / "adapter_model.safetensors")
+        adapter.save_pretrained(aside)
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            os.replace(Path(aside) / name, folder / name)
+
+
+class PromptAdafactor(Adafactor):
+    """Adafactor as the original tunes prompts with: not scaled by the parameter, and with a decay of weights.
+
+    The decay is the share of a number that is lost in a step, not multiplied by the learning rate. Source:
+    t5x/adafactor.py with `multiply_by_parameter_scale = False`, as google-research/prompt-tuning sets it.
+
+    Args:
+        parameters: or groups of them, as of any optimizer.
+        lr: how far a number goes in a step, at most on average.
+        weight_decay: that share.
+    """
+
+    def __init__(self, parameters: Iterable[Any], lr: float = 0.3, weight_decay: float = 1e-5):
+        super().__init__(parameters, lr, scale_parameter=False)
+        for group in self.param_groups:
+            group.setdefault("weight_decay", weight_decay)
+
+    def update(
+        self, values: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor], group: Mapping[str, Any]
+    ) -> None:
+        values.mul_(1 - group["weight_decay"])
+        super().update(values, gradient, state, group)

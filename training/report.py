@@ -1,0 +1,138 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""What is left of a run besides the model: `report.html`, one page without anything from elsewhere, and the model card
+that links to it."""
+
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+import t5_experimental
+from t5_experimental.training.arguments import T5TrainingArguments
+from t5_experimental.training.charts import Points, chart
+from t5_experimental.training.trainer import T5Trainer
+
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "sacrebleu", "rouge_score")
+_NO_FIGURES = ("runtime", "per_second", "flos", "model_preparation_time")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run to show.
+
+    Attributes:
+        title: what was done.
+        model: class of the model.
+        model_type: its family's.
+        is_adapter: only adapters were saved, for the model that `facts` name.
+        source: what was trained, as the name of its folder.
+        command: the command line.
+        facts: what was said before the start, by heading.
+        metrics: final figures, by split and name.
+        samples: objects with `source`, `prediction` and `references`.
+        history: the trainer's log: dictionaries with `step` and figures.
+        versions: of packages and machine, by name.
+    """
+
+    title: str
+    model: str
+    model_type: str
+    is_adapter: bool
+    source: str
+    command: str
+    facts: Mapping[str, str]
+    metrics: Mapping[str, Mapping[str, float]]
+    samples: Sequence[Any]
+    history: Sequence[Mapping[str, float]]
+    versions: Mapping[str, str]
+
+    def figures(self) -> dict[str, float]:
+        """The final figures that say how good the model is, by name."""
+        return {
+            name: value
+            for values in self.metrics.values()
+            for name, value in values.items()
+            if name != "epoch" and not name.endswith(_NO_FIGURES) and not name.endswith("_samples")
+        }
+
+
+def report_of(
+    trainer: T5Trainer,
+    title: str,
+    facts: Mapping[str, str],
+    metrics: Mapping[str, Mapping[str, float]],
+    samples: Sequence[Any] = (),
+) -> Report:
+    """A report on what the trainer has done; arguments as the attributes of [`Report`]."""
+    model, args = trainer.plain_model(), trainer.args
+    return Report(
+        title=title,
+        model=type(model).__name__,
+        model_type=model.config.model_type,
+        is_adapter=hasattr(trainer.model, "peft_config"),
+        source=Path(str(model.config.name_or_path)).name,
+        command=args.command,
+        facts=facts,
+        metrics=metrics,
+        samples=samples,
+        history=trainer.state.log_history,
+        versions=_versions(args),
+    )
+
+
+def _versions(args: T5TrainingArguments) -> dict[str, str]:
+    found = {"t5_experimental": t5_experimental.__version__, "Python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else platform.machine()
+    return {**found, "device": f"{args.world_size} x {args.device.type} ({device})"}
+
+
+def curves(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Points]]:
+    """Charts of a trainer's log, by title: losses together, learning rate, and each metric of an evaluation."""
+    charts: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for entry in history:
+        for name, value in entry.items():
+            split, _, metric = name.partition("_")
+            if name == "loss":
+                place = ("loss", "train")
+            elif name in ("learning_rate", "tokens_per_second"):
+                place = (name.replace("_", " "), "train")
+            elif split in ("eval", "test") and not name.endswith((*_NO_FIGURES, "_samples")):
+                place = (metric, split)
+            else:
+                continue
+            if math.isfinite(value):
+                charts.setdefault(place[0], {}).setdefault(place[1], []).append((entry["step"], value))
+    return {title: dict(lines) for title, lines in charts.items()}
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Writes `report.html` and `README.md`, each as a whole or not at all."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    charts = [Markup(chart(title, lines)) for title, lines in curves(report.history).items()]
+    for template, name in (("report.html", "report.html"), ("model_card.md", "README.md")):
+        text = environment.get_template(template).render(report=report, charts=charts, folder=folder.resolve().name)
+        aside = folder / f".{name}.unfinished"
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, folder / name)

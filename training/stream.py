@@ -201,6 +201,9 @@ class StreamLoader(DataLoader):
 
     def __init__(self, stream: TextStream, batch_size: int, workers: int, **options: Any):
         assert stream.workers == max(workers, 1)
+        # Of its own, though nothing here uses it: torch would draw its seed from the generator that dropout comes from,
+        # which a resumed run finds as it was after that.
+        options = {"generator": torch.Generator(), **options}
         super().__init__(stream, batch_size=batch_size, num_workers=workers, collate_fn=_collate, **options)
         self.stream = stream
         self.state = stream.state

@@ -37,10 +37,18 @@ class ModelArguments:
         default=0.1,
         metadata={"help": "Dropout while training. The checkpoints were pre-trained with 0 and fine-tuned with 0.1."},
     )
+    broadcast_dropout: bool = field(
+        default=False,
+        metadata={"help": "Drop the same features and keys at all positions of a row, as the original does."},
+    )
 
     def __post_init__(self) -> None:
         check_model_folder(self.model_name_or_path)
         check_dropout_rate(self.dropout_rate)
+
+    def dropout_fields(self) -> dict[str, float | bool]:
+        """What the model's configuration shall say of dropout."""
+        return {"dropout_rate": self.dropout_rate, "broadcast_dropout": self.broadcast_dropout}
 
 
 def check_model_folder(folder: str) -> None:

@@ -37,7 +37,7 @@ def describe(trainer: T5Trainer, more: Mapping[str, str]) -> dict[str, str]:
         precision += " (bfloat16 is slow on most CPUs; --bf16 True asks for it)"
     return {
         "model": f"{type(model).__name__} ({model.config.model_type}), {_describe_parameters(trainer)}",
-        "dropout": f"{model.config.dropout_rate:g}",
+        "dropout": f"{model.config.dropout_rate:g}{', the same at all positions' * model.config.broadcast_dropout}",
         "precision": f"weights float32, computation {precision}",
         "optimizer": _describe_optimizer(args),
         **_describe_vocabulary(trainer),

@@ -58,7 +58,7 @@ def build_trainer(
     model_options, data, training = options
     folder = model_options.model_name_or_path
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, model_options.dropout_rate, tokenizer)
+    model = load_model(folder, tokenizer, **model_options.dropout_fields())
     # The first process fills the cache of `datasets`, the others find it there.
     with training.main_process_first(desc="reading the data"):
         splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}

@@ -36,9 +36,10 @@ def load_config(folder: str, **fields: Any) -> T5ExperimentalConfig:
     return config
 
 
-def load_model(folder: str, dropout_rate: float, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Model of a folder, in float32, with a dropout rate of its own, checked against the tokenizer."""
-    config = load_config(folder, dropout_rate=dropout_rate)
+def load_model(folder: str, tokenizer: PreTrainedTokenizerBase, **fields: Any) -> PreTrainedModel:
+    """Model of a folder, in float32, with some fields of its configuration set otherwise, checked against the
+    tokenizer."""
+    config = load_config(folder, **fields)
     if len(tokenizer) > config.vocab_size:
         raise TrainingError(
             f"The tokenizer of {folder} has {len(tokenizer)} ids, the model only {config.vocab_size} embedding rows: "

@@ -50,27 +50,21 @@ ENTRY_POINT = EntryPoint(
 
 
 class PretrainingTrainer(T5Trainer):
-    """Trains on the batches of a stream as they come, with z-loss.
+    """Trains on the batches of a stream as they come.
 
     Args:
         loader: of the stream. Every process has its own part already, and only what is handed out counts as trained
             on: nothing may fetch batches ahead.
-        z_loss: weight of the squared log-normaliser; evaluation is without.
         kwargs: as of transformers' `Seq2SeqTrainer`.
     """
 
-    def __init__(self, loader: StreamLoader, z_loss: float, **kwargs: Any) -> None:
+    def __init__(self, loader: StreamLoader, **kwargs: Any) -> None:
         super().__init__(train_dataset=loader.stream, **kwargs)
-        self._loader, self._z_loss = loader, z_loss
+        self._loader = loader
         self.add_callback(SaveStreamCallback(loader))
 
     def get_train_dataloader(self) -> DataLoader:
         return self._loader
-
-    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        if model.training:
-            inputs = {**inputs, "z_loss": self._z_loss}
-        return super().compute_loss(model, inputs, *args, **kwargs)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
@@ -132,10 +126,9 @@ def build_trainer(options: Options) -> PretrainingTrainer:
         rate = model_options.dropout_rate
         model = fresh_model(str(model_options.preset), model_options.overrides(), rate, tokenizer)
     else:
-        model = load_model(folder, model_options.dropout_rate, tokenizer)
+        model = load_model(folder, tokenizer, dropout_rate=model_options.dropout_rate)
     return PretrainingTrainer(
         loader,
-        training.z_loss,
         model=model,
         args=training,
         eval_dataset=rows,

@@ -207,14 +207,13 @@ class PretrainingArguments(T5TrainingArguments):
         },
     )
     z_loss: float = field(
-        default=1e-4, metadata={"help": "Weight of the squared log-normaliser in the loss of a step."}
+        default=1e-4,
+        metadata={"help": "Weight of the squared log-normaliser in the loss of training, as in the original."},
     )
 
     def __post_init__(self) -> None:
         self.optimizer_preset = self.optimizer_preset or None
         super().__post_init__()
-        if self.z_loss < 0:
-            raise TrainingError(f"--z_loss is {self.z_loss}: it must be at least 0.")
         if self.max_steps < 1:
             raise TrainingError("--max_steps is missing: the text is gone through over and over, so say when to stop.")
         if self.predict_with_generate:

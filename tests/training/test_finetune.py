@@ -100,13 +100,19 @@ def test_learns_resumes_and_reports_exact_match(tiny_models, launch, tmp_path):
 def test_dropout_is_what_was_asked_for(tiny_models, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     losses = {}
-    for name, flags in {"default": [], "none": ["--dropout_rate", "0"], "half": ["--dropout_rate", "0.5"]}.items():
+    for name, flags in {
+        "default": [],
+        "none": ["--dropout_rate", "0"],
+        "half": ["--dropout_rate", "0.5", "--broadcast_dropout"],
+    }.items():
         folders = ["--model_name_or_path", str(tiny_models["t5_v1_1"]), "--output_dir", str(tmp_path / name)]
         data = ["--train_file", str(DATA / "restaurants_train.jsonl")]
         finetune.main([*folders, *data, "--use_cpu", "--max_steps", "1", "--save_strategy", "no", *flags])
         rate = {"default": 0.1, "none": 0, "half": 0.5}[name]
-        assert f"dropout    {rate:g}\n" in capsys.readouterr().out
-        assert json.loads((tmp_path / name / "config.json").read_text())["dropout_rate"] == rate
+        said = f"dropout    {rate:g}{', the same at all positions' * (name == 'half')}\n"
+        assert said in capsys.readouterr().out
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert (config["dropout_rate"], config["broadcast_dropout"]) == (rate, name == "half")
         losses[name] = json.loads((tmp_path / name / "train_results.json").read_text())["train_loss"]
     # Examples and weights of the one step are the same, so the rate alone tells the losses apart.
     assert len(set(losses.values())) == 3

@@ -21,6 +21,8 @@ from t5_experimental import preset_config
 
 
 CONTESTANTS = ("transformers", "t5_experimental")
+# With --gradient-checkpointing there is one more, which computes all but the attentions again.
+KEEPING = "t5_experimental keep_attention"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,6 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--source-length", type=int, default=512)
     parser.add_argument("--target-length", type=int, default=114)
     parser.add_argument("--dropout", type=float, default=0.0, help="0 as in pre-training; fine-tuning has 0.1")
+    parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("train_step"), help="path without suffix")
@@ -46,6 +49,9 @@ def training_step(name: str, arguments: argparse.Namespace) -> Callable[[], floa
     if name == "transformers":
         model, options = stock_twin(model), {}
     model.train()
+    if arguments.gradient_checkpointing:
+        kept = {"keep_attention": True} if name == KEEPING else {"use_reentrant": False}
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kept)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     generator = torch.Generator().manual_seed(1)
     inputs = {
@@ -77,11 +83,12 @@ def two_steps(name: str, arguments: argparse.Namespace) -> Callable[[], None]:
 def main() -> None:
     arguments = parse_arguments()
     transformers.logging.set_verbosity_error()
-    memory = {name: peak_memory(two_steps, name, arguments) for name in CONTESTANTS}
-    steps = {name: training_step(name, arguments) for name in CONTESTANTS}
-    losses: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    names = (*CONTESTANTS, KEEPING) if arguments.gradient_checkpointing else CONTESTANTS
+    memory = {name: peak_memory(two_steps, name, arguments) for name in names}
+    steps = {name: training_step(name, arguments) for name in names}
+    losses: dict[str, list[float]] = {name: [] for name in names}
     cpu_seconds: dict[str, list[float]] = {}
-    turns = {name: (lambda name=name: losses[name].append(steps[name]())) for name in CONTESTANTS}
+    turns = {name: (lambda name=name: losses[name].append(steps[name]())) for name in names}
     seconds = in_turns(turns, arguments.rounds, cpu_seconds=cpu_seconds)
     results = summary(seconds, cpu_seconds, "transformers")
     for name, figures in results.items():
@@ -89,8 +96,9 @@ def main() -> None:
         print(name, {key: value for key, value in figures.items() if key != "seconds"}, flush=True)
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
     write_json(arguments.output.with_suffix(".json"), {"settings": settings, "results": results})
+    checkpointing = ", gradient checkpointing" * arguments.gradient_checkpointing
     title = (
-        f"{arguments.preset}, training step, {arguments.batch_size} x {arguments.source_length}/"
+        f"{arguments.preset}, training step{checkpointing}, {arguments.batch_size} x {arguments.source_length}/"
         f"{arguments.target_length}, float32, {arguments.threads} threads"
     )
     groups = {

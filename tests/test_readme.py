@@ -38,8 +38,9 @@ def test_blocks_run_in_order(tmp_path):
         result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
         ran.append(language)
-    assert ran == ["bash", "python", "python", "bash"]
-    assert (tmp_path / "finetuned" / "model.safetensors").is_file()
+    assert ran == ["bash", "python", "python", "bash", "bash", "bash", "python"]
+    for folder, name in {"finetuned": "model", "adapted": "model", "prompt": "adapter_model"}.items():
+        assert (tmp_path / folder / f"{name}.safetensors").is_file()
 
 
 def test_make_targets_exist():

@@ -1,0 +1,218 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Pre-training objectives: what of a piece of text is read, and what is to be predicted.
+
+The original's, from `t5/data/preprocessors.py`. Every random decision is an argument of the function that carries it
+out, so that equality with the original can be tested given the same decisions; [`Objective.make`] draws them.
+
+    raw text         a b c d e f g h         span corruption: "c d" and "h" are noise
+    inputs           a b <0> e f g <1> </s>
+    targets          <0> c d <1> h </s>
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import numpy as np
+
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def span_corruption_lengths(
+    inputs_length: int, noise_density: float = 0.15, mean_span_length: float = 3.0
+) -> tuple[int, int]:
+    """How much raw text fills inputs of a given length, and how long its targets become.
+
+    Both count the end-of-sequence token. Source: `random_spans_helper`.
+
+    Returns:
+        Raw tokens and target tokens: (568, 114) for 512 inputs.
+    """
+
+    def lengths(tokens: int) -> tuple[int, int]:
+        noise = round(tokens * noise_density)
+        spans = round(noise / mean_span_length)
+        return tokens - noise + spans + 1, noise + spans + 1
+
+    tokens = inputs_length - 1
+    while lengths(tokens + 1)[0] <= inputs_length:
+        tokens += 1
+    filled, targets_length = lengths(tokens)
+    if noise_density == 0.5 and targets_length > filled:
+        return tokens - 1, targets_length - 1
+    return tokens, targets_length
+
+
+def noise_counts(length: int, noise_density: float, mean_span_length: float) -> tuple[int, int]:
+    """Number of noise tokens and of noise spans in `length` >= 2 tokens; float32, since halves round as there.
+
+    Source: the first half of `random_spans_noise_mask`.
+    """
+    noise = int(np.round(np.float32(length) * np.float32(noise_density)))
+    noise = min(max(noise, 1), length - 1)
+    return noise, max(int(np.round(np.float32(noise) / np.float32(mean_span_length))), 1)
+
+
+def _segment_lengths(starts: np.ndarray) -> np.ndarray:
+    """Lengths of segments of which `starts`, one shorter than they are together, marks all but the first."""
+    return np.diff(np.flatnonzero(np.concatenate(([True], starts, [True]))))
+
+
+def noise_spans_mask(length: int, noise_starts: np.ndarray, other_starts: np.ndarray) -> np.ndarray:
+    """Which tokens are noise: spans of text and of noise in turn, text first, noise last.
+
+    Args:
+        length: number of tokens; the mask of a single one is cut off that of two.
+        noise_starts: booleans, one fewer than there are noise tokens, taken together: where a new span begins.
+        other_starts: the same for the tokens that are no noise, with as many spans.
+
+    Returns:
+        `(length,)`, booleans. Source: the second half of `random_spans_noise_mask`.
+    """
+    spans = np.stack((_segment_lengths(other_starts), _segment_lengths(noise_starts)), axis=1).ravel()
+    return np.repeat(np.arange(len(spans)) % 2 == 1, spans)[:length]
+
+
+def draw_starts(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:
+    """`items - 1` booleans, `segments - 1` of them true: every way to cut items into segments is as likely."""
+    return rng.permutation(np.arange(items - 1) < segments - 1)
+
+
+def replace_spans(tokens: np.ndarray, mask: np.ndarray, first_sentinel: int) -> np.ndarray:
+    """Puts a sentinel in the place of every run of tokens where `mask` is true, counting down from the first.
+
+    Source: `noise_span_to_unique_sentinel`, and with the mask inverted `nonnoise_span_to_unique_sentinel`.
+    """
+    follows = np.concatenate(([False], mask[:-1]))
+    begins = mask & ~follows
+    return np.where(begins, first_sentinel + 1 - np.cumsum(begins), tokens)[~(mask & follows)]
+
+
+def prefix_length_bounds(length: int, noise_density: float = 0.5) -> tuple[int, int]:
+    """Fewest and most tokens, inclusive, that a prefix of `length` tokens may have.
+
+    Source: `random_prefix_noise_mask`, whose name for the density is `noise_density`, too.
+    """
+    most = length - 1
+    fewest = int(np.round(np.float32(1 - 2 * noise_density) * np.float32(most)))
+    return min(most, max(1, fewest)), most
+
+
+def _with_end(tokens: np.ndarray, eos: int, limit: int) -> np.ndarray:
+    """At most `limit` tokens, the last of them `eos`. Source: seqio's `append_eos_after_trim`."""
+    return np.append(tokens[: limit - 1], eos)
+
+
+@dataclass(frozen=True)
+class Objective(ABC):
+    """How documents become pairs of inputs and targets.
+
+    Attributes:
+        inputs_length: tokens of the longest inputs, the end-of-sequence token included.
+        targets_length: tokens of the longest targets, the same.
+        eos: id of the end-of-sequence token.
+        documents_together: as many documents are joined before they are cut into chunks, so that fewer are short.
+    """
+
+    inputs_length: int
+    targets_length: int
+    eos: int
+    documents_together: int
+
+    @property
+    @abstractmethod
+    def chunk_length(self) -> int:
+        """Raw tokens in one example; only the last one of the documents that were joined has fewer."""
+
+    @abstractmethod
+    def make(self, tokens: np.ndarray, rng: np.random.Generator) -> Pair:
+        """Inputs and targets of a chunk, both ending with `eos`."""
+
+    def join(self, documents: list[np.ndarray]) -> np.ndarray:
+        """Documents as one. Source: `reduce_concat_tokens`."""
+        return np.concatenate(documents)
+
+    def chunks(self, documents: list[np.ndarray]) -> list[np.ndarray]:
+        """Documents as chunks, in which every token occurs once.
+
+        Source: `reduce_concat_tokens` and `split_tokens`. The original's `select_random_chunk` before these, which
+        keeps 65,536 tokens of a longer document, is left out: nothing is lost here.
+        """
+        tokens = self.join(documents)
+        return [tokens[start : start + self.chunk_length] for start in range(0, len(tokens), self.chunk_length)]
+
+
+@dataclass(frozen=True)
+class SpanCorruption(Objective):
+    """Spans of the text are replaced by sentinels, and predicted. What T5 was pre-trained with.
+
+    Attributes:
+        first_sentinel: id of `<extra_id_0>`; the others count down from it.
+        noise_density: share of the tokens that is predicted.
+        mean_span_length: tokens in a span, on average.
+    """
+
+    first_sentinel: int
+    noise_density: float = 0.15
+    mean_span_length: float = 3.0
+
+    @property
+    def chunk_length(self) -> int:
+        return span_corruption_lengths(self.inputs_length, self.noise_density, self.mean_span_length)[0]
+
+    def make(self, tokens: np.ndarray, rng: np.random.Generator) -> Pair:
+        length = max(len(tokens), 2)
+        noise, spans = noise_counts(length, self.noise_density, self.mean_span_length)
+        noise_starts, other_starts = draw_starts(noise, spans, rng), draw_starts(length - noise, spans, rng)
+        mask = noise_spans_mask(len(tokens), noise_starts, other_starts)
+        return self.corrupt(tokens, mask)
+
+    def corrupt(self, tokens: np.ndarray, mask: np.ndarray) -> Pair:
+        """Inputs and targets, where `mask` says which tokens are predicted."""
+        inputs = replace_spans(tokens, mask, self.first_sentinel)
+        targets = replace_spans(tokens, ~mask, self.first_sentinel)
+        return _with_end(inputs, self.eos, self.inputs_length), _with_end(targets, self.eos, self.targets_length)
+
+
+@dataclass(frozen=True)
+class PrefixLM(Objective):
+    """The beginning is read, the rest predicted. What the lm100k checkpoints were adapted with.
+
+    The original never joins documents here. Of a rest that is longer than the targets may be, it cuts the end off.
+
+    Attributes:
+        noise_density: half the largest share of the tokens that is predicted, at most 0.5.
+    """
+
+    noise_density: float = 0.5
+
+    @property
+    def chunk_length(self) -> int:
+        return self.inputs_length - 1
+
+    def make(self, tokens: np.ndarray, rng: np.random.Generator) -> Pair:
+        fewest, most = prefix_length_bounds(len(tokens), self.noise_density)
+        return self.split(tokens, int(rng.integers(fewest, most + 1)))
+
+    def split(self, tokens: np.ndarray, prefix_length: int) -> Pair:
+        """Inputs and targets, where so many tokens are the inputs'."""
+        inputs = _with_end(tokens[:prefix_length], self.eos, self.inputs_length)
+        return inputs, _with_end(tokens[prefix_length:], self.eos, self.targets_length)
+
+
+@dataclass(frozen=True)
+class PlainLM(Objective):
+    """All of the text is predicted; the encoder reads nothing but an end-of-sequence token.
+
+    The targets are those of `full_lm`, with `eos` at the end of documents and not of chunks; the inputs those of `lm`.
+    """
+
+    @property
+    def chunk_length(self) -> int:
+        return self.targets_length
+
+    def join(self, documents: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate([np.append(document, self.eos) for document in documents])
+
+    def make(self, tokens: np.ndarray, rng: np.random.Generator) -> Pair:
+        return np.array([self.eos]), tokens

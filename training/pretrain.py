@@ -1,0 +1,194 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Pre-trains on plain text: span corruption, prefix LM (which LM adaptation is) or plain LM.
+
+    accelerate launch training/pretrain.py --preset t5.1.1.small --tokenizer_name sentencepiece.model \\
+        --train_file 'text/*.txt' --max_steps 100000 --output_dir OUTPUT
+
+`python -m t5_experimental.training.pretrain` takes the same options, and `--help` lists them: ours first, then all of
+transformers' `Seq2SeqTrainingArguments`. The text may be of any size; it is streamed, shuffled, and distributed over
+processes and workers, and `--resume_from_checkpoint` goes on at the very row. The output folder gets the model and its
+tokenizer, metrics and a report as in fine-tuning.
+"""
+
+import os
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, default_data_collator, set_seed
+
+from t5_experimental.training.commandline import EntryPoint
+from t5_experimental.training.description import describe, describe_step, facts_as_text, warn_of_float16
+from t5_experimental.training.documents import Windows, find_files
+from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.fresh_models import fresh_model, load_any_tokenizer
+from t5_experimental.training.models import load_model, load_tokenizer
+from t5_experimental.training.objectives import Objective
+from t5_experimental.training.pretraining_arguments import (
+    PretrainingArguments,
+    PretrainingDataArguments,
+    PretrainingModelArguments,
+)
+from t5_experimental.training.report import report_of, write_report
+from t5_experimental.training.stream import SaveStreamCallback, StreamLoader, TextStream, restore
+from t5_experimental.training.trainer import T5Trainer
+
+
+Options = tuple[PretrainingModelArguments, PretrainingDataArguments, PretrainingArguments]
+
+ENTRY_POINT = EntryPoint(
+    name="pretrain",
+    description="Pre-trains on plain text, from a converted checkpoint or with fresh weights.",
+    usage="(--model_name_or_path MODEL | --preset NAME --tokenizer_name VOCABULARY) --train_file FILE "
+    "--max_steps STEPS --output_dir FOLDER",
+    options=(PretrainingModelArguments, PretrainingDataArguments, PretrainingArguments),
+)
+
+
+class PretrainingTrainer(T5Trainer):
+    """Trains on the batches of a stream as they come, with z-loss.
+
+    Args:
+        loader: of the stream. Every process has its own part already, and only what is handed out counts as trained
+            on: nothing may fetch batches ahead.
+        z_loss: weight of the squared log-normaliser; evaluation is without.
+        kwargs: as of transformers' `Seq2SeqTrainer`.
+    """
+
+    def __init__(self, loader: StreamLoader, z_loss: float, **kwargs: Any) -> None:
+        super().__init__(train_dataset=loader.stream, **kwargs)
+        self._loader, self._z_loss = loader, z_loss
+        self.add_callback(SaveStreamCallback(loader))
+
+    def get_train_dataloader(self) -> DataLoader:
+        return self._loader
+
+    def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if model.training:
+            inputs = {**inputs, "z_loss": self._z_loss}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def parse(arguments: Sequence[str] | None = None) -> Options:
+    """Options from the command line, checked; `arguments` instead of the process's own for tests and notebooks."""
+    return cast(Options, ENTRY_POINT.parse(arguments))
+
+
+def _windows(option: str, names: Sequence[str], data: PretrainingDataArguments, least: int) -> Windows:
+    files = find_files(option, names, data.text_column, data.document_per_line)
+    return Windows(files, max(int(data.shuffle_megabytes * 2**20), 1), least)
+
+
+def _make_loader(
+    data: PretrainingDataArguments,
+    training: PretrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: Objective,
+) -> StreamLoader:
+    workers = training.dataloader_num_workers
+    if workers:
+        # The workers are forked, which its threads would not survive.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    stream = TextStream(
+        _windows("train_file", data.train_file, data, least=max(workers, 1) * training.world_size),
+        tokenizer,
+        objective,
+        data.pack,
+        training.seed if training.data_seed is None else training.data_seed,
+        training.process_index,
+        training.world_size,
+        max(workers, 1),
+    )
+    if training.resume_from_checkpoint is not None and not training.ignore_data_skip:
+        restore(stream, Path(training.resume_from_checkpoint))
+    # The stream begins where it should: transformers has nothing to skip.
+    training.ignore_data_skip = True
+    options: dict[str, Any] = {"pin_memory": training.dataloader_pin_memory and torch.cuda.is_available()}
+    if workers:
+        options["prefetch_factor"] = training.dataloader_prefetch_factor
+    return StreamLoader(stream, training.train_batch_size, workers, **options)
+
+
+def build_trainer(options: Options) -> PretrainingTrainer:
+    """The trainer. Whatever is wrong with the options or the beginning of each file is found out here."""
+    model_options, data, training = options
+    if training.eval_strategy != "no" and data.validation_file is None:
+        raise TrainingError("--eval_strategy needs text to evaluate on: give --validation_file, too.")
+    folder = model_options.model_name_or_path
+    tokenizer_name = model_options.tokenizer_name
+    tokenizer = load_tokenizer(str(folder)) if tokenizer_name is None else load_any_tokenizer(tokenizer_name)
+    objective = data.make_objective(tokenizer)
+    loader = _make_loader(data, training, tokenizer, objective)
+    rows = None
+    if data.validation_file is not None:
+        windows = _windows("validation_file", data.validation_file, data, least=1)
+        stream = TextStream(windows, tokenizer, objective, data.pack, seed=0)
+        rows = list(islice(stream.once(), data.validation_rows))
+    if folder is None:
+        rate = model_options.dropout_rate
+        model = fresh_model(str(model_options.preset), model_options.overrides(), rate, tokenizer)
+    else:
+        model = load_model(folder, model_options.dropout_rate, tokenizer)
+    return PretrainingTrainer(
+        loader,
+        training.z_loss,
+        model=model,
+        args=training,
+        eval_dataset=rows,
+        data_collator=default_data_collator,
+        processing_class=tokenizer,
+    )
+
+
+def _describe_data(trainer: PretrainingTrainer, data: PretrainingDataArguments) -> dict[str, str]:
+    stream = cast(TextStream, trainer.train_dataset)
+    objective = stream.objective
+    sample = [row["labels"] for row in islice(stream.once(), 100)]
+    targets = float(np.mean([(labels != -100).sum() for labels in sample]))
+    packed = ", packed" if stream.packed else ""
+    rows = "" if trainer.eval_dataset is None else f"; {len(cast(Any, trainer.eval_dataset)):,} rows to evaluate on"
+    return {
+        "objective": f"{data.objective}, z-loss {cast(PretrainingArguments, trainer.args).z_loss:g}",
+        "text": f"{stream.windows.total:,} bytes in {stream.windows.count:,} parts that are shuffled{rows}",
+        "rows": f"{objective.inputs_length} tokens in, {objective.targets_length} out, of {objective.chunk_length} "
+        f"tokens of text{packed}",
+        "step": describe_step(trainer, targets),
+    }
+
+
+def run(options: Options) -> None:
+    """Trains, saves, evaluates, reports."""
+    _, data, training = options
+    warn_of_float16(training)
+    set_seed(training.seed)
+    trainer = build_trainer(options)
+    facts = describe(trainer, _describe_data(trainer, data))
+    if trainer.is_world_process_zero():
+        print(facts_as_text(facts), flush=True)
+    metrics: dict[str, dict[str, float]] = {
+        "train": trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
+    }
+    trainer.save_finished_model()
+    if trainer.eval_dataset is not None:
+        metrics["eval"] = trainer.evaluate()
+    for split, values in metrics.items():
+        trainer.log_metrics(split, values)
+        trainer.save_metrics(split, values)
+    if trainer.is_world_process_zero():
+        write_report(Path(str(training.output_dir)), report_of(trainer, "Pre-training", facts, metrics))
+    trainer.leave_process_group()
+    if trainer.is_world_process_zero():
+        print(f"Model, tokenizer, metrics and report.html are in {training.output_dir}", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs with a command line; what the user can solve ends it with a sentence, from one process of each machine."""
+    ENTRY_POINT.start(run, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,12 +15,13 @@ import csv
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from common import stock_twin, write_json
+from common import in_turns, stock_twin, summary, write_json
 from small_models import (
     SHAPES,
     curve,
@@ -44,12 +45,12 @@ LIMITS = {"max_source_length": 96, "max_target_length": 96}
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of e2e_dev.csv and e2e_test.csv")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the highest; it rises and falls linearly")
-    parser.add_argument("--warmup-steps", type=int, default=100)
+    parser.add_argument("--warmup-steps", type=int, default=50)
     parser.add_argument("--pieces", type=int, default=2000, help="size of the vocabulary, sentinels not counted")
-    parser.add_argument("--speed-steps", type=int, default=100, help="steps of every turn of the comparison of speeds")
+    parser.add_argument("--speed-steps", type=int, default=40, help="steps of every turn of the comparison of speeds")
     parser.add_argument("--rounds", type=int, default=2, help="turns of that comparison that count")
     parser.add_argument("--at-once", type=int, default=2, help="trainings at the same time, on one thread each")
     parser.add_argument("--seed", type=int, default=0)
@@ -124,8 +125,12 @@ def training_options(model: Path, work: Path, arguments: argparse.Namespace) -> 
 
 def fine_tune_all(work: Path, arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Trains all models and returns their figures, by shape."""
-    interval = max(arguments.steps // 12, 1)
-    schedule = {"max_steps": arguments.steps, "save_steps": arguments.steps, "logging_steps": interval}
+    interval = max(arguments.steps // 8, 1)
+    schedule = {
+        "max_steps": arguments.steps,
+        "save_steps": arguments.steps,
+        "logging_steps": max(arguments.steps // 24, 1),
+    }
     evaluation = {
         "validation_file": work / "validation.csv",
         "test_file": arguments.data / "e2e_test.csv",
@@ -143,35 +148,47 @@ def fine_tune_all(work: Path, arguments: argparse.Namespace) -> dict[str, dict[s
         }
         for shape in SHAPES
     ]
-    launch_all("finetune", runs, arguments.at_once)
-    return {shape: read_figures(work / "runs" / shape) for shape in SHAPES}
-
-
-def compare_speed(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Tokens per second of transformers' T5 and ours, which train in turns in one process, with two threads."""
-    contestants = {
-        "transformers": lambda model, tokenizer: stock_twin(model),
-        "t5_experimental": lambda model, tokenizer: model,
-    }
-    figures: dict[str, list[dict[str, float]]] = {name: [] for name in contestants}
-    for turn in range(1 + arguments.rounds):  # the first one warms up
-        for name, adapt in contestants.items():
-            output = {"output_dir": work / "speed", "max_steps": arguments.speed_steps, "save_strategy": "no"}
-            options = {**training_options(work / "models" / "t5.1.1", work, arguments), **output, "use_cpu": True}
-            trainer, _ = finetune.build_trainer(finetune.parse(flags(options)), adapt)
-            metrics = trainer.train().metrics
-            if turn:
-                figures[name].append({key: metrics[key] for key in ("train_tokens_per_second", "train_loss")})
-    medians = {
-        name: statistics.median(row["train_tokens_per_second"] for row in rows) for name, rows in figures.items()
-    }
+    usages = launch_all("finetune", runs, arguments.at_once)
     return {
-        "threads": torch.get_num_threads(),
-        "steps": arguments.speed_steps,
-        "turns": figures,
-        "tokens_per_second": medians,
-        "speedup": round(medians["t5_experimental"] / medians["transformers"], 3),
+        shape: {**read_figures(work / "runs" / shape), "cpu_seconds": usage.cpu_seconds}
+        for shape, usage in zip(SHAPES, usages, strict=True)
     }
+
+
+def compare_speed(work: Path, tokens: float, arguments: argparse.Namespace) -> dict[str, Any]:
+    """How fast transformers' T5 and ours train, in turns in one process, with one thread.
+
+    Args:
+        work: folder of models and data.
+        tokens: of an example, on average.
+        arguments: of the command line.
+
+    Returns:
+        Losses, which must agree, and times; tokens count by the processor's time, which neighbours disturb less.
+    """
+    torch.set_num_threads(1)
+    losses: dict[str, float] = {}
+
+    def contestant(name: str, adapt: Callable[[Any, Any], Any]) -> Callable[[], None]:
+        output = {"output_dir": work / "speed", "max_steps": arguments.speed_steps, "save_strategy": "no"}
+        options = {**training_options(work / "models" / "t5.1.1", work, arguments), **output, "use_cpu": True}
+
+        def train() -> None:
+            trainer, _ = finetune.build_trainer(finetune.parse(flags(options)), adapt)
+            losses[name] = trainer.train().metrics["train_loss"]
+
+        return train
+
+    contestants = {
+        "transformers": contestant("transformers", lambda model, tokenizer: stock_twin(model)),
+        "t5_experimental": contestant("t5_experimental", lambda model, tokenizer: model),
+    }
+    cpu_seconds: dict[str, list[float]] = {}
+    seconds = in_turns(contestants, arguments.rounds, warm_up=0, cpu_seconds=cpu_seconds)
+    figures = summary(seconds, cpu_seconds, "transformers")
+    for row in figures.values():
+        row["tokens_per_second"] = round(tokens * arguments.batch_size * arguments.speed_steps / row["cpu_median"], 1)
+    return {"losses": losses, "contestants": figures}
 
 
 def summarise(figures: dict[str, Any], parameters: int) -> dict[str, Any]:
@@ -183,6 +200,7 @@ def summarise(figures: dict[str, Any], parameters: int) -> dict[str, Any]:
         "validation_bleu": round(figures["eval_bleu"], 2),
         "validation_loss": figures["eval_loss"],
         "seconds": figures["train_runtime"],
+        "cpu_seconds": round(figures["cpu_seconds"], 1),
         "tokens_per_second": figures["train_tokens_per_second"],
         "log": figures["log"],
     }
@@ -198,21 +216,20 @@ def main() -> None:
         train = read_rows(work / "train.csv")
         vocabulary = work / "vocabulary.model"
         train_vocabulary((text for row in train for text in row.values()), vocabulary, arguments.pieces)
-        parameters = {
-            shape: make_model(work / "models" / shape, shape, vocabulary, arguments.seed) for shape in SHAPES
-        }
-        tokens = tokens_per_example(work / "models" / "t5.1.1", train) * arguments.batch_size * arguments.steps
+        parameters = {shape: make_model(work / "models" / shape, shape, vocabulary, arguments.seed) for shape in SHAPES}
+        tokens = tokens_per_example(work / "models" / "t5.1.1", train)
         figures = fine_tune_all(work, arguments)
         models = {shape: summarise(figures[shape], parameters[shape]) for shape in SHAPES}
         for shape, result in models.items():
             print(shape, {key: value for key, value in result.items() if key != "log"}, flush=True)
-        speed = compare_speed(work, arguments)
+        speed = compare_speed(work, tokens, arguments)
     print("speed", speed, flush=True)
     settings = {name: value for name, value in vars(arguments).items() if name not in ("data", "output")}
     results = {
         "settings": settings,
         "rows": {**rows, "test": len(read_rows(arguments.data / "e2e_test.csv"))},
-        "tokens": round(tokens),
+        "tokens_per_example": round(tokens, 2),
+        "tokens": round(tokens * arguments.batch_size * arguments.steps),
         "models": models,
         "speed": speed,
         "seconds": round(time.perf_counter() - start),

@@ -3,10 +3,8 @@
 
 import io
 import json
-import os
 import shutil
 import string
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +14,7 @@ from typing import Any
 import sentencepiece
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from usage import Usage, measure
 
 from t5_experimental import T5ExperimentalConfig, preset_config
 
@@ -82,40 +81,34 @@ def flags(options: Mapping[str, Any]) -> list[str]:
     return [text for name, value in options.items() for text in (f"--{name}", str(value))]
 
 
-def launch(script: str, options: Mapping[str, Any], threads: int) -> None:
-    """Runs an entry point on the CPU through accelerate; what it prints is beside its output folder.
+def launch(script: str, options: Mapping[str, Any], threads: int) -> Usage:
+    """Runs an entry point on the CPU through accelerate.
 
     Args:
         script: name of the entry point, as "finetune".
         options: of the entry point, `output_dir` among them.
         threads: of the processor.
 
+    Returns:
+        What the whole program took, its start and the evaluations included.
+
     Raises:
         RuntimeError: it failed.
     """
     output = Path(options["output_dir"])
     output.parent.mkdir(parents=True, exist_ok=True)
-    launcher = "--num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no".split()
-    command = [sys.executable, "-m", "accelerate.commands.launch", *launcher]
-    command += [str(REPOSITORY / "training" / f"{script}.py"), *flags({"use_cpu": True, **options})]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "HF_DATASETS_CACHE": str(output.parent / "cache" / output.name),
-        "HF_HUB_OFFLINE": "1",
-    }
-    log = output.with_suffix(output.suffix + ".log")
-    with log.open("w") as printed:
-        done = subprocess.run(command, env=environment, stdout=printed, stderr=subprocess.STDOUT)
-    if done.returncode:
-        raise RuntimeError(f"{script} failed: {log.read_text()[-2000:]}")
+    cache = output.parent / "cache" / output.name  # its own, since several run at the same time
+    environment = [f"OMP_NUM_THREADS={threads}", f"HF_DATASETS_CACHE={cache}", "HF_HUB_OFFLINE=1"]
+    launcher = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    program = [str(REPOSITORY / "training" / f"{script}.py"), *flags({"use_cpu": True, **options})]
+    return measure(["env", *environment, sys.executable, "-m", "accelerate.commands.launch", *launcher, *program])
 
 
-def launch_all(script: str, runs: Sequence[Mapping[str, Any]], at_once: int) -> None:
+def launch_all(script: str, runs: Sequence[Mapping[str, Any]], at_once: int) -> list[Usage]:
     """Runs an entry point with each of several sets of options, on one thread each, so many of them at the same
     time."""
     with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(lambda options: launch(script, options, threads=1), runs))
+        return list(pool.map(lambda options: launch(script, options, threads=1), runs))
 
 
 def read_figures(output: Path) -> dict[str, Any]:
@@ -140,7 +133,9 @@ def draw_curves(path: Path, title: str, panels: Mapping[str, Mapping[str, tuple[
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.2), squeeze=False, layout="constrained")
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(4.5 * len(panels), 3.2), squeeze=False, layout="constrained"
+    )
     for axis, (heading, lines) in zip(axes[0], panels.items(), strict=True):
         for colour, (name, (steps, values)) in zip(COLOURS, lines.items(), strict=False):
             axis.plot(steps, values, label=name, color=colour, linewidth=1.5)

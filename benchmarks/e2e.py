@@ -45,7 +45,7 @@ LIMITS = {"max_source_length": 96, "max_target_length": 96}
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of e2e_dev.csv and e2e_test.csv")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="the highest; it rises and falls linearly")
     parser.add_argument("--warmup-steps", type=int, default=50)

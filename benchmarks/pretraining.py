@@ -26,19 +26,19 @@ from small_models import curve, draw_curves, launch, launch_all, make_model, rea
 SHAPE = "t5.1.1"
 LINES = 3
 BLANK = "<extra_id_0>"
-LIMITS = {"max_source_length": 96, "max_target_length": 16}
+LIMITS = {"max_source_length": 96, "max_target_length": 12}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--text", type=Path, required=True, help="text file, documents separated by blank lines")
-    parser.add_argument("--steps", type=int, default=400, help="of pre-training")
+    parser.add_argument("--steps", type=int, default=300, help="of pre-training")
     parser.add_argument("--batch-size", type=int, default=16, help="rows of 128 tokens in a step of pre-training")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="of pre-training; it rises and falls")
-    parser.add_argument("--fine-tuning-steps", type=int, default=200)
+    parser.add_argument("--fine-tuning-steps", type=int, default=150)
     parser.add_argument("--fine-tuning-batch-size", type=int, default=32)
     parser.add_argument("--fine-tuning-learning-rate", type=float, default=1e-3, help="it rises and falls, too")
-    parser.add_argument("--evaluated", type=int, default=1000, help="examples to evaluate on, at most")
+    parser.add_argument("--evaluated", type=int, default=500, help="examples to evaluate on, at most")
     parser.add_argument("--pieces", type=int, default=2000, help="size of the vocabulary, sentinels not counted")
     parser.add_argument("--at-once", type=int, default=2, help="trainings at the same time, on one thread each")
     parser.add_argument("--seed", type=int, default=0)
@@ -123,7 +123,7 @@ def fine_tune(work: Path, arguments: argparse.Namespace) -> dict[str, dict[str, 
         "train_file": work / "train.jsonl",
         "validation_file": work / "validation.jsonl",
         "eval_strategy": "steps",
-        "eval_steps": max(steps // 10, 1),
+        "eval_steps": max(steps // 6, 1),
         "metric": "exact_match",
         "per_device_eval_batch_size": 128,
         "dropout_rate": 0.1,

@@ -18,7 +18,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 from pyarrow import ArrowInvalid, parquet
 from transformers import PreTrainedTokenizerBase
 
-from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.errors import TrainingError, check_unicode
 from t5_experimental.training.finetuning_arguments import DataArguments
 
 
@@ -89,7 +89,7 @@ _READERS: dict[str, Callable[[Path], Iterator[PlacedRow]]] = {
 
 def _text(value: Any, column: str, where: str) -> str:
     if isinstance(value, str):
-        return value
+        return check_unicode(value, where)
     # Parquet's numbers; of JSON's, only NaN and Infinity get here, and no text is meant by those.
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.errors import TrainingError, check_unicode
 
 
 JSON_FORMATS = (".jsonl", ".json")
@@ -75,7 +75,7 @@ class DocumentFile:
             raise TrainingError(f"{where}: no column {self.column!r} among {sorted(row)}; name it with --text_column.")
         if not isinstance(row[self.column], str):
             raise TrainingError(f"{where}: column {self.column!r} holds {row[self.column]!r}, which is not text.")
-        return row[self.column]
+        return check_unicode(row[self.column], where)
 
 
 def _lines_from(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -17,17 +19,27 @@ from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.training.errors import TrainingError
 
 
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """Tokenizer of a model's folder."""
     # Where the files are missing, transformers quietly makes a tokenizer that knows no word.
     if not any((Path(folder) / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise TrainingError(f"{folder} has no tokenizer: convert the checkpoint with --vocab sentencepiece.model.")
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, StrictDataclassError) as error:  # it reads config.json, too
+        raise TrainingError(f"The tokenizer of {folder} does not load: {_in_a_line(error)}") from error
 
 
 def load_config(folder: str, **fields: Any) -> T5ExperimentalConfig:
     """Configuration of a model's folder, with some fields set otherwise."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, **fields)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **fields)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise TrainingError(f"The config.json of {folder} does not describe a model: {_in_a_line(error)}") from error
     if not isinstance(config, T5ExperimentalConfig):
         raise TrainingError(
             f"{folder} holds a model of type {config.model_type!r}, which is none of this package's: fine-tune it with "
@@ -57,8 +69,8 @@ def load_model(folder: str, tokenizer: PreTrainedTokenizerBase, **fields: Any) -
         model, report = AutoModelForSeq2SeqLM.from_pretrained(
             folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
-    except OSError as error:
-        raise TrainingError(f"The weights of {folder} do not load: {error}") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"The weights of {folder} do not load: {_in_a_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise TrainingError(
             f"{folder} lacks {len(missing)} weights, {missing[0]} for one: give a whole encoder-decoder model."

@@ -46,11 +46,13 @@ def span_corruption_lengths(
 def noise_counts(length: int, noise_density: float, mean_span_length: float) -> tuple[int, int]:
     """Number of noise tokens and of noise spans in `length` >= 2 tokens; float32, since halves round as there.
 
-    Source: the first half of `random_spans_noise_mask`.
+    Source: the first half of `random_spans_noise_mask`, but for spans that have no token of text to stand behind, where
+    the original fails: here there are as many spans as such tokens.
     """
     noise = int(np.round(np.float32(length) * np.float32(noise_density)))
     noise = min(max(noise, 1), length - 1)
-    return noise, max(int(np.round(np.float32(noise) / np.float32(mean_span_length))), 1)
+    spans = max(int(np.round(np.float32(noise) / np.float32(mean_span_length))), 1)
+    return noise, min(spans, length - noise)
 
 
 def _segment_lengths(starts: np.ndarray) -> np.ndarray:

@@ -168,6 +168,11 @@ class PretrainingDataArguments:
         noise, spans = noise_counts(max(chunk, 2), density, mean)
         if noise + spans + 1 > targets:
             raise TrainingError(f"--max_source_length {inputs} is too short for a span to be left out: give more.")
+        if round(noise / mean) > max(chunk, 2) - noise:
+            raise TrainingError(
+                f"--noise_density {density} in spans of {mean} leaves fewer tokens of text than spans: give a lower "
+                "density or longer spans."
+            )
         if self.max_target_length not in (None, targets):
             raise TrainingError(
                 f"--max_target_length is {self.max_target_length}, but span corruption makes {targets} targets of "

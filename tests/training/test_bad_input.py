@@ -58,6 +58,7 @@ def complaint(output: Path | None, **options: object) -> str:
         ("columns.csv", b"source,label\na,b\n", "line 2: no column 'target' among ['label', 'source']"),
         ("broken.jsonl", b'{"source": "a"\n', "line 1: not JSON"),
         ("list.jsonl", b'["a", "b"]\n', "line 1: not a JSON object"),
+        ("half.jsonl", b'{"source": "a \\ud800", "target": "b"}\n', "line 1: not text in Unicode"),
         ("null.jsonl", b'{"source": "a", "target": null}\n', "column 'target' holds None, which is not text"),
         ("later.jsonl", GOOD_LINE.encode() * 2 + b'{"source": "a"}\n', "line 3: no column 'target'"),
         ("nan.jsonl", b'{"source": NaN, "target": "b"}\n', "column 'source' holds nan, which is not text"),
@@ -125,6 +126,34 @@ def test_missing_files(option, model, train_file, tmp_path):
 )
 def test_options(options, expected, model, train_file, tmp_path):
     assert expected in complaint(tmp_path / "output", model_name_or_path=model, train_file=train_file, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("config.json", b"{", "The tokenizer of"),
+        ("config.json", b"{}", "does not describe a model"),
+        ("config.json", b'{"model_type": "t5_v1_1", "num_heads": "many"}', "The tokenizer of"),
+        ("model.safetensors", b"garbage", "The weights of"),
+        ("model.safetensors", None, "The weights of"),
+    ],
+)
+def test_broken_models(name, content, expected, model, train_file, tmp_path):
+    """None: cut off in the middle."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    file = folder / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] if content is None else content)
+    message = complaint(tmp_path / "output", model_name_or_path=folder, train_file=train_file)
+    assert expected in message
+    assert str(folder) in message
+
+
+def test_weights_of_another_shape(model, tiny_models, train_file, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "model")
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"d_ff": 64', '"d_ff": 80'))
+    message = complaint(tmp_path / "output", model_name_or_path=folder, train_file=train_file)
+    assert f"The weights of {folder} do not load" in message
 
 
 def test_nothing_to_train_on(model, tmp_path):

@@ -214,6 +214,15 @@ def read_back(inputs, targets, first_sentinel):
     return [token for place in inputs[:-1] for token in (spans.pop(place) if place > 10_000 else [place])], spans
 
 
+def test_short_ends_with_more_spans_than_text_lose_nothing():
+    """As densities of a half with spans of one token make them; the original fails there."""
+    objective = SpanCorruption(64, 64, EOS, 4, 20_000, 0.5, 1.0)
+    for length in range(1, 12):
+        chunk = np.arange(10, 10 + length)
+        tokens, _ = read_back(*objective.make(chunk, np.random.default_rng(length)), 20_000)
+        assert tokens == chunk.tolist()
+
+
 @given(documents_of_tokens, seeds, st.sampled_from([(40, 0.15, 3.0), (64, 0.5, 2.0), (16, 0.3, 1.0)]))
 @settings(deadline=None)
 def test_span_corruption_loses_nothing(documents, seed, setting):

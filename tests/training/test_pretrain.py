@@ -236,6 +236,10 @@ def test_missing_files(tiny_models, text, tmp_path):
         ({"objective": "prefix_lm", "max_source_length": 2}, "at least 3 tokens"),
         ({"noise_density": 0}, "--noise_density is 0.0"),
         ({"mean_noise_span_length": 0.5}, "--mean_noise_span_length is 0.5"),
+        (
+            {"max_source_length": 32, "noise_density": 0.8, "mean_noise_span_length": 1.5},
+            "leaves fewer tokens of text than spans",
+        ),
         ({"shuffle_megabytes": 0}, "--shuffle_megabytes is 0.0"),
         ({"documents_together": 0}, "--documents_together is 0"),
         ({"dropout_rate": 1}, "--dropout_rate is 1.0"),

@@ -206,6 +206,13 @@ def test_errors_of_workers_arrive_as_a_sentence(tokenizer, tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_half_a_character_is_no_text(tokenizer, tmp_path):
+    path = tmp_path / "half.jsonl"
+    path.write_text('{"text": "food"}\n{"text": "a \\ud800"}\n')
+    with pytest.raises(TrainingError, match=r"half.jsonl, line at byte 17: not text in Unicode"):
+        list(make_stream(tokenizer, path).once())
+
+
 def test_resuming_with_other_settings_is_refused(tokenizer, tmp_path):
     path = numbered_documents(tmp_path, 20)
     (tmp_path / "checkpoint-1").mkdir()

@@ -14,12 +14,12 @@ from transformers.integrations import (
     get_reporting_integration_callbacks,
     is_tensorboard_available,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import SchedulerType, get_last_checkpoint
 from transformers.training_args import OptimizerNames
 
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.losses import LossDenominator, check_loss_options
-from t5_experimental.training.optimizers import PRESETS
+from t5_experimental.training.optimizers import PRESETS, has_own_schedule
 
 
 # Files that make a folder what it is, and are written last.
@@ -219,8 +219,11 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
             raise TrainingError(
                 f"--optimizer_preset {self.optimizer_preset} does not exist: choose one of {', '.join(PRESETS)}."
             )
-        elif 0 < self.warmup_steps < 1:
+        elif has_own_schedule(self.optimizer_preset) and 0 < self.warmup_steps < 1:
             raise TrainingError(
                 f"--warmup_steps {self.warmup_steps} is a share of the run, which --optimizer_preset does not know: "
                 "give a number of steps."
             )
+        if self.warmup_steps and SchedulerType(self.lr_scheduler_type) == SchedulerType.CONSTANT:
+            # The plain one does not know a warm-up.
+            self.lr_scheduler_type = SchedulerType.CONSTANT_WITH_WARMUP

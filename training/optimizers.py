@@ -391,7 +391,7 @@ class _Preset:
         make: builds it, from the model, the learning rate and the decay of weights.
         learning_rate: unless the caller says otherwise; None if it follows from the plateau.
         plateau: steps for which the original's schedule, `1 / sqrt(max(n, plateau))`, is constant; None for another.
-        has_schedule: without a warm-up, too.
+        has_schedule: or is used with the caller's.
     """
 
     make: Callable[[nn.Module, float, float], Optimizer]
@@ -440,6 +440,11 @@ _PRESETS = {
 PRESETS = tuple(_PRESETS)
 
 
+def has_own_schedule(preset: str) -> bool:
+    """Whether the learning rate of a preset follows the preset's schedule, not the caller's."""
+    return _PRESETS[preset].has_schedule
+
+
 def build_optimizer(
     preset: str,
     model: nn.Module,
@@ -462,14 +467,14 @@ def build_optimizer(
         preset: one of these.
         model: whose trained parameters are updated; frozen ones are left out.
         learning_rate: instead of the preset's own; for `pretrain`, that of the first steps.
-        warmup_steps: instead of the preset's own, which has none but for `pretrain`.
+        warmup_steps: of a preset that has a schedule; by default none, but for `pretrain`.
         weight_decay: AdamW's, for everything but the scales of norms.
         slots: folder to continue Adafactor's state from, see [`load_slots`]; the schedule of `pretrain` goes on at the
             step of the checkpoint.
 
     Returns:
-        Optimizer, and schedule of the learning rate, to be stepped after every update; None where the preset has none
-        of its own and no warm-up is asked for.
+        Optimizer, and schedule of the learning rate, to be stepped after every update; None for the two AdamWs, which
+        have none of their own.
 
     Raises:
         TrainingError: no such preset, options that do not fit it, or parameters that were cut into parts.
@@ -486,6 +491,6 @@ def build_optimizer(
     first_step = 0 if slots is None else load_slots(optimizer, model, slots)
     if chosen.plateau is not None:
         return optimizer, LambdaLR(optimizer, lambda n: math.sqrt(plateau / max(n + first_step, plateau)))
-    if chosen.has_schedule or warmup_steps:
+    if chosen.has_schedule:
         return optimizer, get_constant_schedule_with_warmup(optimizer, warmup_steps or 0)
     return optimizer, None

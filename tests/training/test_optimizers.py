@@ -476,6 +476,8 @@ def spoiled(folder: Path, output: Path, **header: str) -> Path:
         axes = json.loads(metadata["factored"])
         axes["shared.weight"]["shape"].reverse()
         metadata["factored"] = json.dumps(axes)
+    if lost := metadata.pop("lost", ""):
+        del metadata[lost]
     save_file(tensors, output / "optimizer.safetensors", metadata)
     return output
 
@@ -485,6 +487,9 @@ def spoiled(folder: Path, output: Path, **header: str) -> Path:
     [
         ({"optimizer": "sgd"}, "does not hold Adafactor's state"),
         ({"momentum": "yes"}, "with momentum"),
+        ({"lost": "step"}, r"is broken \(KeyError\('step'\)\): convert the checkpoint once more"),
+        ({"lost": "factored"}, r"is broken \(KeyError\('factored'\)\)"),
+        ({"step": "many"}, r"is broken \(ValueError"),
         ({"turned": "yes"}, "the state of shared.weight is not that of a parameter of shape"),
     ],
 )
@@ -493,6 +498,14 @@ def test_broken_slots(header: dict[str, str], message: str, with_slots: Callable
     folder = spoiled(with_slots("t5.1.1.tiny"), tmp_path, **header)
     with pytest.raises(TrainingError, match=message):
         build_optimizer("finetune", model, slots=folder)
+
+
+def test_slots_that_were_cut_short(with_slots: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = with_slots("t5.1.1.tiny")
+    whole = (folder / "optimizer.safetensors").read_bytes()
+    (tmp_path / "optimizer.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(TrainingError, match=r"is broken \(SafetensorError.*convert the checkpoint once more"):
+        build_optimizer("finetune", AutoModelForSeq2SeqLM.from_pretrained(folder), slots=tmp_path)
 
 
 def test_wrong_options(with_slots: Callable[[str], Path], tmp_path: Path) -> None:

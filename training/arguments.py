@@ -198,6 +198,7 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
             # What `accelerate launch` was told; it says "no" when it was told nothing.
             unspecified = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no" and not self.fp16
             self.bf16 = unspecified and bfloat16_is_fast(self.use_cpu)
+        self._check_amount()
         check_loss_options(self.z_loss, self.label_smoothing_factor)
         self._check_optimizer()
         if self.report_to is None:
@@ -208,6 +209,16 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
         _check_output(Path(self.output_dir))
         self.resume_from_checkpoint = _checkpoint_to_resume(self.resume_from_checkpoint, Path(self.output_dir))
         _check_reporters(cast(list[str], self.report_to))
+
+    def _check_amount(self) -> None:
+        for option in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if (value := getattr(self, option)) < 1:
+                raise TrainingError(f"--{option} is {value}: it must be at least 1.")
+        if self.max_steps < 1 and self.num_train_epochs <= 0:
+            raise TrainingError(
+                f"--num_train_epochs is {self.num_train_epochs:g}, which trains nothing: it must be more than 0, or "
+                "give --max_steps."
+            )
 
     def _check_optimizer(self) -> None:
         if self.optimizer_preset is None:

@@ -14,12 +14,12 @@ from transformers.integrations import (
     get_reporting_integration_callbacks,
     is_tensorboard_available,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import SchedulerType, get_last_checkpoint
 from transformers.training_args import OptimizerNames
 
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.losses import LossDenominator, check_loss_options
-from t5_experimental.training.optimizers import PRESETS
+from t5_experimental.training.optimizers import PRESETS, has_own_schedule
 
 
 # Files that make a folder what it is, and are written last.
@@ -198,6 +198,7 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
             # What `accelerate launch` was told; it says "no" when it was told nothing.
             unspecified = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no" and not self.fp16
             self.bf16 = unspecified and bfloat16_is_fast(self.use_cpu)
+        self._check_amount()
         check_loss_options(self.z_loss, self.label_smoothing_factor)
         self._check_optimizer()
         if self.report_to is None:
@@ -209,6 +210,16 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
         self.resume_from_checkpoint = _checkpoint_to_resume(self.resume_from_checkpoint, Path(self.output_dir))
         _check_reporters(cast(list[str], self.report_to))
 
+    def _check_amount(self) -> None:
+        for option in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if (value := getattr(self, option)) < 1:
+                raise TrainingError(f"--{option} is {value}: it must be at least 1.")
+        if self.max_steps < 1 and self.num_train_epochs <= 0:
+            raise TrainingError(
+                f"--num_train_epochs is {self.num_train_epochs:g}, which trains nothing: it must be more than 0, or "
+                "give --max_steps."
+            )
+
     def _check_optimizer(self) -> None:
         if self.optimizer_preset is None:
             if self.optimizer_slots is not None:
@@ -219,8 +230,11 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
             raise TrainingError(
                 f"--optimizer_preset {self.optimizer_preset} does not exist: choose one of {', '.join(PRESETS)}."
             )
-        elif 0 < self.warmup_steps < 1:
+        elif has_own_schedule(self.optimizer_preset) and 0 < self.warmup_steps < 1:
             raise TrainingError(
                 f"--warmup_steps {self.warmup_steps} is a share of the run, which --optimizer_preset does not know: "
                 "give a number of steps."
             )
+        if self.warmup_steps and SchedulerType(self.lr_scheduler_type) == SchedulerType.CONSTANT:
+            # The plain one does not know a warm-up.
+            self.lr_scheduler_type = SchedulerType.CONSTANT_WITH_WARMUP

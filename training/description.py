@@ -40,6 +40,8 @@ def describe(trainer: T5Trainer, more: Mapping[str, str]) -> dict[str, str]:
         "dropout": f"{model.config.dropout_rate:g}{', the same at all positions' * model.config.broadcast_dropout}",
         "precision": f"weights float32, computation {precision}",
         "optimizer": _describe_optimizer(args),
+        "clipping": f"gradients to norm {args.max_grad_norm:g}" if args.max_grad_norm else "none",
+        "denominator": f"{args.loss_denominator} of a step",
         **_describe_vocabulary(trainer),
         **more,
     }
@@ -47,7 +49,7 @@ def describe(trainer: T5Trainer, more: Mapping[str, str]) -> dict[str, str]:
 
 def facts_as_text(facts: Mapping[str, str]) -> str:
     """The facts as lines to print."""
-    return "\n".join(f"{name:<10} {text}" for name, text in facts.items())
+    return "\n".join(f"{name:<11} {text}" for name, text in facts.items())
 
 
 def _describe_parameters(trainer: T5Trainer) -> str:

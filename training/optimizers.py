@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
@@ -327,7 +327,7 @@ def load_slots(optimizer: Optimizer, model: nn.Module, folder: str | Path) -> in
         The training step that comes next.
 
     Raises:
-        TrainingError: there is no such file, it is not of this model, or the optimizer is another one.
+        TrainingError: there is no such file, it is broken or not of this model, or the optimizer is another one.
     """
     if not isinstance(optimizer, Adafactor):
         raise TrainingError("The slots of a checkpoint are Adafactor's: choose the optimizer finetune or pretrain.")
@@ -337,6 +337,21 @@ def load_slots(optimizer: Optimizer, model: nn.Module, folder: str | Path) -> in
             f"{folder} has no {SLOTS_FILE}, which holds the optimizer's state: convert the checkpoint with "
             "--with-optimizer, or begin with a fresh state."
         )
+    try:
+        step, states = _read_slots(optimizer, model, path)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise TrainingError(f"{path} is broken ({error!r}): convert the checkpoint once more.") from error
+    if not states:
+        raise TrainingError(f"{path} has no state of any parameter that is trained: begin with a fresh state.")
+    for parameter, state in states.items():
+        optimizer.state[parameter] = {"step": torch.tensor(float(step)), **state}
+    return step
+
+
+def _read_slots(
+    optimizer: Adafactor, model: nn.Module, path: Path
+) -> tuple[int, dict[torch.Tensor, dict[str, torch.Tensor]]]:
+    """Step that comes next, and states of the parameters that the file knows."""
     trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     named = {name: parameter for name, parameter in model.named_parameters() if parameter in trained}
     with safe_open(path, "pt") as file:
@@ -348,17 +363,13 @@ def load_slots(optimizer: Optimizer, model: nn.Module, folder: str | Path) -> in
                 f"{path} comes from a run with momentum, which this Adafactor does not have: begin with a fresh state."
             )
         step, factored = int(header["step"]), json.loads(header["factored"])
-        states = {}
+        states: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
         for name, parameter in named.items():
             wanted = {f"{name}.{kind}" for kind in (("vr", "vc") if name in factored else ("v",))}
             if wanted <= slots:
                 tensors = {slot.rpartition(".")[2]: file.get_tensor(slot) for slot in wanted}
                 states[parameter] = _state_of_slots(name, parameter, tensors, factored.get(name), path)
-    if not states:
-        raise TrainingError(f"{path} has no state of any parameter that is trained: begin with a fresh state.")
-    for parameter, state in states.items():
-        optimizer.state[parameter] = {"step": torch.tensor(float(step)), **state}
-    return step
+    return step, states
 
 
 def _state_of_slots(
@@ -391,7 +402,7 @@ class _Preset:
         make: builds it, from the model, the learning rate and the decay of weights.
         learning_rate: unless the caller says otherwise; None if it follows from the plateau.
         plateau: steps for which the original's schedule, `1 / sqrt(max(n, plateau))`, is constant; None for another.
-        has_schedule: without a warm-up, too.
+        has_schedule: or is used with the caller's.
     """
 
     make: Callable[[nn.Module, float, float], Optimizer]
@@ -440,6 +451,11 @@ _PRESETS = {
 PRESETS = tuple(_PRESETS)
 
 
+def has_own_schedule(preset: str) -> bool:
+    """Whether the learning rate of a preset follows the preset's schedule, not the caller's."""
+    return _PRESETS[preset].has_schedule
+
+
 def build_optimizer(
     preset: str,
     model: nn.Module,
@@ -462,14 +478,14 @@ def build_optimizer(
         preset: one of these.
         model: whose trained parameters are updated; frozen ones are left out.
         learning_rate: instead of the preset's own; for `pretrain`, that of the first steps.
-        warmup_steps: instead of the preset's own, which has none but for `pretrain`.
+        warmup_steps: of a preset that has a schedule; by default none, but for `pretrain`.
         weight_decay: AdamW's, for everything but the scales of norms.
         slots: folder to continue Adafactor's state from, see [`load_slots`]; the schedule of `pretrain` goes on at the
             step of the checkpoint.
 
     Returns:
-        Optimizer, and schedule of the learning rate, to be stepped after every update; None where the preset has none
-        of its own and no warm-up is asked for.
+        Optimizer, and schedule of the learning rate, to be stepped after every update; None for the two AdamWs, which
+        have none of their own.
 
     Raises:
         TrainingError: no such preset, options that do not fit it, or parameters that were cut into parts.
@@ -486,6 +502,6 @@ def build_optimizer(
     first_step = 0 if slots is None else load_slots(optimizer, model, slots)
     if chosen.plateau is not None:
         return optimizer, LambdaLR(optimizer, lambda n: math.sqrt(plateau / max(n + first_step, plateau)))
-    if chosen.has_schedule or warmup_steps:
+    if chosen.has_schedule:
         return optimizer, get_constant_schedule_with_warmup(optimizer, warmup_steps or 0)
     return optimizer, None

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from t5_experimental.presets import PRESETS
 from t5_experimental.training.arguments import T5TrainingArguments, check_dropout_rate, check_model_folder
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.losses import LossDenominator
 from t5_experimental.training.objectives import (
     Objective,
     PlainLM,
@@ -214,6 +215,17 @@ class PretrainingArguments(T5TrainingArguments):
     z_loss: float = field(
         default=1e-4,
         metadata={"help": "Weight of the squared log-normaliser in the loss of training, as in the original."},
+    )
+
+    loss_denominator: LossDenominator = field(
+        default="positions",
+        metadata={
+            "help": "What the summed loss of a step is divided by: the tokens to predict, or, as in the original, all "
+            "target positions, padding included. Evaluation always divides by tokens."
+        },
+    )
+    max_grad_norm: float = field(
+        default=0.0, metadata={"help": "Gradients are scaled down to this norm; 0 for never, as in the original."}
     )
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from t5_experimental.training import pretrain
+from t5_experimental.training.description import describe
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -301,3 +302,11 @@ def test_recipes(name, expected, tiny_models, text, tmp_path):
     assert model.dropout_rate == 0
     assert (training.z_loss, training.optimizer_preset) == (1e-4, "pretrain")
     assert training.max_steps == {"pretrain.yaml": 1_000_000, "lm_adapt.yaml": 100_000}[name]
+
+
+def test_defaults_are_the_originals(tiny_models, text, tmp_path):
+    needed = {"model_name_or_path": tiny_models["t5_v1_1"], "train_file": text, "output_dir": tmp_path / "output"}
+    options = pretrain.parse(flags({**needed, "max_steps": 1, "use_cpu": True, "max_source_length": 48}))
+    assert (options[2].max_grad_norm, options[2].loss_denominator) == (0, "positions")
+    facts = describe(pretrain.build_trainer(options), {})
+    assert (facts["clipping"], facts["denominator"]) == ("none", "positions of a step")

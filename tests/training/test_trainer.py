@@ -160,6 +160,17 @@ def test_presets_of_optimizers(build, tiny_models):
     trainer = build("--optimizer_preset pretrain --warmup_steps 400")
     trainer.create_optimizer()
     assert trainer.optimizer.param_groups[0]["lr"] == 0.05
+    # 10 steps of warm-up to 3e-4, or to what the schedule has left of it.
+    expected = {"": 3e-4, "--lr_scheduler_type linear": 3e-4 * 2 / 10, "--warmup_steps 0.5": 3e-4}
+    for flags, rate in expected.items():
+        trainer = build(f"--optimizer_preset adamw --warmup_steps 10 {flags}")
+        trainer.create_optimizer_and_scheduler(20)
+        rates = []
+        for _ in range(19):
+            trainer.optimizer.step()
+            trainer.lr_scheduler.step()
+            rates.append(trainer.lr_scheduler.get_last_lr()[0])
+        assert (rates[4], rates[9], rates[17]) == pytest.approx((1.5e-4, 3e-4, rate))
     trainer = build(f"--optimizer_preset finetune --optimizer_slots {tiny_models['t5_v1_1']}")
     with pytest.raises(TrainingError, match="which holds the optimizer's state"):
         trainer.create_optimizer()

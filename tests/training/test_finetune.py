@@ -109,7 +109,7 @@ def test_dropout_is_what_was_asked_for(tiny_models, tmp_path, monkeypatch, capsy
         data = ["--train_file", str(DATA / "restaurants_train.jsonl")]
         finetune.main([*folders, *data, "--use_cpu", "--max_steps", "1", "--save_strategy", "no", *flags])
         rate = {"default": 0.1, "none": 0, "half": 0.5}[name]
-        said = f"dropout    {rate:g}{', the same at all positions' * (name == 'half')}\n"
+        said = f"dropout     {rate:g}{', the same at all positions' * (name == 'half')}\n"
         assert said in capsys.readouterr().out
         config = json.loads((tmp_path / name / "config.json").read_text())
         assert (config["dropout_rate"], config["broadcast_dropout"]) == (rate, name == "half")

@@ -221,6 +221,13 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
             )
 
     def _check_optimizer(self) -> None:
+        self.optimizer_preset = self.optimizer_preset or None
+        optim = OptimizerNames(self.optim)
+        if self.optimizer_preset is not None and optim != OptimizerNames.ADAFACTOR:
+            raise TrainingError(
+                f"--optim {optim.value} and --optimizer_preset {self.optimizer_preset} exclude each other: leave one "
+                "out, or give --optimizer_preset '' where a preset is the default."
+            )
         if self.optimizer_preset is None:
             if self.optimizer_slots is not None:
                 raise TrainingError("--optimizer_slots needs an optimizer that has them: give --optimizer_preset, too.")

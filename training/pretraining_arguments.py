@@ -229,7 +229,6 @@ class PretrainingArguments(T5TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        self.optimizer_preset = self.optimizer_preset or None
         super().__post_init__()
         if self.max_steps < 1:
             raise TrainingError("--max_steps is missing: the text is gone through over and over, so say when to stop.")

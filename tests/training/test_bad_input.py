@@ -113,6 +113,7 @@ def test_missing_files(option, model, train_file, tmp_path):
         ({"lora_rank": 2, "optimizer_preset": "finetune"}, "choose adamw there"),
         ({"merge_lora": True}, "--merge_lora is of no use without --lora_rank"),
         ({"optimizer_preset": "adam"}, "--optimizer_preset adam does not exist: choose one of finetune, pretrain"),
+        ({"optimizer_preset": "adamw", "optim": "sgd"}, "--optim sgd and --optimizer_preset adamw exclude each other"),
         ({"optimizer_slots": "folder"}, "give --optimizer_preset, too"),
         ({"optimizer_preset": "finetune", "warmup_steps": 0.1}, "give a number of steps"),
         ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size is 0: it must be at least 1"),

@@ -246,6 +246,7 @@ def test_missing_files(tiny_models, text, tmp_path):
         ({"dropout_rate": 1}, "--dropout_rate is 1.0"),
         ({"z_loss": -1}, "--z_loss is -1.0"),
         ({"max_steps": -1}, "--max_steps is missing"),
+        ({"optim": "adamw_torch"}, "or give --optimizer_preset '' where a preset is the default"),
         ({"eval_strategy": "steps"}, "give --validation_file"),
         ({"predict_with_generate": True}, "--predict_with_generate is for fine-tuning"),
         ({"preset": "t5.1.1.small"}, "Give either --model_name_or_path"),

@@ -150,6 +150,7 @@ class T5Trainer(Seq2SeqTrainer):
             warmup_steps=int(args.warmup_steps) or None,
             weight_decay=args.weight_decay,
             slots=args.optimizer_slots,
+            moments=args.moments(),
         )
         if self.lr_scheduler is None:
             self.lr_scheduler = schedule  # if there is none, transformers makes the one of --lr_scheduler_type

@@ -9,7 +9,13 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.optimizers import PRESETS, check_preset, find_slots, has_own_schedule
+from t5_experimental.training.optimizers import (
+    PRESETS,
+    check_preset,
+    has_own_schedule,
+    preset_learning_rate,
+    slots_step,
+)
 
 
 _MOMENTS = ("adam_beta1", "adam_beta2", "adam_epsilon")
@@ -72,6 +78,13 @@ class OptimizerArguments(Seq2SeqTrainingArguments):
             return {}
         epsilon = {} if self.adam_epsilon is None else {"eps": self.adam_epsilon}
         return {"betas": (self.adam_beta1, self.adam_beta2), **epsilon}
+
+    def highest_learning_rate(self) -> float:
+        """What the schedule begins with, or rises to."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        assert self.optimizer_preset is not None
+        return preset_learning_rate(self.optimizer_preset, int(self.warmup_steps) or None)
 
     def settle_optimizer(self) -> None:
         """Checks the options and puts defaults in place of what was not given.
@@ -148,7 +161,7 @@ class OptimizerArguments(Seq2SeqTrainingArguments):
                 "give a number of steps."
             )
         if self.optimizer_slots is not None:
-            find_slots(self.optimizer_slots)
+            slots_step(self.optimizer_slots)
         self.lr_scheduler_type = SchedulerType.CONSTANT  # nobody asks for it
 
     def _settle_schedule(self) -> None:

@@ -331,7 +331,7 @@ def load_slots(optimizer: Optimizer, model: nn.Module, folder: str | Path) -> in
     """
     if not isinstance(optimizer, Adafactor):
         raise TrainingError("The slots of a checkpoint are Adafactor's: choose the optimizer finetune or pretrain.")
-    path = find_slots(folder)
+    path = _find_slots(folder)
     try:
         step, states = _read_slots(optimizer, model, path)
     except (SafetensorError, KeyError, ValueError) as error:
@@ -343,12 +343,21 @@ def load_slots(optimizer: Optimizer, model: nn.Module, folder: str | Path) -> in
     return step
 
 
-def find_slots(folder: str | Path) -> Path:
-    """The file with the state that a converted checkpoint brings along.
+def slots_step(folder: str | Path) -> int:
+    """The training step that comes next after the state that a converted checkpoint brings along.
 
     Raises:
-        TrainingError: there is none.
+        TrainingError: there is none, or it is broken.
     """
+    path = _find_slots(folder)
+    try:
+        with safe_open(path, "pt") as file:
+            return int((file.metadata() or {})["step"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise TrainingError(f"{path} is broken ({error!r}): convert the checkpoint once more.") from error
+
+
+def _find_slots(folder: str | Path) -> Path:
     path = Path(folder) / SLOTS_FILE
     if not path.is_file():
         raise TrainingError(

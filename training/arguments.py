@@ -8,18 +8,16 @@ from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
-from transformers import Seq2SeqTrainingArguments
 from transformers.integrations import (
     get_available_reporting_integrations,
     get_reporting_integration_callbacks,
     is_tensorboard_available,
 )
-from transformers.trainer_utils import SchedulerType, get_last_checkpoint
-from transformers.training_args import OptimizerNames
+from transformers.trainer_utils import get_last_checkpoint
 
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.losses import LossDenominator, check_loss_options
-from t5_experimental.training.optimizers import PRESETS, has_own_schedule
+from t5_experimental.training.optimizer_arguments import OptimizerArguments
 
 
 # Files that make a folder what it is, and are written last.
@@ -129,27 +127,9 @@ def _check_reporters(names: list[str]) -> None:
 
 
 @dataclass
-class T5TrainingArguments(Seq2SeqTrainingArguments):
+class T5TrainingArguments(OptimizerArguments):
     """Transformers' own options, with the defaults that every training of these models shares, checked."""
 
-    optim: OptimizerNames | str = field(default="adafactor", metadata={"help": "Optimizer; T5's is Adafactor."})
-    optimizer_preset: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Instead of --optim and its schedule: {', '.join(PRESETS)}. `finetune` and `pretrain` are the "
-            "original's Adafactor."
-        },
-    )
-    optimizer_slots: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder with the optimizer.safetensors that `t5-experimental convert --with-optimizer` wrote: the "
-            "preset goes on from the original's state instead of a fresh one."
-        },
-    )
-    learning_rate: float | None = field(  # type: ignore[assignment]  # the preset knows its own
-        default=None, metadata={"help": "Learning rate. Default: the preset's own, and 1e-3 with --optim."}
-    )
     logging_steps: float = field(default=50, metadata={"help": "Steps between two logs of the loss."})
     z_loss: float = field(
         default=0.0,
@@ -200,7 +180,7 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
             self.bf16 = unspecified and bfloat16_is_fast(self.use_cpu)
         self._check_amount()
         check_loss_options(self.z_loss, self.label_smoothing_factor)
-        self._check_optimizer()
+        self.settle_optimizer()
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         super().__post_init__()
@@ -219,29 +199,3 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
                 f"--num_train_epochs is {self.num_train_epochs:g}, which trains nothing: it must be more than 0, or "
                 "give --max_steps."
             )
-
-    def _check_optimizer(self) -> None:
-        self.optimizer_preset = self.optimizer_preset or None
-        optim = OptimizerNames(self.optim)
-        if self.optimizer_preset is not None and optim != OptimizerNames.ADAFACTOR:
-            raise TrainingError(
-                f"--optim {optim.value} and --optimizer_preset {self.optimizer_preset} exclude each other: leave one "
-                "out, or give --optimizer_preset '' where a preset is the default."
-            )
-        if self.optimizer_preset is None:
-            if self.optimizer_slots is not None:
-                raise TrainingError("--optimizer_slots needs an optimizer that has them: give --optimizer_preset, too.")
-            if self.learning_rate is None:
-                self.learning_rate = 1e-3
-        elif self.optimizer_preset not in PRESETS:
-            raise TrainingError(
-                f"--optimizer_preset {self.optimizer_preset} does not exist: choose one of {', '.join(PRESETS)}."
-            )
-        elif has_own_schedule(self.optimizer_preset) and 0 < self.warmup_steps < 1:
-            raise TrainingError(
-                f"--warmup_steps {self.warmup_steps} is a share of the run, which --optimizer_preset does not know: "
-                "give a number of steps."
-            )
-        if self.warmup_steps and SchedulerType(self.lr_scheduler_type) == SchedulerType.CONSTANT:
-            # The plain one does not know a warm-up.
-            self.lr_scheduler_type = SchedulerType.CONSTANT_WITH_WARMUP

@@ -3,8 +3,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
-from transformers import SchedulerType
+from transformers.trainer_utils import SchedulerType
 
 from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.errors import TrainingError
@@ -69,9 +70,8 @@ def _check_data_file(option: str, path: Path) -> None:
 class FinetuningArguments(T5TrainingArguments):
     """How it is trained: the original's fine-tuning, unless said otherwise."""
 
-    lr_scheduler_type: SchedulerType | str = field(
-        default="constant", metadata={"help": "Schedule of the learning rate; T5 is fine-tuned with a constant one."}
-    )
+    default_schedule: ClassVar[SchedulerType] = SchedulerType.CONSTANT  # T5's
+
     metric: list[str] = field(
         default_factory=list,
         metadata={

@@ -1,6 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Models and tokenizers of converted folders, checked before training."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,16 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, StrictDataclassError) as error:  # it reads config.json, too
         raise TrainingError(f"The tokenizer of {folder} does not load: {_in_a_line(error)}") from error
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """Twelve digits that tell vocabularies apart: pieces, what they are worth, and the special ones."""
+    if tokenizer is None:
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    model = {} if backend is None else json.loads(backend.to_str())["model"]
+    pieces = [model.get("vocab"), model.get("merges"), tokenizer.get_vocab()]
+    return hashlib.sha256(json.dumps(pieces, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def load_config(folder: str, **fields: Any) -> T5ExperimentalConfig:

@@ -21,8 +21,9 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, default_data_collator, set_seed
 
+from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from t5_experimental.training.commandline import EntryPoint
-from t5_experimental.training.description import describe, describe_step, facts_as_text, warn_of_float16
+from t5_experimental.training.description import describe_step, warn_of_float16
 from t5_experimental.training.documents import Windows, find_files
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.fresh_models import fresh_model, load_any_tokenizer
@@ -33,7 +34,7 @@ from t5_experimental.training.pretraining_arguments import (
     PretrainingDataArguments,
     PretrainingModelArguments,
 )
-from t5_experimental.training.report import report_of, write_report
+from t5_experimental.training.running import run_trainer
 from t5_experimental.training.stream import SaveStreamCallback, StreamLoader, TextStream, restore
 from t5_experimental.training.trainer import T5Trainer
 
@@ -140,8 +141,10 @@ def build_trainer(options: Options) -> PretrainingTrainer:
 def _describe_data(trainer: PretrainingTrainer, data: PretrainingDataArguments) -> dict[str, str]:
     stream = cast(TextStream, trainer.train_dataset)
     objective = stream.objective
-    sample = [row["labels"] for row in islice(stream.once(), 100)]
-    targets = float(np.mean([(labels != -100).sum() for labels in sample]))
+    sample = list(islice(stream.once(), 100))
+    seen = "segment_ids" if stream.packed else "attention_mask"
+    inputs = float(np.mean([(row[seen] != 0).sum() for row in sample]))
+    targets = float(np.mean([(row["labels"] != IGNORE_INDEX).sum() for row in sample]))
     packed = ", packed" if stream.packed else ""
     rows = "" if trainer.eval_dataset is None else f"; {len(cast(Any, trainer.eval_dataset)):,} rows to evaluate on"
     return {
@@ -149,7 +152,7 @@ def _describe_data(trainer: PretrainingTrainer, data: PretrainingDataArguments) 
         "text": f"{stream.windows.total:,} bytes in {stream.windows.count:,} parts that are shuffled{rows}",
         "rows": f"{objective.inputs_length} tokens in, {objective.targets_length} out, of {objective.chunk_length} "
         f"tokens of text{packed}",
-        "step": describe_step(trainer, targets),
+        "step": describe_step(trainer, inputs, targets),
     }
 
 
@@ -159,23 +162,8 @@ def run(options: Options) -> None:
     warn_of_float16(training)
     set_seed(training.seed)
     trainer = build_trainer(options)
-    facts = describe(trainer, _describe_data(trainer, data))
-    if trainer.is_world_process_zero():
-        print(facts_as_text(facts), flush=True)
-    metrics: dict[str, dict[str, float]] = {
-        "train": trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
-    }
-    trainer.save_finished_model()
-    if trainer.eval_dataset is not None:
-        metrics["eval"] = trainer.evaluate()
-    for split, values in metrics.items():
-        trainer.log_metrics(split, values)
-        trainer.save_metrics(split, values)
-    if trainer.is_world_process_zero():
-        write_report(Path(str(training.output_dir)), report_of(trainer, "Pre-training", facts, metrics))
-    trainer.leave_process_group()
-    if trainer.is_world_process_zero():
-        print(f"Model, tokenizer, metrics and report.html are in {training.output_dir}", flush=True)
+    evaluated = {} if trainer.eval_dataset is None else {"eval": trainer.eval_dataset}
+    run_trainer(trainer, "Pre-training", _describe_data(trainer, data), evaluated)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

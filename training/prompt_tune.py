@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from t5_experimental.training import finetune
 from t5_experimental.training.adapters import add_prompt, import_peft
 from t5_experimental.training.arguments import ModelArguments
 from t5_experimental.training.commandline import EntryPoint
-from t5_experimental.training.description import warn_of_float16
+from t5_experimental.training.description import describe_learning_rate, warn_of_float16
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.finetuning_arguments import DataArguments, FinetuningArguments
 from t5_experimental.training.models import load_config
@@ -155,8 +154,7 @@ def tune(options: Options) -> None:
         settings = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
         trainer.optimizer_cls_and_kwargs = (PromptAdafactor, settings)
         more["optimizer"] = (
-            f"adafactor without parameter scaling, learning rate {training.learning_rate:g}, "
-            f"schedule {SchedulerType(training.lr_scheduler_type).value}, decay {training.weight_decay:g}"
+            f"adafactor without parameter scaling, {describe_learning_rate(training)}, decay {training.weight_decay:g}"
         )
     finetune.train_and_evaluate(trainer, splits, data, "Prompt tuning", more)
 

@@ -15,6 +15,7 @@ from transformers.integrations import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from t5_experimental.training.engines import check_optimizer, settle_engine
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.losses import LossDenominator, check_loss_options
 from t5_experimental.training.optimizer_arguments import OptimizerArguments
@@ -183,7 +184,9 @@ class T5TrainingArguments(OptimizerArguments):
         self.settle_optimizer()
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
+        settle_engine(self)
         super().__post_init__()
+        check_optimizer(self, self.optimizer_preset)
         if float32_wanted and self.mixed_precision == "bf16":
             self.mixed_precision = "no"  # the launcher's word, but the script's own option counts more
         _check_output(Path(self.output_dir))

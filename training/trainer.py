@@ -16,6 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from t5_experimental.tasks_t5_experimental import T5ExperimentalForConditionalGeneration
 from t5_experimental.training.arguments import FINISHED, T5TrainingArguments
+from t5_experimental.training.engines import SayPartsCallback, check_engine
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.losses import loss_arguments, with_all_positions
 from t5_experimental.training.nonfinite import FirstNonFinite, named, non_finite
@@ -37,6 +38,8 @@ class T5Trainer(Seq2SeqTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_engine(self.args, self.accelerator)
+        self.add_callback(SayPartsCallback())
         self._first_bad: FirstNonFinite | None = None
         self._makes_optimizer = self.optimizer is None
         self._meter = TokenMeter(self.args.device)

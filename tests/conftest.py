@@ -119,3 +119,19 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return output
 
     return convert
+
+
+@pytest.fixture(scope="session")
+def with_slots(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`with_slots(name)`: a golden checkpoint converted with its optimizer."""
+    from t5_experimental.convert.cli import main
+
+    root = tmp_path_factory.mktemp("with-slots")
+
+    def convert(name: str) -> Path:
+        output = root / name
+        if not output.exists():
+            assert main(["convert", str(REFERENCE / "golden" / name), str(output), "--with-optimizer"]) == 0
+        return output
+
+    return convert

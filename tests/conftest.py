@@ -124,6 +124,22 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
+def with_slots(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`with_slots(name)`: a golden checkpoint converted with its optimizer."""
+    from t5_experimental.convert.cli import main
+
+    root = tmp_path_factory.mktemp("with-slots")
+
+    def convert(name: str) -> Path:
+        output = root / name
+        if not output.exists():
+            assert main(["convert", str(REFERENCE / "golden" / name), str(output), "--with-optimizer"]) == 0
+        return output
+
+    return convert
+
+
+@pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folder of a random tiny model for each family, with the restaurants' tokenizer, by `model_type`."""
     root = tmp_path_factory.mktemp("models")

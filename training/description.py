@@ -11,8 +11,9 @@ from transformers.training_args import OptimizerNames
 
 from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.engines import describe_engine
-from t5_experimental.training.optimizers import plateau_of, slots_step
+from t5_experimental.training.optimizers import plateau_of
 from t5_experimental.training.resuming import learning_rate_of
+from t5_experimental.training.slots import slots_step
 from t5_experimental.training.trainer import T5Trainer
 
 

@@ -49,6 +49,7 @@ def describe(trainer: T5Trainer, more: Mapping[str, str]) -> dict[str, str]:
         "denominator": f"{args.loss_denominator} of a step",
         **_describe_vocabulary(trainer),
         **more,
+        **({"beginning": args.beginning} if args.beginning else {}),
     }
 
 

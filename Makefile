@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := convert,remote,training,peft,dev
 
-.PHONY: install demo test test-oldest bench style format types reference reference-export clean
+.PHONY: install demo test test-oldest test-xla bench style format types reference reference-export clean
 
 install: $(VENV)/.installed
 
@@ -32,6 +32,18 @@ $(VENV)-oldest/.installed: setup.py constraints-oldest.txt
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt torch
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[peft]" pytest pytest-xdist
+	touch $@
+
+# Training through torch_xla, on the CPU. Needs 8 GB: the releases of torch that fit it come with CUDA's libraries.
+# The tiny models of the tests run for seconds and compile for minutes, unless the compiler is told not to try hard.
+test-xla: $(VENV)-xla/.installed
+	PJRT_DEVICE=CPU XLA_FLAGS="--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true" \
+	    $(VENV)-xla/bin/python -m pytest tests/xla
+
+$(VENV)-xla/.installed: setup.py constraints-xla.txt
+	$(PYTHON) -m venv $(VENV)-xla
+	$(VENV)-xla/bin/python -m pip install --quiet --constraint constraints-xla.txt torch torch_xla
+	$(VENV)-xla/bin/python -m pip install --quiet --constraint constraints-xla.txt --editable ".[training,xla]" pytest
 	touch $@
 
 # Times everything that runs on a CPU, side by side with its rivals.
@@ -69,4 +81,4 @@ reference-export: install
 	build/reference/venv/bin/python tests/reference/restore.py build/exported/*
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-xla build *.egg-info

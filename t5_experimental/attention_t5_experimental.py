@@ -428,8 +428,9 @@ class T5TalkingHeadsAttention(T5Attention):
         visible: Visibility | None,
         output_attentions: bool,
     ) -> bool:
-        """See [`T5Attention.takes_rows`]; everywhere and always, for there is no other kernel."""
-        return self._may_take_rows(visible, output_attentions)
+        """See [`T5Attention.takes_rows`]; always, for there is no other kernel, but on XLA devices, which have neither
+        views with overlapping strides nor generators."""
+        return states.device.type != "xla" and self._may_take_rows(visible, output_attentions)
 
     def _projections(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         return self.logits_projection(), self.weights_projection()

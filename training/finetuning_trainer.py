@@ -14,6 +14,7 @@ from t5_experimental.training.data import Split, source_features
 from t5_experimental.training.finetuning_arguments import DataArguments
 from t5_experimental.training.metrics import compute_metrics
 from t5_experimental.training.trainer import T5Trainer
+from t5_experimental.training.xla import generate_greedily, is_xla
 
 
 # Of a split, if no metric asks for all of it.
@@ -46,6 +47,9 @@ class FinetuningTrainer(T5Trainer):
         self._splits, self._data, self._metrics = splits, data, metrics
         # Losses come from a pass of their own, which does not generate.
         self.args.predict_with_generate = True
+        source, target = data.max_source_length, data.max_target_length
+        self.fixed_lengths = {"input_ids": source, "attention_mask": source}
+        self.fixed_lengths |= {"labels": target, "decoder_input_ids": target}
         self.samples: dict[str, list[Sample]] = {}
         """Of the last evaluation of each split."""
 
@@ -85,6 +89,8 @@ class FinetuningTrainer(T5Trainer):
         tokenizer = cast(Any, self.processing_class)
         features = source_features(sources, self._data, tokenizer)
         loader = self.get_test_dataloader(cast(torch.utils.data.Dataset, features))
+        if is_xla(self.args.device):
+            self._gen_kwargs["custom_generate"] = generate_greedily
         output = super().evaluation_loop(loader, "Generation", prediction_loss_only=False, metric_key_prefix=prefix)
         ids = cast(np.ndarray, output.predictions)
         # Rows of unequal length come filled up with -100.

@@ -8,6 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
+from t5_experimental.training.xla import as_input
+
 
 _NEVER = 2**40  # more steps than any run has
 _NAMED = 3  # tensors of a complaint that are named; the others are counted
@@ -59,8 +61,9 @@ class FirstNonFinite:
         bad_loss = ~torch.isfinite(loss.to(self._loss.device))
         bad = self._gradients if gradients is None else non_finite(gradients, self._gradients.device)
         now = bad_loss if gradients is None else bad_loss | bad.any()
-        is_first = now & (self._step >= step)
-        self._step = torch.where(is_first, step, self._step)
+        this = as_input(step, self._step.device)
+        is_first = now & (self._step >= this)
+        self._step = torch.where(is_first, this, self._step)
         self._loss = torch.where(is_first, self._loss | bad_loss, self._loss)
         if gradients is not None:
             self._gradients = torch.where(is_first, bad, self._gradients)

@@ -3,6 +3,7 @@
 save, and losses without the memory for all logits."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NoReturn, cast
 
 import torch
@@ -21,6 +22,7 @@ from t5_experimental.training.optimizers import build_optimizer
 from t5_experimental.training.progress import TokenMeter, TokenProgressCallback
 from t5_experimental.training.resuming import use_learning_rate, write_record
 from t5_experimental.training.saving import SavingTrainer
+from t5_experimental.training.xla import FixedShapes, StepBoundaries, is_xla, without_prefetching
 
 
 class T5Trainer(SavingTrainer):
@@ -49,11 +51,24 @@ class T5Trainer(SavingTrainer):
             self.label_smoother = None
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TokenProgressCallback())
+        self.fixed_lengths: Mapping[str, int] = {}
+        if is_xla(self.args.device):
+            self.add_callback(StepBoundaries())
 
     def plain_model(self) -> PreTrainedModel:
         """The model itself, without adapters."""
         model = cast(Any, self.model)
         return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> DataLoader:
+        if not is_xla(self.args.device):
+            return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+        collate, pad = self.data_collator, cast(int, cast(Any, self.processing_class).pad_token_id)
+        self.data_collator = FixedShapes(collate, batch_size, self.fixed_lengths, pad)
+        try:
+            return without_prefetching(super()._get_dataloader(dataset, description, batch_size, *args, **kwargs))
+        finally:
+            self.data_collator = collate
 
     # What a step is watched for.
 

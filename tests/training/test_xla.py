@@ -1,0 +1,100 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""What training on XLA devices takes, tried on the CPU; tests/xla has whole runs."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from transformers import AutoModelForSeq2SeqLM
+
+from t5_experimental.masks_t5_experimental import Visibility
+from t5_experimental.training import xla
+from t5_experimental.training.nonfinite import FirstNonFinite
+from t5_experimental.training.xla import FixedShapes, as_input, generate_greedily
+
+
+CONFIGS = Path(xla.__file__).parent / "configs"
+
+
+def test_batches_are_filled_up_and_fillings_count_nowhere(model):
+    def collate(rows: list) -> dict:
+        ids, labels = torch.full((len(rows), 5), 7), torch.full((len(rows), 3), 9)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "more": None}
+
+    lengths = {"input_ids": 8, "attention_mask": 8, "labels": 6}
+    plain = collate([1, 2])
+    batch = FixedShapes(collate, 4, lengths, pad_token_id=3)([1, 2])
+    assert batch.pop("more") is plain.pop("more") is None
+    assert {name: tuple(values.shape) for name, values in batch.items()} == {
+        "input_ids": (4, 8),
+        "attention_mask": (4, 8),
+        "labels": (4, 6),
+    }
+    assert batch["input_ids"][0].tolist() == [7] * 5 + [3] * 3
+    assert batch["input_ids"][3].tolist() == [3] * 8
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).loss, model(**plain).loss, atol=1e-6, rtol=1e-6)
+
+
+def test_texts_are_those_of_greedy_search(model, batch, monkeypatch):
+    marks = []
+    monkeypatch.setattr(xla, "mark_step", lambda: marks.append(len(marks)))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    expected = model.generate(**inputs, max_length=40)
+    # A token that comes early ends texts there.
+    for end in (1, int(expected[1, 6])):
+        marks.clear()
+        expected = model.generate(**inputs, max_length=40, eos_token_id=end)
+        texts = model.generate(**inputs, max_length=40, eos_token_id=end, custom_generate=generate_greedily)
+        assert texts.shape == (3, 40)
+        assert torch.equal(texts[:, : expected.shape[1]], expected)
+        assert (texts[:, expected.shape[1] :] == 0).all()
+        assert len(marks) >= expected.shape[1] - 1
+
+
+def test_generation_stops_when_all_texts_have_ended(model, batch, monkeypatch):
+    marks = []
+    monkeypatch.setattr(xla, "mark_step", lambda: marks.append(None))
+    everything = list(range(model.config.vocab_size))
+    model.generate(batch["input_ids"], max_length=60, eos_token_id=everything, custom_generate=generate_greedily)
+    assert len(marks) == 16
+
+
+@pytest.mark.parametrize("name", ["t5.1.1", "t5.1.th"])
+def test_no_attention_by_rows_on_xla(name, make_config):
+    """Its operators are none of XLA's, and its views cannot be."""
+    attention = AutoModelForSeq2SeqLM.from_config(make_config(name)).encoder.block[0].layer[0].SelfAttention
+    diagonals, visible = torch.zeros(4, 511, requires_grad=True), Visibility(256, 256)
+    taken = {
+        kind: attention.takes_rows(
+            SimpleNamespace(device=torch.device(kind)) if kind == "xla" else torch.zeros(1), diagonals, visible, False
+        )
+        for kind in ("cpu", "xla")
+    }
+    assert taken == {"cpu": True, "xla": False}
+
+
+def test_the_number_of_a_step_is_no_scalar_of_its_program(monkeypatch):
+    """XLA makes equal scalars one input: step 8 would be the 8 of a constant, and another program."""
+    monkeypatch.setattr("t5_experimental.training.xla.is_xla", lambda device: True)
+    made = []
+    right = torch.tensor
+
+    def tensor(data: object, **options: object) -> torch.Tensor:
+        made.append(data)
+        return right(data, **options)
+
+    watch = FirstNonFinite(["a"], torch.device("cpu"))
+    monkeypatch.setattr(torch, "tensor", tensor)
+    assert as_input(8, torch.device("cpu")) == 8
+    watch.look(9, torch.zeros(()))
+    assert made == [[8], [9]]
+
+
+def test_accelerate_reads_the_configuration():
+    config = load_config_from_file(str(CONFIGS / "xla_tpu.yaml"))
+    assert config.distributed_type == "XLA"
+    assert config.num_processes == 8
+    assert config.mixed_precision == "no"

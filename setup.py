@@ -70,6 +70,9 @@ setup(
     extras_require=EXTRAS,
     packages=["t5_experimental", "t5_experimental.convert", "t5_experimental.training"],
     package_dir={"t5_experimental.convert": "convert", "t5_experimental.training": "training"},
-    package_data={"t5_experimental": ["py.typed"], "t5_experimental.training": ["recipes/*.yaml", "templates/*"]},
+    package_data={
+        "t5_experimental": ["py.typed"],
+        "t5_experimental.training": ["configs/*.yaml", "recipes/*.yaml", "templates/*"],
+    },
     entry_points={"console_scripts": ["t5-experimental=t5_experimental.convert.cli:main"]},
 )

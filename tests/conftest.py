@@ -1,7 +1,9 @@
 """Fixtures that several test folders use: tiny models of every family, and the reference data of the original code."""
 
 import contextlib
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,3 +121,49 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
         return output
 
     return convert
+
+
+@pytest.fixture(scope="session")
+def with_slots(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`with_slots(name)`: a golden checkpoint converted with its optimizer."""
+    from t5_experimental.convert.cli import main
+
+    root = tmp_path_factory.mktemp("with-slots")
+
+    def convert(name: str) -> Path:
+        output = root / name
+        if not output.exists():
+            assert main(["convert", str(REFERENCE / "golden" / name), str(output), "--with-optimizer"]) == 0
+        return output
+
+    return convert
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folder of a random tiny model for each family, with the restaurants' tokenizer, by `model_type`."""
+    root = tmp_path_factory.mktemp("models")
+    return {model_type: _make_tiny_model(root / model_type, model_type) for model_type in _CONFIGS}
+
+
+_CONFIGS = {
+    config_class.model_type: config_class
+    for config_class in (
+        t5_experimental.T5V11Config,
+        t5_experimental.T5LMAdaptedConfig,
+        t5_experimental.T5TalkingHeadsConfig,
+        t5_experimental.T5FirstLayersNarrowConfig,
+    )
+}
+
+
+def _make_tiny_model(folder: Path, model_type: str) -> Path:
+    from transformers import AutoModelForSeq2SeqLM
+
+    layers = 6 if model_type == "t5_first_layers_narrow" else 2
+    config = _CONFIGS[model_type](**{**TINY, "num_layers": layers})
+    torch.manual_seed(0)
+    AutoModelForSeq2SeqLM.from_config(config).save_pretrained(folder)
+    shutil.copyfile(REFERENCE.parent / "data" / "restaurants.model", folder / "spiece.model")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer", "extra_ids": 100}))
+    return folder

@@ -14,8 +14,9 @@ from transformers.integrations import (
     get_reporting_integration_callbacks,
     is_tensorboard_available,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
+from t5_experimental.training.checkpoints import choose_checkpoint, find_checkpoints
+from t5_experimental.training.engines import check_optimizer, settle_engine
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.losses import LossDenominator, check_loss_options
 from t5_experimental.training.optimizer_arguments import OptimizerArguments
@@ -23,6 +24,8 @@ from t5_experimental.training.optimizer_arguments import OptimizerArguments
 
 # Files that make a folder what it is, and are written last.
 FINISHED = {"config.json": "a model", "adapter_config.json": "an adapter"}
+# The last things that a run writes.
+_REPORT = ("report.html", "README.md")
 
 
 @dataclass
@@ -73,37 +76,19 @@ def bfloat16_is_fast(use_cpu: bool) -> bool:
     return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _checkpoint_to_resume(wanted: str | None, output_dir: Path) -> str | None:
-    """Folder of the checkpoint that `--resume_from_checkpoint` means: a path, or "True" for the last one."""
-    if wanted is None or wanted.lower() == "false":
-        return None
-    if wanted.lower() != "true":
-        checkpoint = wanted
-    else:
-        last = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
-        if last is None:
-            raise TrainingError(
-                f"--resume_from_checkpoint {wanted} needs a checkpoint in --output_dir {output_dir}, which has none: "
-                "leave the option out to start anew, or give the path of a checkpoint."
-            )
-        checkpoint = last
-    # The trainer writes this file last, so it is also missing where a save was cut short.
-    if not (Path(checkpoint) / "trainer_state.json").is_file():
-        raise TrainingError(
-            f"--resume_from_checkpoint {wanted}: {checkpoint} is not a whole checkpoint (it has no "
-            "trainer_state.json); give the path of one that the trainer has finished."
-        )
-    return checkpoint
-
-
 def _check_output(folder: Path) -> None:
-    """Refuses a folder that cannot be written to or already holds a finished model; checkpoints may be there."""
+    """Refuses a folder that cannot be written to or already holds a model; checkpoints may be there, and also a model
+    from which its run has not got as far as the report."""
     try:
         if folder.is_file():
             raise TrainingError(f"--output_dir {folder} is a file: give a folder.")
+        is_finished = all((folder / name).exists() for name in _REPORT)
         for name, what in FINISHED.items():
-            if (folder / name).exists():
-                raise TrainingError(f"--output_dir {folder} already holds {what}: give another folder, or remove it.")
+            if (folder / name).exists() and (is_finished or not find_checkpoints(folder)):
+                finished = ", and its run is finished" if is_finished else ""
+                raise TrainingError(
+                    f"--output_dir {folder} already holds {what}{finished}: give another folder, or remove it."
+                )
         # Tried out, since permissions alone do not tell. Nothing stays behind where another check fails, and the name
         # is random, so that processes that check at the same time do not meet.
         with TemporaryDirectory(dir=next(path for path in (folder, *folder.parents) if path.exists())):
@@ -161,8 +146,12 @@ class T5TrainingArguments(OptimizerArguments):
         },
     )
     resume_from_checkpoint: str | None = field(
-        default=None,
-        metadata={"help": "Folder of the checkpoint to go on from, or True for the last one in --output_dir."},
+        default="auto",
+        metadata={
+            "help": "Folder of the checkpoint to go on from. By default, auto, it is the newest whole one in "
+            "--output_dir, so that the same command goes on with a run that has died; where there is none, the run "
+            "begins. True insists on one, False on there being none."
+        },
     )
     report_to: None | str | list[str] = field(  # noqa: RUF036 - the parser wants transformers' own order
         default=None,
@@ -183,6 +172,8 @@ class T5TrainingArguments(OptimizerArguments):
     """The command line that these came from, to be shown in the report."""
     given: frozenset[str] = field(default=frozenset(), init=False)
     """Names of the options on it and in its recipe."""
+    beginning: str = field(default="", init=False)
+    """What is to be said of the checkpoint that the run goes on from, or of those that it cannot use."""
 
     def __post_init__(self) -> None:
         if self.output_dir is None:
@@ -197,11 +188,15 @@ class T5TrainingArguments(OptimizerArguments):
         self.settle_optimizer()
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
+        settle_engine(self)
         super().__post_init__()
+        check_optimizer(self, self.optimizer_preset)
         if float32_wanted and self.mixed_precision == "bf16":
             self.mixed_precision = "no"  # the launcher's word, but the script's own option counts more
         _check_output(Path(self.output_dir))
-        self.resume_from_checkpoint = _checkpoint_to_resume(self.resume_from_checkpoint, Path(self.output_dir))
+        self.resume_from_checkpoint, self.beginning = choose_checkpoint(
+            self.resume_from_checkpoint, Path(self.output_dir)
+        )
         _check_reporters(cast(list[str], self.report_to))
 
     def check_data(self, has_validation: bool, has_test: bool) -> None:

@@ -18,7 +18,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from t5_experimental.training.arguments import T5TrainingArguments
-from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.errors import ProcessError, TrainingError
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -97,7 +97,7 @@ class EntryPoint:
         try:
             run(self.parse(arguments))
         except TrainingError as error:
-            if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+            if int(os.environ.get("LOCAL_RANK", "0")) > 0 and not isinstance(error, ProcessError):
                 # The launcher ends all processes as soon as one fails: the first shall come to speak before that.
                 time.sleep(SECONDS_TO_BE_ENDED)
                 sys.exit(1)

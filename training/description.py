@@ -10,8 +10,10 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from t5_experimental.training.arguments import T5TrainingArguments
-from t5_experimental.training.optimizers import plateau_of, slots_step
+from t5_experimental.training.engines import describe_engine
+from t5_experimental.training.optimizers import plateau_of
 from t5_experimental.training.resuming import learning_rate_of
+from t5_experimental.training.slots import slots_step
 from t5_experimental.training.trainer import T5Trainer
 
 
@@ -39,6 +41,7 @@ def describe(trainer: T5Trainer, more: Mapping[str, str]) -> dict[str, str]:
         precision += " (bfloat16 is slow on most CPUs; --bf16 True asks for it)"
     return {
         "model": f"{type(model).__name__} ({model.config.model_type}), {_describe_parameters(trainer)}",
+        "engine": describe_engine(trainer.accelerator),
         "dropout": f"{model.config.dropout_rate:g}{', the same at all positions' * model.config.broadcast_dropout}",
         "precision": f"weights float32, computation {precision}",
         "optimizer": _describe_optimizer(args),
@@ -46,6 +49,7 @@ def describe(trainer: T5Trainer, more: Mapping[str, str]) -> dict[str, str]:
         "denominator": f"{args.loss_denominator} of a step",
         **_describe_vocabulary(trainer),
         **more,
+        **({"beginning": args.beginning} if args.beginning else {}),
     }
 
 

@@ -9,6 +9,10 @@ class TrainingError(Exception):
     """A problem that the user can solve; its message is one sentence or two that say what is wrong and what to do."""
 
 
+class ProcessError(TrainingError):
+    """A problem that this process alone has, so that it has to speak itself."""
+
+
 def check_unicode(text: str, where: str) -> str:
     """The text, unless it has half of a surrogate pair, which JSON can spell and no tokenizer takes."""
     try:

@@ -14,8 +14,8 @@ from t5_experimental.training.optimizers import (
     check_preset,
     has_own_schedule,
     preset_learning_rate,
-    slots_step,
 )
+from t5_experimental.training.slots import slots_step
 
 
 _MOMENTS = ("adam_beta1", "adam_beta2", "adam_epsilon")

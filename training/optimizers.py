@@ -8,18 +8,16 @@ elsewhere. Neither can be given a state, and neither keeps its state in float32 
 precision is loaded.
 """
 
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_constant_schedule_with_warmup
@@ -28,17 +26,21 @@ from t5_experimental.attention_t5_experimental import T5Attention
 from t5_experimental.configuration_t5_experimental import TALKING_HEADS
 from t5_experimental.stack_t5_experimental import T5LayerNorm
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.sharding import (
+    mean_over,
+    placed_with,
+    refuse,
+    refuse_parts,
+    reshaped,
+    root_mean_square,
+)
+from t5_experimental.training.slots import State, read_slots
 
-
-SLOTS_FILE = "optimizer.safetensors"
 
 # The original's epsilon1 and epsilon2, and the root mean square that updates are clipped to.
 _SQUARE_EPSILON = 1e-30
 _SCALE_EPSILON = 1e-3
 _CLIPPING_THRESHOLD = 1.0
-
-# What FSDP of the first kind and DeepSpeed's ZeRO-3 leave on parameters that they have cut up.
-_MARKS_OF_PARTS = ("_fsdp_flattened", "ds_id")
 
 _ParameterGroups: TypeAlias = Iterable[torch.Tensor] | Iterable[dict[str, Any]]
 
@@ -85,47 +87,66 @@ def _axes_of_attention(attention: T5Attention) -> dict[torch.Tensor, Axes]:
     return found
 
 
-class _WholeParameterOptimizer(Optimizer):
+class _WholeParameterOptimizer(Optimizer, ABC):
     """What optimizers have in common whose update of a number depends on others of its parameter.
 
     States are in at least float32, whatever the parameters are in; `step` counts the updates of a parameter and stays
-    on the CPU. All of a state is plain tensors.
+    on the CPU. FSDP of the second kind puts distributed tensors in place of the parameters, between construction and
+    the first step; their states are distributed, too. So what is known of a parameter goes by its place in the groups.
+
+    Attributes:
+        first_states: those that parameters begin with at their first update, by place; where there is none, afresh.
     """
 
     def __init__(self, parameters: _ParameterGroups, defaults: dict[str, Any]):
-        self._whole: set[torch.Tensor] = set()
+        self._shapes: list[torch.Size] = []
+        self.first_states: dict[int, State] = {}
         super().__init__(parameters, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        self._whole.update(self.param_groups[-1]["params"])
+        self._shapes += [parameter.shape for parameter in self.param_groups[-1]["params"]]
+
+    def begin_with(self, states: Mapping[torch.Tensor, State]) -> None:
+        """Gives states, `step` among them, to parameters that have not been updated yet."""
+        self.first_states = {
+            place: dict(states[parameter])
+            for place, (parameter, _) in enumerate(self._members())
+            if parameter in states
+        }
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Updates all parameters that have a gradient.
 
         Raises:
-            TrainingError: an engine has cut a parameter into parts.
+            TrainingError: an engine has cut a parameter into parts that have lost its rows.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+        for place, (parameter, group) in enumerate(self._members()):
+            if parameter.grad is not None:
+                self._update(parameter, group, place)
         return loss
 
-    def _update(self, parameter: torch.Tensor, group: Mapping[str, Any]) -> None:
+    def _members(self) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
+        """All parameters, each with its group; their order are their places."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                yield parameter, group
+
+    def _update(self, parameter: torch.Tensor, group: Mapping[str, Any], place: int) -> None:
         state = self.state[parameter]
         if not state:
-            # Engines put their parts in place of the parameters between construction and the first step.
-            if parameter not in self._whole:
-                _refuse_parts()
-            refuse_sharded([parameter])
-            state["step"] = torch.tensor(0.0)
-            state.update(self.fresh_state(parameter, group))
+            # ZeRO-1 and 2 put flat parts there.
+            if parameter.shape != self._shapes[place]:
+                refuse()
+            refuse_parts([parameter])
+            first = self.first_states.pop(place, None) or self.fresh_state(parameter, group, place)
+            state["step"] = first.pop("step", torch.tensor(0.0))
+            state.update({name: placed_with(value, parameter) for name, value in first.items()})
         wide = torch.promote_types(parameter.dtype, torch.float32)
         values = parameter.to(wide)
         self.update(values, parameter.grad.to(wide), state, group)  # type: ignore[union-attr]
@@ -133,18 +154,17 @@ class _WholeParameterOptimizer(Optimizer):
         if values is not parameter:
             parameter.copy_(values)
 
-    def fresh_state(self, parameter: torch.Tensor, group: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """State of a parameter before its first update, `step` aside."""
-        raise NotImplementedError
+    @abstractmethod
+    def fresh_state(self, parameter: torch.Tensor, group: Mapping[str, Any], place: int) -> State:
+        """State of the parameter at a place of the groups before its first update, `step` aside."""
 
-    def update(
-        self, values: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor], group: Mapping[str, Any]
-    ) -> None:
+    @abstractmethod
+    def update(self, values: torch.Tensor, gradient: torch.Tensor, state: State, group: Mapping[str, Any]) -> None:
         """Changes `values` and `state` in place; `step` of it is the number of updates before this one."""
-        raise NotImplementedError
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        self.first_states.clear()
         # torch has cast the states to the dtypes of the parameters, and left `step` on the device that it came on.
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         own = chain.from_iterable(group["params"] for group in self.param_groups)
@@ -154,29 +174,6 @@ class _WholeParameterOptimizer(Optimizer):
                     name: value.to("cpu" if name == "step" else parameter.device, copy=True)
                     for name, value in state_dict["state"][index].items()
                 }
-
-
-def refuse_sharded(parameters: Iterable[torch.Tensor]) -> None:
-    """Checks that no engine has cut one of the parameters into parts.
-
-    Raises:
-        TrainingError: one has.
-    """
-    for parameter in parameters:
-        if isinstance(parameter, DTensor) or any(hasattr(parameter, mark) for mark in _MARKS_OF_PARTS):
-            _refuse_parts()
-
-
-def _refuse_parts() -> None:
-    raise TrainingError(
-        "FSDP or DeepSpeed has cut the parameters into parts, but this optimizer needs whole ones (it takes means over "
-        "each): choose --optimizer_preset adamw, or leave the engine out."
-    )
-
-
-def _root_mean_square(values: torch.Tensor) -> torch.Tensor:
-    """Scalar tensor; nobody waits for the device to compute it."""
-    return torch.linalg.vector_norm(values) / math.sqrt(values.numel())
 
 
 class Adafactor(_WholeParameterOptimizer):
@@ -212,7 +209,6 @@ class Adafactor(_WholeParameterOptimizer):
         decay_exponent: float = 0.8,
         min_dim_size_to_factor: int = 128,
     ):
-        self._axes = axes or {}
         defaults = {
             "lr": lr,
             "scale_parameter": scale_parameter,
@@ -220,10 +216,12 @@ class Adafactor(_WholeParameterOptimizer):
             "min_dim_size_to_factor": min_dim_size_to_factor,
         }
         super().__init__(parameters, defaults)
+        places = {parameter: place for place, (parameter, _) in enumerate(self._members())}
+        self._axes = {places[parameter]: layout for parameter, layout in (axes or {}).items() if parameter in places}
 
-    def fresh_state(self, parameter: torch.Tensor, group: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def fresh_state(self, parameter: torch.Tensor, group: Mapping[str, Any], place: int) -> State:
         wide = torch.promote_types(parameter.dtype, torch.float32)
-        shape, order = self._axes.get(parameter, Axes(tuple(parameter.shape), tuple(range(parameter.ndim))))
+        shape, order = self._axes.get(place, Axes(tuple(parameter.shape), tuple(range(parameter.ndim))))
         largest = sorted(order, key=lambda axis: -shape[axis])[:2]  # stable: the first of equal ones
         if len(largest) < 2 or shape[largest[1]] < group["min_dim_size_to_factor"]:
             return {"v": torch.zeros_like(parameter, dtype=wide)}
@@ -233,17 +231,15 @@ class Adafactor(_WholeParameterOptimizer):
             for name, shape in zip(("vr", "vc"), shapes, strict=True)
         }
 
-    def update(
-        self, values: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor], group: Mapping[str, Any]
-    ) -> None:
+    def update(self, values: torch.Tensor, gradient: torch.Tensor, state: State, group: Mapping[str, Any]) -> None:
         decay = 1 - (float(state["step"]) + 1) ** -group["decay_exponent"]
         if "v" in state:
             update = _divided_by_root(gradient, state["v"], decay)
         else:
             update = _divided_by_factors(gradient, state["vr"], state["vc"], decay)
-        rate = group["lr"] / (_root_mean_square(update) / _CLIPPING_THRESHOLD).clamp(min=1)
+        rate = group["lr"] / (root_mean_square(update) / _CLIPPING_THRESHOLD).clamp(min=1)
         if group["scale_parameter"]:
-            rate = rate * _root_mean_square(values).clamp(min=_SCALE_EPSILON)
+            rate = rate * root_mean_square(values).clamp(min=_SCALE_EPSILON)
         values.addcmul_(update.view_as(values), rate, value=-1)
 
 
@@ -255,12 +251,12 @@ def _divided_by_root(gradient: torch.Tensor, v: torch.Tensor, decay: float) -> t
 
 def _divided_by_factors(gradient: torch.Tensor, vr: torch.Tensor, vc: torch.Tensor, decay: float) -> torch.Tensor:
     """The same where only means of v are stored, in the shape that they tell."""
-    gradient = gradient.reshape(torch.broadcast_shapes(vr.shape, vc.shape))
+    gradient = reshaped(gradient, torch.broadcast_shapes(vr.shape, vc.shape))
     d0, d1 = (_lacking_axis(mean, other) for mean, other in ((vr, vc), (vc, vr)))
     squares = gradient.square()
     for mean, axis in ((vr, d0), (vc, d1)):
-        mean.mul_(decay).add_(squares.mean(axis, keepdim=True).add_(_SQUARE_EPSILON), alpha=1 - decay)
-    rows = vr.div(vr.mean(d1, keepdim=True)).rsqrt_()
+        mean.mul_(decay).add_(mean_over(squares, axis).add_(_SQUARE_EPSILON), alpha=1 - decay)
+    rows = vr.div(mean_over(vr, d1)).rsqrt_()
     return torch.mul(gradient, rows, out=squares).mul_(vc.rsqrt())
 
 
@@ -294,19 +290,17 @@ class RMSScaledAdamW(_WholeParameterOptimizer):
     ):
         super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
-    def fresh_state(self, parameter: torch.Tensor, group: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def fresh_state(self, parameter: torch.Tensor, group: Mapping[str, Any], place: int) -> State:
         wide = torch.promote_types(parameter.dtype, torch.float32)
         return {name: torch.zeros_like(parameter, dtype=wide) for name in ("exp_avg", "exp_avg_sq")}
 
-    def update(
-        self, values: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor], group: Mapping[str, Any]
-    ) -> None:
+    def update(self, values: torch.Tensor, gradient: torch.Tensor, state: State, group: Mapping[str, Any]) -> None:
         (beta1, beta2), count = group["betas"], float(state["step"]) + 1
         state["exp_avg"].mul_(beta1).add_(gradient, alpha=1 - beta1)
         state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         root = state["exp_avg_sq"].sqrt().add_(group["eps"])
         correction = math.sqrt(1 - beta2**count) / (1 - beta1**count)
-        rate = group["lr"] * correction * _root_mean_square(values).clamp(min=_SCALE_EPSILON)
+        rate = group["lr"] * correction * root_mean_square(values).clamp(min=_SCALE_EPSILON)
         values.addcmul_(torch.div(state["exp_avg"], root, out=root), rate, value=-1)
         if group["weight_decay"]:
             values.mul_(1 - group["lr"] * group["weight_decay"])
@@ -331,86 +325,11 @@ def load_slots(optimizer: Optimizer, model: nn.Module, folder: str | Path) -> in
     """
     if not isinstance(optimizer, Adafactor):
         raise TrainingError("The slots of a checkpoint are Adafactor's: choose the optimizer finetune or pretrain.")
-    path = _find_slots(folder)
-    try:
-        step, states = _read_slots(optimizer, model, path)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise TrainingError(f"{path} is broken ({error!r}): convert the checkpoint once more.") from error
-    if not states:
-        raise TrainingError(f"{path} has no state of any parameter that is trained: begin with a fresh state.")
-    for parameter, state in states.items():
-        optimizer.state[parameter] = {"step": torch.tensor(float(step)), **state}
-    return step
-
-
-def slots_step(folder: str | Path) -> int:
-    """The training step that comes next after the state that a converted checkpoint brings along.
-
-    Raises:
-        TrainingError: there is none, or it is broken.
-    """
-    path = _find_slots(folder)
-    try:
-        with safe_open(path, "pt") as file:
-            return int((file.metadata() or {})["step"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise TrainingError(f"{path} is broken ({error!r}): convert the checkpoint once more.") from error
-
-
-def _find_slots(folder: str | Path) -> Path:
-    path = Path(folder) / SLOTS_FILE
-    if not path.is_file():
-        raise TrainingError(
-            f"{folder} has no {SLOTS_FILE}, which holds the optimizer's state: convert the checkpoint with "
-            "--with-optimizer, or begin with a fresh state."
-        )
-    return path
-
-
-def _read_slots(
-    optimizer: Adafactor, model: nn.Module, path: Path
-) -> tuple[int, dict[torch.Tensor, dict[str, torch.Tensor]]]:
-    """Step that comes next, and states of the parameters that the file knows."""
     trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     named = {name: parameter for name, parameter in model.named_parameters() if parameter in trained}
-    with safe_open(path, "pt") as file:
-        header, slots = file.metadata() or {}, set(file.keys())
-        if header.get("optimizer") != "adafactor":
-            raise TrainingError(f"{path} does not hold Adafactor's state: convert the checkpoint once more.")
-        if any(name.endswith(".m") for name in slots):
-            raise TrainingError(
-                f"{path} comes from a run with momentum, which this Adafactor does not have: begin with a fresh state."
-            )
-        step, factored = int(header["step"]), json.loads(header["factored"])
-        states: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
-        for name, parameter in named.items():
-            wanted = {f"{name}.{kind}" for kind in (("vr", "vc") if name in factored else ("v",))}
-            if wanted <= slots:
-                tensors = {slot.rpartition(".")[2]: file.get_tensor(slot) for slot in wanted}
-                states[parameter] = _state_of_slots(name, parameter, tensors, factored.get(name), path)
-    return step, states
-
-
-def _state_of_slots(
-    name: str, parameter: torch.Tensor, slots: Mapping[str, torch.Tensor], axes: Mapping[str, Any] | None, path: Path
-) -> dict[str, torch.Tensor]:
-    """State of a parameter, with the dimensions that means were taken over as axes of size 1."""
-    if axes is None:
-        shape, state = parameter.shape, dict(slots)
-        expected = {"v": shape}
-    else:
-        shape = torch.Size(axes["shape"])
-        state = {kind: slots[kind].unsqueeze(axes[axis]) for kind, axis in (("vr", "d0"), ("vc", "d1"))}
-        expected = {
-            kind: torch.Size([*shape[: axes[axis]], 1, *shape[axes[axis] + 1 :]])
-            for kind, axis in (("vr", "d0"), ("vc", "d1"))
-        }
-    if shape.numel() != parameter.numel() or any(state[kind].shape != expected[kind] for kind in state):
-        raise TrainingError(
-            f"{path}: the state of {name} is not that of a parameter of shape {tuple(parameter.shape)}; the model is "
-            "another one, or has been resized: begin with a fresh state."
-        )
-    return {kind: tensor.to(parameter.device, torch.float32) for kind, tensor in state.items()}
+    step, states = read_slots(named, folder)
+    optimizer.begin_with({named[name]: {"step": torch.tensor(float(step)), **state} for name, state in states.items()})
+    return step
 
 
 @dataclass(frozen=True)
@@ -536,7 +455,7 @@ def build_optimizer(
         learning_rate = preset_learning_rate(preset, warmup_steps)
     optimizer = chosen.make(model, learning_rate, weight_decay, **(moments or {}))
     if isinstance(optimizer, _WholeParameterOptimizer):
-        refuse_sharded(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+        refuse_parts(chain.from_iterable(group["params"] for group in optimizer.param_groups))
     first_step = 0 if slots is None else load_slots(optimizer, model, slots)
     if plateau is not None:
         return optimizer, LambdaLR(optimizer, lambda n: math.sqrt(plateau / max(n + first_step, plateau)))

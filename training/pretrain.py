@@ -34,7 +34,7 @@ from t5_experimental.training.pretraining_arguments import (
     PretrainingModelArguments,
 )
 from t5_experimental.training.running import run_trainer
-from t5_experimental.training.stream import SaveStreamCallback, StreamLoader, TextStream, restore
+from t5_experimental.training.stream import StreamLoader, TextStream, restore, save_state
 from t5_experimental.training.trainer import T5Trainer
 
 
@@ -61,10 +61,12 @@ class PretrainingTrainer(T5Trainer):
     def __init__(self, loader: StreamLoader, **kwargs: Any) -> None:
         super().__init__(train_dataset=loader.stream, **kwargs)
         self._loader = loader
-        self.add_callback(SaveStreamCallback(loader))
 
     def get_train_dataloader(self) -> DataLoader:
         return self._loader
+
+    def save_own_state(self, folder: Path) -> None:
+        save_state(self._loader, folder)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:

@@ -18,7 +18,7 @@ from transformers.trainer_utils import SchedulerType
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.models import vocabulary_digest
 from t5_experimental.training.optimizer_arguments import OptimizerArguments
-from t5_experimental.training.optimizers import slots_step
+from t5_experimental.training.slots import slots_step
 
 
 RECORD = "run.json"

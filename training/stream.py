@@ -10,7 +10,6 @@ stream of `datasets` comes back with an empty buffer.)
 """
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
 from t5_experimental.training.documents import Windows
 from t5_experimental.training.errors import TrainingError
@@ -219,19 +218,10 @@ class StreamLoader(DataLoader):
             yield features
 
 
-class SaveStreamCallback(TrainerCallback):
-    """Writes into every checkpoint where each process stands in its stream."""
-
-    def __init__(self, loader: StreamLoader):
-        self._loader = loader
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any) -> None:
-        folder = Path(cast(str, args.output_dir)) / f"checkpoint-{state.global_step}"
-        record = {"settings": self._loader.stream.settings(), **self._loader.state._asdict()}
-        path = _state_path(folder, self._loader.stream.process)
-        aside = path.with_suffix(".unfinished")
-        aside.write_text(json.dumps(record) + "\n")
-        os.replace(aside, path)
+def save_state(loader: StreamLoader, checkpoint: Path) -> None:
+    """Writes into a checkpoint where this process stands in its stream."""
+    record = {"settings": loader.stream.settings(), **loader.state._asdict()}
+    _state_path(checkpoint, loader.stream.process).write_text(json.dumps(record) + "\n")
 
 
 def _state_path(checkpoint: Path, process: int) -> Path:

@@ -3,28 +3,27 @@
 save, and losses without the memory for all logits."""
 
 import math
-import os
-import shutil
-from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, ProgressCallback, Seq2SeqTrainer
+from transformers import PreTrainedModel, ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput
 
 from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from t5_experimental.tasks_t5_experimental import T5ExperimentalForConditionalGeneration
-from t5_experimental.training.arguments import FINISHED, T5TrainingArguments
+from t5_experimental.training.arguments import T5TrainingArguments
+from t5_experimental.training.engines import SayPartsCallback, check_engine
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.losses import loss_arguments, with_all_positions
 from t5_experimental.training.nonfinite import FirstNonFinite, named, non_finite
 from t5_experimental.training.optimizers import build_optimizer
 from t5_experimental.training.progress import TokenMeter, TokenProgressCallback
 from t5_experimental.training.resuming import use_learning_rate, write_record
+from t5_experimental.training.saving import SavingTrainer
 
 
-class T5Trainer(Seq2SeqTrainer):
+class T5Trainer(SavingTrainer):
     """`Seq2SeqTrainer` that counts every example and token once, saves no broken weights, and the final model all at
     once.
 
@@ -37,6 +36,8 @@ class T5Trainer(Seq2SeqTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_engine(self.args, self.accelerator)
+        self.add_callback(SayPartsCallback())
         self._first_bad: FirstNonFinite | None = None
         self._makes_optimizer = self.optimizer is None
         self._meter = TokenMeter(self.args.device)
@@ -244,28 +245,7 @@ class T5Trainer(Seq2SeqTrainer):
         total, count = self.accelerator.gather(sums[None]).sum(0).tolist()
         return total / max(count, 1)
 
-    # The result.
-
-    def save_finished_model(self) -> None:
-        """Writes model and tokenizer into the output folder; all processes call this.
-
-        The files are written aside and moved when all are there, `config.json` (of adapters `adapter_config.json`)
-        last: without it, nothing loads the folder. The trainer's own `training_args.bin` is a pickle that loading does
-        not need, and is left out.
-        """
-        folder = Path(str(self.args.output_dir))
-        aside = folder / "unfinished"
-        if self.is_world_process_zero():
-            shutil.rmtree(aside, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.save_model(str(aside))
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            (aside / "training_args.bin").unlink(missing_ok=True)
-            for path in sorted(aside.iterdir(), key=lambda path: path.name in FINISHED):
-                os.replace(path, folder / path.name)
-            aside.rmdir()
-        self.accelerator.wait_for_everyone()
+    # The end.
 
     def merge_adapter(self) -> None:
         """Adds the adapters into the weights of the model, which is saved and evaluated as a whole then."""

@@ -46,22 +46,6 @@ def metadata_of(path: Path) -> dict[str, str]:
         return dict(file.metadata())
 
 
-@pytest.fixture(scope="session")
-def with_slots(tmp_path_factory: pytest.TempPathFactory, reference: Path) -> Callable[[str], Path]:
-    """`with_slots(name)`: a golden checkpoint converted with its optimizer."""
-    from t5_experimental.convert.cli import main
-
-    root = tmp_path_factory.mktemp("with-optimizer")
-
-    def convert(name: str) -> Path:
-        output = root / name
-        if not output.exists():
-            assert main(["convert", str(reference / "golden" / name), str(output), "--with-optimizer"]) == 0
-        return output
-
-    return convert
-
-
 def is_turned(variable: str) -> bool:
     """Whether our parameter has the output axis first where Mesh has it last, said once more by hand."""
     return bool(

@@ -2,7 +2,6 @@
 """Adafactor against the original's own next step and its formulas; the presets, their states and their schedules."""
 
 import io
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import AutoModelForSeq2SeqLM, get_constant_schedule_with_warmup
 
 from t5_experimental import original_loss
@@ -46,22 +44,6 @@ GOLDEN = (
 LEARNING_RATE = 0.03
 
 Arrays = dict[str, np.ndarray]
-
-
-@pytest.fixture(scope="session")
-def with_slots(tmp_path_factory: pytest.TempPathFactory, reference: Path) -> Callable[[str], Path]:
-    """`with_slots(name)`: a golden checkpoint converted with its optimizer."""
-    from t5_experimental.convert.cli import main
-
-    root = tmp_path_factory.mktemp("with-slots")
-
-    def convert(name: str) -> Path:
-        output = root / name
-        if not output.exists():
-            assert main(["convert", str(reference / "golden" / name), str(output), "--with-optimizer"]) == 0
-        return output
-
-    return convert
 
 
 def inputs_of(arrays: Arrays) -> dict[str, torch.Tensor]:
@@ -98,31 +80,37 @@ def test_the_originals_next_step(
     assert abs(error) < 1e-5
 
 
+def first_states(optimizer: Adafactor) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    """Every parameter with the state that the checkpoint gives it."""
+    parameters = optimizer.param_groups[0]["params"]
+    return [(parameters[place], state) for place, state in optimizer.first_states.items()]
+
+
 def exchange_rows_and_columns(optimizer: Adafactor) -> None:
     """Of square kernels, so that no shape gives it away."""
-    for parameter, state in optimizer.state.items():
+    for parameter, state in first_states(optimizer):
         if "vr" in state and len(set(parameter.shape)) == 1:
             state["vr"], state["vc"] = state["vc"].t(), state["vr"].t()
 
 
 def take_means_over_the_other_axes(optimizer: Adafactor) -> None:
-    for parameter, state in optimizer.state.items():
+    for parameter, state in first_states(optimizer):
         if "vr" in state and len(set(parameter.shape)) == 1:
             state["vr"], state["vc"] = state["vr"].t(), state["vc"].t()
 
 
 def forget_the_slots(optimizer: Adafactor) -> None:
-    optimizer.state.clear()
+    optimizer.first_states.clear()
 
 
 def count_from_zero(optimizer: Adafactor) -> None:
-    for state in optimizer.state.values():
+    for _, state in first_states(optimizer):
         state["step"].zero_()
 
 
 def factor_nothing(optimizer: Adafactor) -> None:
     """The means, spread over the shape of the parameter."""
-    for parameter, state in optimizer.state.items():
+    for parameter, state in first_states(optimizer):
         if "vr" in state:
             vr, vc = state.pop("vr"), state.pop("vc")
             state["v"] = (vr * vc / vr.mean()).view_as(parameter).clone()
@@ -251,8 +239,8 @@ def test_what_is_factored(make_config: Callable[..., Any]) -> None:
             model = AutoModelForSeq2SeqLM.from_config(config)
         optimizer, _ = build_optimizer("pretrain", model)
         states = {
-            parameter_name: optimizer.fresh_state(parameter, optimizer.param_groups[0])
-            for parameter_name, parameter in model.named_parameters()
+            parameter_name: optimizer.fresh_state(parameter, optimizer.param_groups[0], place)
+            for place, (parameter_name, parameter) in enumerate(model.named_parameters())
         }
         factored = {parameter_name.split(".")[-2] for parameter_name, state in states.items() if "vr" in state}
         assert factored == (expected or {"shared", "wi_0", "wi_1", "wo", "lm_head", "q", "k", "v", "o"})
@@ -264,7 +252,7 @@ def test_the_first_of_equal_dimensions_is_the_larger() -> None:
     parameter = torch.nn.Parameter(torch.ones(4, 4, 4))
     for order, expected in (((0, 1, 2), [(1, 4, 4), (4, 1, 4)]), ((2, 0, 1), [(4, 4, 1), (1, 4, 4)])):
         optimizer = Adafactor([parameter], axes={parameter: Axes((4, 4, 4), order)}, min_dim_size_to_factor=4)
-        state = optimizer.fresh_state(parameter, optimizer.param_groups[0])
+        state = optimizer.fresh_state(parameter, optimizer.param_groups[0], 0)
         assert [state[kind].shape for kind in ("vr", "vc")] == expected
 
 
@@ -464,50 +452,6 @@ def test_the_scales_of_norms_do_not_decay(make_config: Callable[..., Any]) -> No
             assert decays[id(parameter)] == (0.0 if "layer_norm" in name else 0.1), name
 
 
-def spoiled(folder: Path, output: Path, **header: str) -> Path:
-    """A copy of a folder's state with another header and, if that says so, with momentum."""
-    source = folder / "optimizer.safetensors"
-    with safe_open(source, "pt") as file:
-        metadata = {**file.metadata(), **header}
-    tensors = load_file(source)
-    if metadata.pop("momentum", ""):
-        tensors["shared.weight.m"] = torch.zeros(1152, 32)
-    if metadata.pop("turned", ""):
-        axes = json.loads(metadata["factored"])
-        axes["shared.weight"]["shape"].reverse()
-        metadata["factored"] = json.dumps(axes)
-    if lost := metadata.pop("lost", ""):
-        del metadata[lost]
-    save_file(tensors, output / "optimizer.safetensors", metadata)
-    return output
-
-
-@pytest.mark.parametrize(
-    ("header", "message"),
-    [
-        ({"optimizer": "sgd"}, "does not hold Adafactor's state"),
-        ({"momentum": "yes"}, "with momentum"),
-        ({"lost": "step"}, r"is broken \(KeyError\('step'\)\): convert the checkpoint once more"),
-        ({"lost": "factored"}, r"is broken \(KeyError\('factored'\)\)"),
-        ({"step": "many"}, r"is broken \(ValueError"),
-        ({"turned": "yes"}, "the state of shared.weight is not that of a parameter of shape"),
-    ],
-)
-def test_broken_slots(header: dict[str, str], message: str, with_slots: Callable[[str], Path], tmp_path: Path) -> None:
-    model = AutoModelForSeq2SeqLM.from_pretrained(with_slots("t5.1.1.tiny"))
-    folder = spoiled(with_slots("t5.1.1.tiny"), tmp_path, **header)
-    with pytest.raises(TrainingError, match=message):
-        build_optimizer("finetune", model, slots=folder)
-
-
-def test_slots_that_were_cut_short(with_slots: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = with_slots("t5.1.1.tiny")
-    whole = (folder / "optimizer.safetensors").read_bytes()
-    (tmp_path / "optimizer.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(TrainingError, match=r"is broken \(SafetensorError.*convert the checkpoint once more"):
-        build_optimizer("finetune", AutoModelForSeq2SeqLM.from_pretrained(folder), slots=tmp_path)
-
-
 def test_wrong_options(with_slots: Callable[[str], Path], tmp_path: Path) -> None:
     folder = with_slots("t5.1.1.tiny")
     model = AutoModelForSeq2SeqLM.from_pretrained(folder)
@@ -532,29 +476,38 @@ def one_process(tmp_path: Path) -> Any:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize("build_first", [True, False])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_parameters_in_parts_are_refused(preset: str, one_process: Any, make_config: Callable[..., Any]) -> None:
-    """Before training where they are seen, otherwise in the first step. AdamW goes element by element."""
+def test_rows_of_fsdp_are_as_good_as_whole_parameters(preset: str, build_first: bool, one_process: Any) -> None:
+    """tests/engines does this on several processes."""
     from torch.distributed.fsdp import fully_shard
 
-    def step(build_first: bool) -> None:
-        model = torch.nn.Linear(4, 4)
-        optimizer = build_optimizer(preset, model)[0] if build_first else None
-        fully_shard(model, mesh=one_process)
-        assert isinstance(model.weight, DTensor)
-        if optimizer is None:
-            optimizer, _ = build_optimizer(preset, model)
-        for group in optimizer.param_groups:
-            group["params"] = list(model.parameters())  # as accelerate does
-        model(torch.ones(1, 4)).sum().backward()
-        optimizer.step()
+    torch.manual_seed(0)
+    models = [torch.nn.Linear(150, 140) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [build_optimizer(preset, model)[0] for model in models]
+    fully_shard(models[1], mesh=one_process)
+    assert isinstance(models[1].weight, DTensor)
+    if not build_first:
+        optimizers[1], _ = build_optimizer(preset, models[1])
+    optimizers[1].param_groups[0]["params"] = list(models[1].parameters())  # as accelerate does
+    inputs = torch.randn(3, 150)
+    for model, optimizer in zip(models, optimizers, strict=True):
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+    for whole, part in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        torch.testing.assert_close(part.full_tensor(), whole)
 
-    for build_first in (True, False):
-        if preset == "adamw":
-            step(build_first)
-            continue
-        with pytest.raises(TrainingError, match=r"cut the parameters into parts.*--optimizer_preset adamw"):
-            step(build_first)
+
+@pytest.mark.parametrize("preset", ["finetune", "rms_adamw"])
+def test_columns_in_parts_are_refused(preset: str, one_process: Any) -> None:
+    """Tensor parallelism spreads these."""
+    model = torch.nn.Linear(4, 4)
+    model.weight = torch.nn.Parameter(distribute_tensor(model.weight.detach(), one_process, [Shard(1)]))
+    with pytest.raises(TrainingError, match=r"cut the parameters into parts.*--optimizer_preset adamw"):
+        build_optimizer(preset, model)
 
 
 @pytest.mark.parametrize("mark", ["ds_id", "_fsdp_flattened", None])

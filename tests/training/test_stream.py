@@ -6,7 +6,6 @@ import shutil
 import tracemalloc
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from t5_experimental.training.documents import DocumentFile, Windows, find_files
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.models import load_tokenizer
 from t5_experimental.training.objectives import PlainLM, SpanCorruption
-from t5_experimental.training.stream import Place, SaveStreamCallback, StreamLoader, TextStream, restore
+from t5_experimental.training.stream import Place, StreamLoader, TextStream, restore, save_state
 
 
 EOS = 1
@@ -134,9 +133,8 @@ def test_resumes_exactly(workers, packed, tokenizer, tmp_path):
     for stop in (1, 7, 18):
         first = loader()
         done = list(islice(first, stop))
-        callback = SaveStreamCallback(first)
         (tmp_path / f"checkpoint-{stop}").mkdir(exist_ok=True)
-        callback.on_save(SimpleNamespace(output_dir=tmp_path), SimpleNamespace(global_step=stop), None)
+        save_state(first, tmp_path / f"checkpoint-{stop}")
         second = loader()
         restore(second.stream, tmp_path / f"checkpoint-{stop}")
         second.state = second.stream.state
@@ -220,7 +218,7 @@ def test_resuming_with_other_settings_is_refused(tokenizer, tmp_path):
     path = numbered_documents(tmp_path, 20)
     (tmp_path / "checkpoint-1").mkdir()
     written = StreamLoader(make_stream(tokenizer, path), 2, 0)
-    SaveStreamCallback(written).on_save(SimpleNamespace(output_dir=tmp_path), SimpleNamespace(global_step=1), None)
+    save_state(written, tmp_path / "checkpoint-1")
     with pytest.raises(TrainingError, match=r"another seed \(3 then, 4 now\): use the same"):
         restore(make_stream(tokenizer, path, seed=4), tmp_path / "checkpoint-1")
     with pytest.raises(TrainingError, match=r"has no stream-1.json"):
@@ -239,8 +237,7 @@ def resume(tokenizer, tmp_path):
         return TextStream(Windows(files, 4000, 1), tokenizer, PlainLM(64, 64, EOS, 1), False, seed=0)
 
     (tmp_path / "checkpoint-1").mkdir()
-    save = SaveStreamCallback(StreamLoader(make(paths), 2, 0)).on_save
-    save(SimpleNamespace(output_dir=tmp_path), SimpleNamespace(global_step=1), None)
+    save_state(StreamLoader(make(paths), 2, 0), tmp_path / "checkpoint-1")
     return lambda paths, **others: restore(make(paths, **others), tmp_path / "checkpoint-1")
 
 

@@ -1,0 +1,81 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Means over parameters that FSDP of the second kind has spread over processes, row by row.
+
+Such a parameter is torch's `DTensor`: it has the shape of the whole, and what is computed of it is computed of the
+whole, each process doing its rows. Sums over rows and norms are added up among the processes, a few numbers at a time.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import NoReturn
+
+import torch
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+
+from t5_experimental.training.errors import TrainingError
+
+
+# What FSDP of the first kind and DeepSpeed's ZeRO-3 leave on parameters that they have cut up.
+_MARKS_OF_PARTS = ("_fsdp_flattened", "ds_id")
+
+
+def refuse_parts(parameters: Iterable[torch.Tensor]) -> None:
+    """Checks that every parameter is whole, or spread over processes by its rows.
+
+    Raises:
+        TrainingError: one is not.
+    """
+    for parameter in parameters:
+        by_rows = not isinstance(parameter, DTensor) or all(
+            isinstance(placement, Replicate) or placement == Shard(0) for placement in parameter.placements
+        )
+        if not by_rows or any(hasattr(parameter, mark) for mark in _MARKS_OF_PARTS):
+            refuse()
+
+
+def refuse() -> NoReturn:
+    """Says that parameters are in parts that no mean of the whole can be taken of."""
+    raise TrainingError(
+        "An engine has cut the parameters into parts without rows and columns, but this optimizer takes means over "
+        "these: choose --optimizer_preset adamw, or FSDP of the second kind (training/configs/fsdp2.yaml)."
+    )
+
+
+def placed_with(state: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """`state`, which every process has as a whole unless it is distributed already, on the parameter's device.
+
+    Of a parameter that is spread over processes, it is spread alike if it has as many rows, and else stays whole on
+    every process.
+    """
+    if not isinstance(parameter, DTensor) or isinstance(state, DTensor):
+        return state.to(parameter.device)
+    mesh = parameter.device_mesh
+    has_rows = state.shape[0] == parameter.shape[0]
+    placements = parameter.placements if has_rows else [Replicate()] * mesh.ndim
+    # Every process takes its rows of what it has. Offloaded parameters are not where their mesh is.
+    return distribute_tensor(state, mesh, placements, src_data_rank=None).to(parameter.device)
+
+
+def reshaped(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """`values` in another shape. If that takes rows apart, processes that have some of them get all: the parts may not
+    end where they should."""
+    if isinstance(values, DTensor) and shape[0] != values.shape[0]:
+        values = values.redistribute(placements=[Replicate()] * values.device_mesh.ndim)
+    return values.reshape(shape)
+
+
+def mean_over(values: torch.Tensor, axis: int) -> torch.Tensor:
+    """Mean over an axis, which stays with size 1."""
+    total = values.sum(axis, keepdim=True)
+    if isinstance(total, DTensor):
+        # Not torch's own mean: of rows that are spread unevenly, it gathers all before it adds them up.
+        total = total.redistribute(
+            placements=[Replicate() if place.is_partial() else place for place in total.placements]
+        )
+    return total.div_(values.shape[axis])
+
+
+def root_mean_square(values: torch.Tensor) -> torch.Tensor:
+    """Scalar tensor, the same on all processes; nobody waits for the device to compute it."""
+    norm = torch.linalg.vector_norm(values)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm) / math.sqrt(values.numel())

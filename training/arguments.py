@@ -2,6 +2,7 @@
 """Options that the entry points share, as dataclasses that the command line is parsed into."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -156,8 +157,21 @@ class T5TrainingArguments(OptimizerArguments):
         default=None,
         metadata={"help": "Where logs go besides the report, as wandb. Default: tensorboard, if it is installed."},
     )
+    do_train: bool | None = field(  # type: ignore[assignment]  # None is not given
+        default=None, metadata={"help": "Every run trains; there is no need to say so.", "nargs": "?", "const": True}
+    )
+    do_eval: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Whatever --validation_file gives is evaluated on at the end.", "nargs": "?", "const": True},
+    )
+    do_predict: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Whatever --test_file gives is evaluated on at the end.", "nargs": "?", "const": True},
+    )
     command: str = field(default="", init=False)
     """The command line that these came from, to be shown in the report."""
+    given: frozenset[str] = field(default=frozenset(), init=False)
+    """Names of the options on it and in its recipe."""
     beginning: str = field(default="", init=False)
     """What is to be said of the checkpoint that the run goes on from, or of those that it cannot use."""
 
@@ -184,6 +198,37 @@ class T5TrainingArguments(OptimizerArguments):
             self.resume_from_checkpoint, Path(self.output_dir)
         )
         _check_reporters(cast(list[str], self.report_to))
+
+    def check_data(self, has_validation: bool, has_test: bool) -> None:
+        """Refuses what these options ask for, if there is no data for it, and what the data contradicts.
+
+        Args:
+            has_validation: whether there are examples to evaluate on.
+            has_test: whether there are others, for the end alone.
+        """
+        if self.eval_strategy != "no" and not has_validation:
+            raise TrainingError("--eval_strategy needs examples to evaluate on: give --validation_file, too.")
+        if self.do_train is False:
+            raise TrainingError("--do_train False leaves nothing to do, since every run trains: leave it out.")
+        wishes = (
+            ("do_eval", self.do_eval, has_validation, "validation_file"),
+            ("do_predict", self.do_predict, has_test, "test_file"),
+        )
+        for option, wish, is_there, source in wishes:
+            if wish and not is_there:
+                raise TrainingError(f"--{option} needs examples to evaluate on: give --{source}, too.")
+            if wish is False and is_there:
+                raise TrainingError(f"--{option} False contradicts --{source}, which is evaluated on: leave one out.")
+
+    def check_best_metric(self, figures: Sequence[str]) -> None:
+        """Refuses a --metric_for_best_model that no evaluation computes; `figures` are those that one does."""
+        wanted = self.metric_for_best_model
+        if wanted is None or wanted.removeprefix("eval_") in figures:
+            return
+        raise TrainingError(
+            f"--metric_for_best_model {wanted} is not computed, only {', '.join(figures)}: choose one of these, or "
+            "give --metric."
+        )
 
     def _check_amount(self) -> None:
         for option in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):

@@ -62,8 +62,7 @@ def build_trainer(
     # The first process fills the cache of `datasets`, the others find it there.
     with training.main_process_first(desc="reading the data"):
         splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
-    if training.eval_strategy != "no" and "eval" not in splits:
-        raise TrainingError("--eval_strategy needs examples to evaluate on: give --validation_file, too.")
+    training.check_data("eval" in splits, "test" in splits)
     if training.metric and not {"eval", "test"} & set(splits):
         raise TrainingError(
             f"--metric {' '.join(training.metric)} needs references to compare with: give --validation_file or "

@@ -9,7 +9,7 @@ from transformers.trainer_utils import SchedulerType
 
 from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.metrics import check_metrics
+from t5_experimental.training.metrics import check_metrics, figures_of
 
 
 # File name endings that training/data.py has readers for.
@@ -92,6 +92,7 @@ class FinetuningArguments(T5TrainingArguments):
         check_metrics(self.metric)
         if self.predict_with_generate and not self.metric:
             self.metric = ["exact_match"]
+        self.check_best_metric(["loss", *figures_of(self.metric)])
         if self.lora_rank < 0:
             raise TrainingError(f"--lora_rank is {self.lora_rank}: it must be at least 1, or 0 for all weights.")
         if self.lora_rank and self.optimizer_preset in ("finetune", "pretrain"):

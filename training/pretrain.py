@@ -25,7 +25,6 @@ from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from t5_experimental.training.commandline import EntryPoint
 from t5_experimental.training.description import describe_step, warn_of_float16
 from t5_experimental.training.documents import Windows, find_files
-from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.fresh_models import fresh_model, load_any_tokenizer
 from t5_experimental.training.models import load_model, load_tokenizer
 from t5_experimental.training.objectives import Objective
@@ -113,8 +112,8 @@ def _make_loader(
 def build_trainer(options: Options) -> PretrainingTrainer:
     """The trainer. Whatever is wrong with the options or the beginning of each file is found out here."""
     model_options, data, training = options
-    if training.eval_strategy != "no" and data.validation_file is None:
-        raise TrainingError("--eval_strategy needs text to evaluate on: give --validation_file, too.")
+    training.check_data(data.validation_file is not None, has_test=False)
+    training.check_best_metric(["loss"])
     folder = model_options.model_name_or_path
     tokenizer_name = model_options.tokenizer_name
     tokenizer = load_tokenizer(str(folder)) if tokenizer_name is None else load_any_tokenizer(tokenizer_name)
@@ -126,10 +125,11 @@ def build_trainer(options: Options) -> PretrainingTrainer:
         stream = TextStream(windows, tokenizer, objective, data.pack, seed=0)
         rows = list(islice(stream.once(), data.validation_rows))
     if folder is None:
-        rate = model_options.dropout_rate
-        model = fresh_model(str(model_options.preset), model_options.overrides(), rate, tokenizer)
+        overrides = {**model_options.overrides(), **model_options.dropout_fields()}
+        model = fresh_model(str(model_options.preset), overrides, tokenizer)
     else:
-        model = load_model(folder, tokenizer, dropout_rate=model_options.dropout_rate)
+        whose = f"--tokenizer_name {tokenizer_name}" if tokenizer_name is not None else None
+        model = load_model(folder, tokenizer, whose, **model_options.dropout_fields())
     return PretrainingTrainer(
         loader,
         model=model,

@@ -11,6 +11,7 @@ from transformers import AutoModelForTextEncoding, T5Config
 from t5_experimental.training import commandline, finetune
 
 
+RESTAURANTS = Path(__file__).parents[1] / "data" / "restaurants_validation.jsonl"
 GOOD_LINE = '{"source": "a", "target": "b"}\n'
 
 
@@ -148,6 +149,19 @@ def test_missing_files(option, model, train_file, tmp_path):
         ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps is 0"),
         ({"num_train_epochs": 0}, "--num_train_epochs is 0, which trains nothing"),
         ({"max_steps": "many"}, "invalid int value: 'many'"),
+        ({"do_train": False}, "--do_train False leaves nothing to do"),
+        ({"do_eval": True}, "--do_eval needs examples to evaluate on: give --validation_file, too"),
+        ({"do_predict": True}, "--do_predict needs examples to evaluate on: give --test_file, too"),
+        (
+            {"do_eval": False, "validation_file": RESTAURANTS},
+            "--do_eval False contradicts --validation_file, which is evaluated on: leave one out",
+        ),
+        ({"metric_for_best_model": "bleu"}, "bleu is not computed, only loss: choose one of these, or give --metric"),
+        (
+            {"metric_for_best_model": "eval_rouge", "metric": "rouge"},
+            "--metric_for_best_model eval_rouge is not computed, only loss, rouge1, rouge2, rougeLsum",
+        ),
+        ({"max_step": 1}, "There is no option --max_step; the nearest is --max_steps"),
         ({"max_stepz": 1}, "There is no option --max_stepz; the nearest is --max_steps"),
         ({"fp16": True, "bf16": True}, "At most one of fp16 and bf16"),
         ({"report_to": "carrier_pigeon"}, "carrier_pigeon is not supported"),

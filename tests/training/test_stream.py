@@ -237,8 +237,7 @@ def resume(tokenizer, tmp_path):
         return TextStream(Windows(files, 4000, 1), tokenizer, PlainLM(64, 64, EOS, 1), False, seed=0)
 
     (tmp_path / "checkpoint-1").mkdir()
-    save = SaveStreamCallback(StreamLoader(make(paths), 2, 0)).on_save
-    save(SimpleNamespace(output_dir=tmp_path), SimpleNamespace(global_step=1), None)
+    save_state(StreamLoader(make(paths), 2, 0), tmp_path / "checkpoint-1")
     return lambda paths, **others: restore(make(paths, **others), tmp_path / "checkpoint-1")
 
 

@@ -19,6 +19,7 @@ from transformers import HfArgumentParser
 
 from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.errors import ProcessError, TrainingError
+from t5_experimental.training.peers import lost_peer
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -100,6 +101,10 @@ class EntryPoint:
                 time.sleep(SECONDS_TO_BE_ENDED)
                 sys.exit(1)
             sys.exit(f"{self.name}: {error}")
+        except RuntimeError as error:
+            if (lost := lost_peer(error)) is None:
+                raise
+            sys.exit(f"{self.name}: {lost}")
 
 
 def _split_recipe(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

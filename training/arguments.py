@@ -21,6 +21,7 @@ from t5_experimental.training.checkpoints import choose_checkpoint, find_checkpo
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.losses import LossDenominator, check_loss_options
 from t5_experimental.training.optimizers import PRESETS, has_own_schedule
+from t5_experimental.training.peers import join_on_cpu
 
 
 # Files that make a folder what it is, and are written last.
@@ -194,6 +195,8 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
         self._check_optimizer()
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
+        if self.use_cpu:
+            join_on_cpu(self.ddp_backend, self.ddp_timeout_delta)
         super().__post_init__()
         if float32_wanted and self.mixed_precision == "bf16":
             self.mixed_precision = "no"  # the launcher's word, but the script's own option counts more

@@ -1,7 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What a process says when another one of its run has died or hangs."""
+"""Processes of a run: how long they wait for each other, and what one says when another has died or hangs."""
 
 import os
+from datetime import timedelta
 
 import torch
 
@@ -11,6 +12,13 @@ from t5_experimental.training.errors import ProcessError
 # gloo's and nccl's words; all of them come as RuntimeError.
 _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 _LATE = ("Timed out waiting", "Timeout waiting", "timed out", "Watchdog caught collective operation timeout")
+
+
+def join_on_cpu(backend: str | None, timeout: timedelta) -> None:
+    """Brings the processes that a launcher has started together, as transformers would, which forgets the timeout on
+    CPUs: they would wait half an hour for each other whatever --ddp_timeout says."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(backend or "gloo", timeout=timeout)
 
 
 def lost_peer(error: BaseException) -> ProcessError | None:

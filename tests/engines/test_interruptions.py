@@ -16,34 +16,32 @@ REPOSITORY = Path(__file__).parents[2]
 DATA = REPOSITORY / "tests" / "data"
 FORKING = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "benchmarks" / "forking.py"), run_name="forking"))
 
-# Ends or stops a process when the run has come to a place; {rank}, {step} and {number} are filled in.
+# Does something to a process when the run has come to a place.
 AT = """
 import os
-from t5_experimental.training import checkpoints, saving
+from t5_experimental.training import saving
 from t5_experimental.training.trainer import T5Trainer
 
-def before(owner, name, step, after=False):
-    whole = getattr(owner, name)
-    def patched(self, *args, **kwargs):
-        def end():
-            if RANK == {rank} and TRAINER.state.global_step == step:
-                {action}
-        if isinstance(self, T5Trainer):
-            globals_of["trainer"] = self
-        if not after:
-            end()
-        result = whole(self, *args, **kwargs)
-        if after:
-            end()
-        return result
-    setattr(owner, name, patched)
+trainers = []
+train = T5Trainer.train
 
-globals_of = {{}}
-class Current:
-    def __getattr__(self, name):
-        return getattr(globals_of["trainer"], name)
-TRAINER = Current()
-before({owner}, "{name}", {step}, {after})
+def remember(self, *args, **kwargs):
+    trainers.append(self)
+    return train(self, *args, **kwargs)
+
+whole = {owner}.{name}
+
+def patched(*args, **kwargs):
+    is_here = RANK == {rank} and trainers[-1].state.global_step == {step}
+    if is_here and not {after}:
+        {action}
+    result = whole(*args, **kwargs)
+    if is_here and {after}:
+        {action}
+    return result
+
+T5Trainer.train = remember
+{owner}.{name} = patched
 """
 KILL = "os.kill(os.getpid(), 9)"
 

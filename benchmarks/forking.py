@@ -35,6 +35,8 @@ ENGINES: dict[str, dict[str, str]] = {
 
 # Seconds that processes have to say something after the first one has failed.
 GRACE = 1.0
+# Seconds after which a run is taken for one that hangs, and ended.
+LIMIT = 200.0
 
 
 class Family:
@@ -180,16 +182,16 @@ def _run(entry, arguments: list[str], environment: Mapping[str, str], log: Path,
 
 
 def _wait(pids: list[int]) -> list[int]:
-    """Return codes when all have ended; when one has failed, it ends the others, at last by force."""
+    """Return codes when all have ended; when one has failed or all take too long, it ends them, at last by force."""
     codes: dict[int, int] = {}
-    failed_at = None
+    failed_at, give_up_at = None, time.monotonic() + LIMIT
     sent = []
     while len(codes) < len(pids):
         for pid in set(pids) - set(codes):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 codes[pid] = os.waitstatus_to_exitcode(status)
-        if failed_at is None and any(codes.values()):
+        if failed_at is None and (any(codes.values()) or time.monotonic() > give_up_at):
             failed_at = time.monotonic()
         for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 5 * GRACE)):
             if failed_at is not None and number not in sent and time.monotonic() > failed_at + seconds:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from t5_experimental.training import finetune
 from t5_experimental.training.checkpoints import (
     ASIDE,
     RECORD,
@@ -20,6 +21,7 @@ from t5_experimental.training.checkpoints import (
     remove_oldest,
     why_not_written,
 )
+from t5_experimental.training.commandline import EntryPoint
 from t5_experimental.training.errors import TrainingError
 
 
@@ -134,13 +136,25 @@ def test_the_newest_and_the_best_stay(tmp_path):
     assert len(names(tmp_path)) == 5
     # The run went back behind step 40, and has come to 30.
     remove_oldest(tmp_path, 4, made[30], None)
-    assert names(tmp_path) == ["checkpoint-10", "checkpoint-20", "checkpoint-30", "checkpoint-9", ASIDE]
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-20", "checkpoint-30", "checkpoint-9"]
     remove_oldest(tmp_path, 2, made[30], str(made[9]))
-    assert names(tmp_path) == ["checkpoint-30", "checkpoint-9", ASIDE]
+    assert names(tmp_path) == ["checkpoint-30", "checkpoint-9"]
     remove_oldest(tmp_path, 1, made[30], str(made[9]))
-    assert names(tmp_path) == ["checkpoint-30", "checkpoint-9", ASIDE]
+    assert names(tmp_path) == ["checkpoint-30", "checkpoint-9"]
     remove_oldest(tmp_path, 1, made[30], None)
-    assert names(tmp_path) == ["checkpoint-30", ASIDE]
+    assert names(tmp_path) == ["checkpoint-30"]
+
+
+def test_a_full_disk_is_a_sentence_wherever_it_strikes(monkeypatch):
+    monkeypatch.setattr(EntryPoint, "parse", lambda self, arguments: arguments)
+
+    def write_report(error: Exception) -> None:
+        raise error
+
+    with pytest.raises(SystemExit, match=r"^finetune: report.html cannot be written \(No space left on device\): make"):
+        finetune.ENTRY_POINT.start(write_report, OSError(28, "No space left on device", "report.html"))
+    with pytest.raises(PermissionError):
+        finetune.ENTRY_POINT.start(write_report, PermissionError(13, "Permission denied", "report.html"))
 
 
 def test_what_is_the_disks_fault():

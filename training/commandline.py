@@ -106,8 +106,8 @@ class EntryPoint:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             sys.exit(
-                f"{self.name}: {error.filename or 'A file'} cannot be written ({error.strerror}): make room and run the "
-                "same command again, which goes on from the last checkpoint."
+                f"{self.name}: {error.filename or 'A file'} cannot be written ({error.strerror}): make room and run "
+                "the same command again, which goes on from the last checkpoint."
             )
         except RuntimeError as error:
             if (lost := lost_peer(error)) is None:

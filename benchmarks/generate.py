@@ -3,6 +3,9 @@
 
     python benchmarks/generate.py --output benchmarks/results/generate
 
+CTranslate2 lays its weights out anew when it loads them. Here every call of `generate` does so for itself, since
+weights may change between calls; a contestant whose calls share a `decoding_session` shows the time without that.
+
 All contestants take turns in every round, in one process and with as many threads, and generate greedily as many tokens
 as they are told to, whatever the end-of-sequence token says. A figure is the median over the rounds of the time of a
 whole call (encoder included), divided by the number of generated tokens. Written are OUTPUT.json and OUTPUT.png.
@@ -15,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
-from t5_experimental import preset_config
+from t5_experimental import decoding_session, preset_config
 
 
 Contestant = Callable[[torch.Tensor], list[list[int]]]
@@ -80,6 +84,12 @@ def torch_contestant(model: torch.nn.Module, new_tokens: int) -> Contestant:
     return generate
 
 
+def session_contestant(model: torch.nn.Module, new_tokens: int, sessions: ExitStack) -> Contestant:
+    """What the model does in a `decoding_session` that is ended with `sessions`."""
+    sessions.enter_context(decoding_session(model))
+    return torch_contestant(model, new_tokens)
+
+
 def ctranslate2_contestant(folder: Path, compute_type: str, threads: int, new_tokens: int) -> Contestant:
     translator = ctranslate2.Translator(str(folder), compute_type=compute_type, intra_threads=threads)
     words = json.loads((folder / "shared_vocabulary.json").read_text())
@@ -97,8 +107,8 @@ def ctranslate2_contestant(folder: Path, compute_type: str, threads: int, new_to
     return generate
 
 
-def build_contestants(arguments: argparse.Namespace, scratch: Path) -> dict[str, Contestant]:
-    """Every contestant by name, which is the library and the type of the numbers."""
+def build_contestants(arguments: argparse.Namespace, scratch: Path, sessions: ExitStack) -> dict[str, Contestant]:
+    """Every contestant by name, which is the library and the type of the numbers; `sessions` ends what they share."""
     torch.manual_seed(0)
     ours = AutoModelForSeq2SeqLM.from_config(preset_config(arguments.preset)).eval()
     stock = stock_twin(ours)
@@ -113,8 +123,12 @@ def build_contestants(arguments: argparse.Namespace, scratch: Path) -> dict[str,
             scratch / "float32", "float32", arguments.threads, arguments.new_tokens
         ),
         "t5_experimental fp32": lambda: torch_contestant(ours, arguments.new_tokens),
+        "t5_experimental fp32 session": lambda: session_contestant(copy.deepcopy(ours), arguments.new_tokens, sessions),
         "transformers bf16": lambda: torch_contestant(stock_twin(ours).to(torch.bfloat16), arguments.new_tokens),
         "t5_experimental bf16": lambda: torch_contestant(copy.deepcopy(ours).to(torch.bfloat16), arguments.new_tokens),
+        "t5_experimental bf16 session": lambda: session_contestant(
+            copy.deepcopy(ours).to(torch.bfloat16), arguments.new_tokens, sessions
+        ),
         "CTranslate2 int8": lambda: ctranslate2_contestant(
             scratch / "int8", "int8", arguments.threads, arguments.new_tokens
         ),
@@ -154,7 +168,7 @@ def measure(contestants: dict[str, Contestant], arguments: argparse.Namespace) -
                     "tokens_equal_to_first": round(equal / (batch_size * arguments.new_tokens), 3),
                 }
             )
-            print(f"batch {batch_size}  {name:24s} {rows[-1]['ms_per_token']:7.2f} ms per token", flush=True)
+            print(f"batch {batch_size}  {name:28s} {rows[-1]['ms_per_token']:7.2f} ms per token", flush=True)
     return rows
 
 
@@ -174,8 +188,8 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
-    with tempfile.TemporaryDirectory() as scratch:
-        results = measure(build_contestants(arguments, Path(scratch)), arguments)
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as sessions:
+        results = measure(build_contestants(arguments, Path(scratch), sessions), arguments)
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
     report = {"settings": {**settings, "ctranslate2": ctranslate2.__version__}, "results": results}
     write_json(arguments.output.with_suffix(".json"), report)

@@ -48,6 +48,8 @@ def test_train_step(tmp_path):
 
 def test_generate(tmp_path):
     pytest.importorskip("ctranslate2")
-    flags = "--batch-sizes 1 --source-length 4 --new-tokens 3 --only fp32"
+    flags = "--batch-sizes 1 --source-length 4 --new-tokens 5 --only fp32"
     results = run("generate.py", flags, tmp_path / "generate")["results"]
     assert {row["name"].split()[0] for row in results} == {"transformers", "CTranslate2", "t5_experimental"}
+    ours = [row for row in results if row["name"].startswith("t5_experimental")]
+    assert [row["tokens_equal_to_first"] for row in ours] == [1.0, 1.0]  # a call for itself, and calls in a session

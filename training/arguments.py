@@ -2,25 +2,23 @@
 """Options that the entry points share, as dataclasses that the command line is parsed into."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
 
 import torch
-from transformers import Seq2SeqTrainingArguments
 from transformers.integrations import (
     get_available_reporting_integrations,
     get_reporting_integration_callbacks,
     is_tensorboard_available,
 )
-from transformers.trainer_utils import SchedulerType
-from transformers.training_args import OptimizerNames
 
 from t5_experimental.training.checkpoints import choose_checkpoint, find_checkpoints
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.losses import LossDenominator, check_loss_options
-from t5_experimental.training.optimizers import PRESETS, has_own_schedule
+from t5_experimental.training.optimizer_arguments import OptimizerArguments
 from t5_experimental.training.peers import join_on_cpu
 
 
@@ -115,27 +113,9 @@ def _check_reporters(names: list[str]) -> None:
 
 
 @dataclass
-class T5TrainingArguments(Seq2SeqTrainingArguments):
+class T5TrainingArguments(OptimizerArguments):
     """Transformers' own options, with the defaults that every training of these models shares, checked."""
 
-    optim: OptimizerNames | str = field(default="adafactor", metadata={"help": "Optimizer; T5's is Adafactor."})
-    optimizer_preset: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Instead of --optim and its schedule: {', '.join(PRESETS)}. `finetune` and `pretrain` are the "
-            "original's Adafactor."
-        },
-    )
-    optimizer_slots: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder with the optimizer.safetensors that `t5-experimental convert --with-optimizer` wrote: the "
-            "preset goes on from the original's state instead of a fresh one."
-        },
-    )
-    learning_rate: float | None = field(  # type: ignore[assignment]  # the preset knows its own
-        default=None, metadata={"help": "Learning rate. Default: the preset's own, and 1e-3 with --optim."}
-    )
     logging_steps: float = field(default=50, metadata={"help": "Steps between two logs of the loss."})
     z_loss: float = field(
         default=0.0,
@@ -177,10 +157,23 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
         default=None,
         metadata={"help": "Where logs go besides the report, as wandb. Default: tensorboard, if it is installed."},
     )
+    do_train: bool | None = field(  # type: ignore[assignment]  # None is not given
+        default=None, metadata={"help": "Every run trains; there is no need to say so.", "nargs": "?", "const": True}
+    )
+    do_eval: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Whatever --validation_file gives is evaluated on at the end.", "nargs": "?", "const": True},
+    )
+    do_predict: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Whatever --test_file gives is evaluated on at the end.", "nargs": "?", "const": True},
+    )
     command: str = field(default="", init=False)
     """The command line that these came from, to be shown in the report."""
     beginning: str = field(default="", init=False)
     """What is to be said of the checkpoint that the run goes on from, or of those that it cannot use."""
+    given: frozenset[str] = field(default=frozenset(), init=False)
+    """Names of the options on it and in its recipe."""
 
     def __post_init__(self) -> None:
         if self.output_dir is None:
@@ -192,7 +185,7 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
             self.bf16 = unspecified and bfloat16_is_fast(self.use_cpu)
         self._check_amount()
         check_loss_options(self.z_loss, self.label_smoothing_factor)
-        self._check_optimizer()
+        self.settle_optimizer()
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         if self.use_cpu:
@@ -206,6 +199,37 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
         )
         _check_reporters(cast(list[str], self.report_to))
 
+    def check_data(self, has_validation: bool, has_test: bool) -> None:
+        """Refuses what these options ask for, if there is no data for it, and what the data contradicts.
+
+        Args:
+            has_validation: whether there are examples to evaluate on.
+            has_test: whether there are others, for the end alone.
+        """
+        if self.eval_strategy != "no" and not has_validation:
+            raise TrainingError("--eval_strategy needs examples to evaluate on: give --validation_file, too.")
+        if self.do_train is False:
+            raise TrainingError("--do_train False leaves nothing to do, since every run trains: leave it out.")
+        wishes = (
+            ("do_eval", self.do_eval, has_validation, "validation_file"),
+            ("do_predict", self.do_predict, has_test, "test_file"),
+        )
+        for option, wish, is_there, source in wishes:
+            if wish and not is_there:
+                raise TrainingError(f"--{option} needs examples to evaluate on: give --{source}, too.")
+            if wish is False and is_there:
+                raise TrainingError(f"--{option} False contradicts --{source}, which is evaluated on: leave one out.")
+
+    def check_best_metric(self, figures: Sequence[str]) -> None:
+        """Refuses a --metric_for_best_model that no evaluation computes; `figures` are those that one does."""
+        wanted = self.metric_for_best_model
+        if wanted is None or wanted.removeprefix("eval_") in figures:
+            return
+        raise TrainingError(
+            f"--metric_for_best_model {wanted} is not computed, only {', '.join(figures)}: choose one of these, or "
+            "give --metric."
+        )
+
     def _check_amount(self) -> None:
         for option in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if (value := getattr(self, option)) < 1:
@@ -215,29 +239,3 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
                 f"--num_train_epochs is {self.num_train_epochs:g}, which trains nothing: it must be more than 0, or "
                 "give --max_steps."
             )
-
-    def _check_optimizer(self) -> None:
-        self.optimizer_preset = self.optimizer_preset or None
-        optim = OptimizerNames(self.optim)
-        if self.optimizer_preset is not None and optim != OptimizerNames.ADAFACTOR:
-            raise TrainingError(
-                f"--optim {optim.value} and --optimizer_preset {self.optimizer_preset} exclude each other: leave one "
-                "out, or give --optimizer_preset '' where a preset is the default."
-            )
-        if self.optimizer_preset is None:
-            if self.optimizer_slots is not None:
-                raise TrainingError("--optimizer_slots needs an optimizer that has them: give --optimizer_preset, too.")
-            if self.learning_rate is None:
-                self.learning_rate = 1e-3
-        elif self.optimizer_preset not in PRESETS:
-            raise TrainingError(
-                f"--optimizer_preset {self.optimizer_preset} does not exist: choose one of {', '.join(PRESETS)}."
-            )
-        elif has_own_schedule(self.optimizer_preset) and 0 < self.warmup_steps < 1:
-            raise TrainingError(
-                f"--warmup_steps {self.warmup_steps} is a share of the run, which --optimizer_preset does not know: "
-                "give a number of steps."
-            )
-        if self.warmup_steps and SchedulerType(self.lr_scheduler_type) == SchedulerType.CONSTANT:
-            # The plain one does not know a warm-up.
-            self.lr_scheduler_type = SchedulerType.CONSTANT_WITH_WARMUP

@@ -64,6 +64,7 @@ class EntryPoint:
             cast(Iterable[Any], self.options),
             description=self.description,
             usage=f"{self.name}.py [RECIPE.yaml] {self.usage} [more options]",
+            allow_abbrev=False,
         )
         parser.add_argument(
             "--recipe",
@@ -89,6 +90,7 @@ class EntryPoint:
         for option in options:
             if isinstance(option, T5TrainingArguments):
                 option.command = _command([f"{self.name}.py" if arguments is not None else sys.argv[0], *given])
+                option.given = frozenset(_names_of(flags, names))
         return tuple(options)
 
     def start(self, run: Callable[[Any], None], arguments: Sequence[str] | None = None) -> None:
@@ -174,6 +176,14 @@ def _recipe_flags(path: Path, names: Sequence[str]) -> Iterator[str]:
             raise TrainingError(
                 f"{where}: {name!r} has a nested value; write it as on the command line, as JSON in quotation marks."
             )
+
+
+def _names_of(flags: Sequence[str], names: Sequence[str]) -> Iterator[str]:
+    """Options that flags set; `--use-cpu`, `--use_cpu` and `--no_use_cpu` set the same one."""
+    for flag in flags:
+        name = flag.partition("=")[0].removeprefix("--").replace("-", "_")
+        if flag.startswith("--"):
+            yield name if name in names else name.removeprefix("no_")
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

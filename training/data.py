@@ -6,7 +6,6 @@ would not come back as it was written, and the word "None" in a CSV file would b
 """
 
 import csv
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 from pyarrow import ArrowInvalid, parquet
 from transformers import PreTrainedTokenizerBase
 
-from t5_experimental.training.errors import TrainingError, check_unicode
+from t5_experimental.training.errors import TrainingError, check_unicode, parse_json_line
 from t5_experimental.training.finetuning_arguments import DataArguments
 
 
@@ -42,14 +41,8 @@ def _json_lines(path: Path) -> Iterator[PlacedRow]:
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
-            try:
-                # Numbers as they are written: 1.50 is not "1.5", nor is 1e3 "1000.0".
-                row = json.loads(line, parse_int=str, parse_float=str)
-            except json.JSONDecodeError as error:
-                raise TrainingError(f"{where}: not JSON ({error}); write one object per line.") from error
-            if not isinstance(row, dict):
-                raise TrainingError(f"{where}: not a JSON object; write one object per line.")
-            yield where, row
+            # Numbers as they are written: 1.50 is not "1.5", nor is 1e3 "1000.0".
+            yield where, parse_json_line(line, where, parse_int=str, parse_float=str)
 
 
 def _csv_rows(path: Path) -> Iterator[PlacedRow]:

@@ -10,6 +10,8 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from t5_experimental.training.arguments import T5TrainingArguments
+from t5_experimental.training.optimizers import plateau_of, slots_step
+from t5_experimental.training.resuming import learning_rate_of
 from t5_experimental.training.trainer import T5Trainer
 
 
@@ -70,17 +72,40 @@ def _describe_vocabulary(trainer: T5Trainer) -> dict[str, str]:
 
 
 def _describe_optimizer(args: T5TrainingArguments) -> str:
-    schedule = f", schedule {SchedulerType(args.lr_scheduler_type).value}"
-    if args.optimizer_preset is None:
-        return f"{OptimizerNames(args.optim).value}, learning rate {args.learning_rate:g}{schedule}"
-    rate = "the preset's own learning rate" if args.learning_rate is None else f"learning rate {args.learning_rate:g}"
-    slots = "" if args.optimizer_slots is None else f", from the state in {args.optimizer_slots}"
-    return f"preset {args.optimizer_preset}, {rate}{slots}"
+    preset, decay = args.optimizer_preset, f", decay {args.weight_decay:g}" if args.weight_decay else ""
+    name = OptimizerNames(args.optim).value if preset is None else f"preset {preset}"
+    return f"{name}, {describe_learning_rate(args)}{decay}{_describe_slots(args)}"
 
 
-def describe_step(trainer: T5Trainer, tokens_per_example: float) -> str:
-    """How much a step of the optimizer takes; `tokens_per_example` are target tokens."""
+def describe_learning_rate(args: T5TrainingArguments) -> str:
+    """The highest learning rate, also that of a checkpoint to go on from if it is another one, and the schedule."""
+    rate, checkpoint = args.highest_learning_rate(), args.resume_from_checkpoint
+    before = None if checkpoint is None else learning_rate_of(checkpoint)
+    changed = "" if before in (None, rate) else f" ({before:g} up to the checkpoint)"
+    return f"learning rate {rate:g}{changed}, schedule {_describe_schedule(args)}"
+
+
+def _describe_schedule(args: T5TrainingArguments) -> str:
+    steps, preset = args.warmup_steps, args.optimizer_preset
+    plateau = None if preset is None else plateau_of(preset, int(steps) or None)
+    if plateau is not None:
+        return f"constant up to step {plateau:,}, then inverse square root"
+    warmup = f", warm-up {steps:.0%} of the steps" if steps < 1 else f", warm-up {steps:,.0f} steps"
+    return SchedulerType(args.lr_scheduler_type).value + (warmup if steps else "")
+
+
+def _describe_slots(args: T5TrainingArguments) -> str:
+    folder, preset = args.optimizer_slots, args.optimizer_preset
+    if folder is None or preset is None:
+        return ""
+    step, plateau = slots_step(folder), plateau_of(preset, int(args.warmup_steps) or None)
+    there = "" if plateau is None else f" ({args.highest_learning_rate() * (plateau / max(step, plateau)) ** 0.5:.3g})"
+    return f", from the state in {folder} of step {step:,}{there}"
+
+
+def describe_step(trainer: T5Trainer, inputs: float, targets: float) -> str:
+    """How much a step of the optimizer takes; `inputs` and `targets` are tokens of an example."""
     args = trainer.args
     batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-    tokens = f"about {batch * tokens_per_example:,.0f} target tokens"
+    tokens = f"about {batch * inputs:,.0f} input and {batch * targets:,.0f} target tokens"
     return f"{batch} examples on {args.world_size} process(es), {tokens}"

@@ -7,17 +7,20 @@ be indexed or read before. `datasets` streams text, too, but cannot begin in the
 
 import codecs
 import glob
-import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from t5_experimental.training.errors import TrainingError, check_unicode
+from t5_experimental.training.errors import TrainingError, check_unicode, parse_json_line
 
 
 JSON_FORMATS = (".jsonl", ".json")
 DOCUMENT_FORMATS = (".txt", *JSON_FORMATS)
+
+MOST_BYTES = 64_000_000
+"""Of a document, which is held in memory as a whole, and more than once while it is tokenised."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class DocumentFile:
         """Documents that begin at the bytes from `start` to `stop`; those without text are left out.
 
         Raises:
-            TrainingError: the file is not what its ending says.
+            TrainingError: the file is not what its ending says, or a document is larger than [`MOST_BYTES`].
         """
         with self.path.open("rb") as file:
             if self.path.suffix.lower() in JSON_FORMATS:
@@ -65,12 +68,7 @@ class DocumentFile:
 
     def _column_of(self, place: int, line: bytes) -> str:
         where = f"{self.path}, line at byte {place}"
-        try:
-            row = json.loads(self._decode(place, line))
-        except json.JSONDecodeError as error:
-            raise TrainingError(f"{where}: not JSON ({error}); write one object per line.") from error
-        if not isinstance(row, dict):
-            raise TrainingError(f"{where}: not a JSON object; write one object per line.")
+        row = parse_json_line(self._decode(place, line), where)
         if self.column not in row:
             raise TrainingError(f"{where}: no column {self.column!r} among {sorted(row)}; name it with --text_column.")
         if not isinstance(row[self.column], str):
@@ -83,10 +81,25 @@ def _lines_from(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
     place = max(start - 1, 0)
     file.seek(place)
     if start > 0:
-        place += len(file.readline())  # the rest of the line before
-    for line in file:
+        place += _skip_line(file)  # the rest of the line before
+    while line := file.readline(MOST_BYTES + 1):
+        if len(line) > MOST_BYTES:
+            raise TrainingError(
+                f"{file.name} has a line of more than {MOST_BYTES / 1e6:g} MB at byte {place}, which is too much for a "
+                "document: divide it by line breaks."
+            )
         yield place, line
         place += len(line)
+
+
+def _skip_line(file: BinaryIO) -> int:
+    """Reads to the end of a line without holding it; returns how many bytes that were."""
+    count = 0
+    while part := file.readline(2**20):
+        count += len(part)
+        if part.endswith(b"\n"):
+            break
+    return count
 
 
 def _lines(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
@@ -114,6 +127,11 @@ def _paragraphs(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, by
         elif begins_here:
             first = first if lines else place
             lines.append(line)
+            if place + len(line) - first > MOST_BYTES:
+                raise TrainingError(
+                    f"{file.name} has more than {MOST_BYTES / 1e6:g} MB from byte {first} on without a blank line, "
+                    "which separates documents: give --document_per_line if every line is one."
+                )
         elif place >= stop:
             return
     if lines:
@@ -161,6 +179,22 @@ class Windows:
         self._files = files
         self.total = sum(file.size for file in files)
         self.count = max(-(-self.total // size), least)
+
+    def settings(self) -> dict[str, Any]:
+        """What the documents follow from, as JSON can hold it: of the files, name and size, the names from the folder
+        on that holds them all, so that it may be moved."""
+        names = [os.path.abspath(file.path) for file in self._files]
+        folder = os.path.commonpath([os.path.dirname(name) for name in names])
+        formats = {file.path.suffix.lower() for file in self._files}
+        return {
+            "bytes of text": self.total,
+            "windows": self.count,
+            "files": [
+                [os.path.relpath(name, folder), file.size] for name, file in zip(names, self._files, strict=True)
+            ],
+            "--text_column": self._files[0].column if formats & set(JSON_FORMATS) else None,
+            "--document_per_line": self._files[0].document_per_line if formats - set(JSON_FORMATS) else None,
+        }
 
     def documents(self, index: int) -> Iterator[str]:
         """The documents of a range, which may be none."""

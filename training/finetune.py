@@ -11,7 +11,7 @@ card that links to it, and meanwhile the trainer's checkpoints.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from statistics import mean
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -21,12 +21,12 @@ from t5_experimental.training.adapters import import_peft, lora_config, lora_tar
 from t5_experimental.training.arguments import ModelArguments
 from t5_experimental.training.commandline import EntryPoint
 from t5_experimental.training.data import Split, load_splits, make_split
-from t5_experimental.training.description import describe, describe_step, facts_as_text, warn_of_float16
+from t5_experimental.training.description import describe_step, warn_of_float16
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.finetuning_arguments import DataArguments, FinetuningArguments
 from t5_experimental.training.finetuning_trainer import FinetuningTrainer
 from t5_experimental.training.models import load_model, load_tokenizer
-from t5_experimental.training.report import report_of, write_report
+from t5_experimental.training.running import run_trainer
 from t5_experimental.training.trainer import T5Trainer
 
 
@@ -62,8 +62,7 @@ def build_trainer(
     # The first process fills the cache of `datasets`, the others find it there.
     with training.main_process_first(desc="reading the data"):
         splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
-    if training.eval_strategy != "no" and "eval" not in splits:
-        raise TrainingError("--eval_strategy needs examples to evaluate on: give --validation_file, too.")
+    training.check_data("eval" in splits, "test" in splits)
     if training.metric and not {"eval", "test"} & set(splits):
         raise TrainingError(
             f"--metric {' '.join(training.metric)} needs references to compare with: give --validation_file or "
@@ -115,39 +114,26 @@ def train_and_evaluate(
         splits: what it evaluates on, by prefix of the metrics.
         data: where that comes from.
         title: of the report.
-        more: what else to say before, by heading, see [`describe`].
+        more: what else to say before, by heading, see [`~t5_experimental.training.description.describe`].
     """
     training = cast(FinetuningArguments, trainer.args)
-    facts = describe(trainer, {**_describe_data(trainer, splits, data), **more})
-    if trainer.is_world_process_zero():
-        print(facts_as_text(facts), flush=True)
-    metrics: dict[str, dict[str, float]] = {
-        "train": trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
-    }
-    if training.merge_lora:
-        trainer.merge_adapter()
-    trainer.save_finished_model()
-    evaluated: list[str] = [split for split in ("eval", "test") if split in splits]
-    for split in evaluated:
-        metrics[split] = trainer.evaluate(cast(Any, splits[split].pairs), metric_key_prefix=split)
-    for split, values in metrics.items():
-        trainer.log_metrics(split, values)
-        trainer.save_metrics(split, values)
-    samples = trainer.sample(evaluated[-1]) if evaluated else []
-    if trainer.is_world_process_zero():
-        write_report(Path(str(training.output_dir)), report_of(trainer, title, facts, metrics, samples))
-    trainer.leave_process_group()
-    if trainer.is_world_process_zero():
-        trained = "Model" if trainer.model is trainer.plain_model() else "Adapter"
-        print(f"{trained}, tokenizer, metrics and report.html are in {training.output_dir}", flush=True)
+    run_trainer(
+        trainer,
+        title,
+        {**_describe_data(trainer, splits, data), **more},
+        {split: splits[split].pairs for split in ("eval", "test") if split in splits},
+        trainer.sample,
+        trainer.merge_adapter if training.merge_lora else lambda: None,
+    )
 
 
 def _describe_data(trainer: T5Trainer, splits: dict[str, Split], data: DataArguments) -> dict[str, str]:
-    sample = splits["train"].pairs[:1000]["labels"]
+    sample = splits["train"].pairs[:1000]
+    inputs, targets = (mean(map(len, sample[name])) for name in ("input_ids", "labels"))
     sizes = ", ".join(f"{len(features.pairs):,} {split}" for split, features in splits.items())
     lines = {
         "examples": f"{sizes}; at most {data.max_source_length} tokens in, {data.max_target_length} out",
-        "step": describe_step(trainer, sum(map(len, sample)) / len(sample)),
+        "step": describe_step(trainer, inputs, targets),
     }
     cuts = [
         f"{cut.count:,} of {cut.total:,} {split} {kind}, the longest has {cut.longest:,} tokens"

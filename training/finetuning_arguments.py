@@ -3,12 +3,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
-from transformers import SchedulerType
+from transformers.trainer_utils import SchedulerType
 
 from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.metrics import check_metrics
+from t5_experimental.training.metrics import check_metrics, figures_of
 
 
 # File name endings that training/data.py has readers for.
@@ -69,9 +70,8 @@ def _check_data_file(option: str, path: Path) -> None:
 class FinetuningArguments(T5TrainingArguments):
     """How it is trained: the original's fine-tuning, unless said otherwise."""
 
-    lr_scheduler_type: SchedulerType | str = field(
-        default="constant", metadata={"help": "Schedule of the learning rate; T5 is fine-tuned with a constant one."}
-    )
+    default_schedule: ClassVar[SchedulerType] = SchedulerType.CONSTANT  # T5's
+
     metric: list[str] = field(
         default_factory=list,
         metadata={
@@ -92,6 +92,7 @@ class FinetuningArguments(T5TrainingArguments):
         check_metrics(self.metric)
         if self.predict_with_generate and not self.metric:
             self.metric = ["exact_match"]
+        self.check_best_metric(["loss", *figures_of(self.metric)])
         if self.lora_rank < 0:
             raise TrainingError(f"--lora_rank is {self.lora_rank}: it must be at least 1, or 0 for all weights.")
         if self.lora_rank and self.optimizer_preset in ("finetune", "pretrain"):

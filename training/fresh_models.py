@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, 
 
 from t5_experimental.presets import preset_config
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.models import load_tokenizer
+from t5_experimental.training.models import check_vocabulary, load_tokenizer
 
 
 # The original rounds its vocabularies up to a multiple of this.
@@ -35,22 +35,19 @@ def load_any_tokenizer(name: str) -> PreTrainedTokenizerBase:
             raise TrainingError(f"--tokenizer_name {name} is not a sentencepiece model: {error}") from error
 
 
-def fresh_model(
-    preset: str, overrides: Mapping[str, Any], dropout_rate: float, tokenizer: PreTrainedTokenizerBase
-) -> PreTrainedModel:
+def fresh_model(preset: str, overrides: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Model in float32 with weights drawn as the original draws them, and an embedding row for every token.
 
     Args:
         preset: name of the released checkpoint whose shape it has.
         overrides: fields of the configuration that are otherwise.
-        dropout_rate: while training.
         tokenizer: the vocabulary's; the number of rows is rounded up to a multiple of 128 unless `overrides` has it.
 
     Raises:
         TrainingError: a field does not exist or does not fit, or the tokenizer's special ids are not T5's.
     """
     rows = -(-len(tokenizer) // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
-    fields = {"vocab_size": rows, **overrides, "dropout_rate": dropout_rate}
+    fields = {"vocab_size": rows, **overrides}
     known = preset_config(preset).to_dict()
     if unknown := sorted(set(overrides) - set(known)):
         raise TrainingError(f"--config_overrides: the configuration has no field {unknown[0]!r}.")
@@ -58,15 +55,6 @@ def fresh_model(
         config = preset_config(preset, **fields)
     except StrictDataclassError as error:  # around what the configuration said itself
         raise TrainingError(f"--config_overrides: {error.__cause__ or error}") from error
-    if config.vocab_size < len(tokenizer):
-        raise TrainingError(
-            f"The tokenizer has {len(tokenizer)} ids, the model only {config.vocab_size} embedding rows: leave "
-            "vocab_size out of --config_overrides."
-        )
-    for name in ("pad_token_id", "eos_token_id"):
-        if getattr(tokenizer, name) != getattr(config, name):
-            raise TrainingError(
-                f"The tokenizer has {name} {getattr(tokenizer, name)}, where T5 has {getattr(config, name)}: train the "
-                "vocabulary with pad_id 0 and eos_id 1."
-            )
+    advice = "train the vocabulary with pad_id 0 and eos_id 1, and leave vocab_size out of --config_overrides"
+    check_vocabulary(tokenizer, config, "The tokenizer", advice)
     return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)

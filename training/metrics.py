@@ -98,6 +98,11 @@ def check_metrics(names: Sequence[str]) -> None:
                 ) from error
 
 
+def figures_of(names: Sequence[str]) -> list[str]:
+    """What [`compute_metrics`] calls the figures of metrics of these names."""
+    return [figure for name in names for figure in (_ROUGE_TYPES if name == "rouge" else (name,))]
+
+
 def compute_metrics(names: Sequence[str], predictions: Sequence[str], references: References) -> dict[str, float]:
     """The figures of all metrics of these names; each prediction has its own references, at least one."""
     return {key: value for name in names for key, value in METRICS[name](predictions, references).items()}

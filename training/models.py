@@ -1,6 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Models and tokenizers of converted folders, checked before training."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,16 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
         raise TrainingError(f"The tokenizer of {folder} does not load: {_in_a_line(error)}") from error
 
 
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """Twelve digits that tell vocabularies apart: pieces, what they are worth, and the special ones."""
+    if tokenizer is None:
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    model = {} if backend is None else json.loads(backend.to_str())["model"]
+    pieces = [model.get("vocab"), model.get("merges"), tokenizer.get_vocab()]
+    return hashlib.sha256(json.dumps(pieces, sort_keys=True).encode()).hexdigest()[:12]
+
+
 def load_config(folder: str, **fields: Any) -> T5ExperimentalConfig:
     """Configuration of a model's folder, with some fields set otherwise."""
     try:
@@ -48,22 +60,43 @@ def load_config(folder: str, **fields: Any) -> T5ExperimentalConfig:
     return config
 
 
-def load_model(folder: str, tokenizer: PreTrainedTokenizerBase, **fields: Any) -> PreTrainedModel:
-    """Model of a folder, in float32, with some fields of its configuration set otherwise, checked against the
-    tokenizer."""
-    config = load_config(folder, **fields)
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: T5ExperimentalConfig, whose: str, advice: str) -> None:
+    """Refuses a tokenizer that is not made for a model.
+
+    Args:
+        tokenizer: the vocabulary.
+        config: of the model.
+        whose: the tokenizer is, for the message.
+        advice: what to do about it, for the message.
+    """
     if len(tokenizer) > config.vocab_size:
         raise TrainingError(
-            f"The tokenizer of {folder} has {len(tokenizer)} ids, the model only {config.vocab_size} embedding rows: "
-            "the vocabulary is another model's, convert with the right one."
+            f"{whose} has {len(tokenizer)} ids, the model only {config.vocab_size} embedding rows: {advice}."
         )
-    ids = {name: (getattr(tokenizer, name), getattr(config, name)) for name in ("pad_token_id", "eos_token_id")}
-    for name, (of_tokenizer, of_model) in ids.items():
-        if of_tokenizer != of_model:
-            raise TrainingError(
-                f"The tokenizer of {folder} has {name} {of_tokenizer}, the model {of_model}: the vocabulary is another "
-                "model's, convert with the right one."
-            )
+    for name in ("pad_token_id", "eos_token_id"):
+        if (of_tokenizer := getattr(tokenizer, name)) != (of_model := getattr(config, name)):
+            raise TrainingError(f"{whose} has {name} {of_tokenizer}, the model {of_model}: {advice}.")
+
+
+def load_model(
+    folder: str, tokenizer: PreTrainedTokenizerBase, tokenizer_option: str | None = None, **fields: Any
+) -> PreTrainedModel:
+    """Model of a folder, in float32, checked against the tokenizer.
+
+    Args:
+        folder: of the model.
+        tokenizer: its own, or what an option names.
+        tokenizer_option: that option with its value, for messages.
+        fields: of the configuration that shall be otherwise.
+    """
+    config = load_config(folder, **fields)
+    if tokenizer_option is None:
+        advice = "the vocabulary is another model's, convert with the right one"
+        check_vocabulary(tokenizer, config, f"The tokenizer of {folder}", advice)
+    else:
+        check_vocabulary(
+            tokenizer, config, tokenizer_option, "give the model's own vocabulary, or leave the option out"
+        )
     # Weights are updated in float32 whatever they are stored in: small updates vanish in bfloat16's 8 significant bits.
     try:
         model, report = AutoModelForSeq2SeqLM.from_pretrained(

@@ -331,12 +331,7 @@ def load_slots(optimizer: Optimizer, model: nn.Module, folder: str | Path) -> in
     """
     if not isinstance(optimizer, Adafactor):
         raise TrainingError("The slots of a checkpoint are Adafactor's: choose the optimizer finetune or pretrain.")
-    path = Path(folder) / SLOTS_FILE
-    if not path.is_file():
-        raise TrainingError(
-            f"{folder} has no {SLOTS_FILE}, which holds the optimizer's state: convert the checkpoint with "
-            "--with-optimizer, or begin with a fresh state."
-        )
+    path = _find_slots(folder)
     try:
         step, states = _read_slots(optimizer, model, path)
     except (SafetensorError, KeyError, ValueError) as error:
@@ -346,6 +341,30 @@ def load_slots(optimizer: Optimizer, model: nn.Module, folder: str | Path) -> in
     for parameter, state in states.items():
         optimizer.state[parameter] = {"step": torch.tensor(float(step)), **state}
     return step
+
+
+def slots_step(folder: str | Path) -> int:
+    """The training step that comes next after the state that a converted checkpoint brings along.
+
+    Raises:
+        TrainingError: there is none, or it is broken.
+    """
+    path = _find_slots(folder)
+    try:
+        with safe_open(path, "pt") as file:
+            return int((file.metadata() or {})["step"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise TrainingError(f"{path} is broken ({error!r}): convert the checkpoint once more.") from error
+
+
+def _find_slots(folder: str | Path) -> Path:
+    path = Path(folder) / SLOTS_FILE
+    if not path.is_file():
+        raise TrainingError(
+            f"{folder} has no {SLOTS_FILE}, which holds the optimizer's state: convert the checkpoint with "
+            "--with-optimizer, or begin with a fresh state."
+        )
+    return path
 
 
 def _read_slots(
@@ -399,33 +418,29 @@ class _Preset:
     """An optimizer with its habits.
 
     Attributes:
-        make: builds it, from the model, the learning rate and the decay of weights.
+        make: builds it, from the model, the learning rate, the decay of weights and, of AdamW, `betas` and `eps`.
         learning_rate: unless the caller says otherwise; None if it follows from the plateau.
         plateau: steps for which the original's schedule, `1 / sqrt(max(n, plateau))`, is constant; None for another.
         has_schedule: or is used with the caller's.
     """
 
-    make: Callable[[nn.Module, float, float], Optimizer]
+    make: Callable[..., Optimizer]
     learning_rate: float | None
     plateau: int | None = None
     has_schedule: bool = True
 
 
 def _make_adafactor(model: nn.Module, learning_rate: float, weight_decay: float) -> Optimizer:
-    if weight_decay:
-        raise TrainingError(
-            f"--weight_decay {weight_decay:g} is not for Adafactor, which the original runs without: leave it out, or "
-            "choose --optimizer_preset adamw."
-        )
+    assert not weight_decay
     return Adafactor(_trained(model), learning_rate, original_axes(model))
 
 
-def _make_adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> Optimizer:
-    return AdamW(_with_decay(model, weight_decay), learning_rate, fused=True)
+def _make_adamw(model: nn.Module, learning_rate: float, weight_decay: float, **moments: Any) -> Optimizer:
+    return AdamW(_with_decay(model, weight_decay), learning_rate, fused=True, **moments)
 
 
-def _make_rms_adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> Optimizer:
-    return RMSScaledAdamW(_with_decay(model, weight_decay), learning_rate)
+def _make_rms_adamw(model: nn.Module, learning_rate: float, weight_decay: float, **moments: Any) -> Optimizer:
+    return RMSScaledAdamW(_with_decay(model, weight_decay), learning_rate, **moments)
 
 
 def _trained(model: nn.Module) -> list[torch.Tensor]:
@@ -456,6 +471,29 @@ def has_own_schedule(preset: str) -> bool:
     return _PRESETS[preset].has_schedule
 
 
+def check_preset(preset: str, weight_decay: float = 0.0) -> None:
+    """Refuses a preset that does not exist, and a decay of weights beside one that has none."""
+    if preset not in _PRESETS:
+        raise TrainingError(f"--optimizer_preset {preset} does not exist: choose one of {', '.join(PRESETS)}.")
+    if weight_decay and _PRESETS[preset].make is _make_adafactor:
+        raise TrainingError(
+            f"--weight_decay {weight_decay:g} is not for Adafactor, which the original runs without: leave it out, or "
+            "choose --optimizer_preset adamw."
+        )
+
+
+def plateau_of(preset: str, warmup_steps: int | None = None) -> int | None:
+    """Steps for which the original's schedule keeps its first learning rate; None for a preset without it."""
+    plateau = _PRESETS[preset].plateau
+    return None if plateau is None else max(1, plateau if warmup_steps is None else warmup_steps)
+
+
+def preset_learning_rate(preset: str, warmup_steps: int | None = None) -> float:
+    """The learning rate that a preset has unless the caller says otherwise: its highest."""
+    rate = _PRESETS[preset].learning_rate
+    return (plateau_of(preset, warmup_steps) or 1) ** -0.5 if rate is None else rate
+
+
 def build_optimizer(
     preset: str,
     model: nn.Module,
@@ -464,6 +502,7 @@ def build_optimizer(
     warmup_steps: int | None = None,
     weight_decay: float = 0.0,
     slots: str | Path | None = None,
+    moments: Mapping[str, Any] | None = None,
 ) -> tuple[Optimizer, LambdaLR | None]:
     """An optimizer with the settings that it is used with for T5.
 
@@ -482,6 +521,7 @@ def build_optimizer(
         weight_decay: AdamW's, for everything but the scales of norms.
         slots: folder to continue Adafactor's state from, see [`load_slots`]; the schedule of `pretrain` goes on at the
             step of the checkpoint.
+        moments: `betas` and `eps` of AdamW, instead of the preset's own.
 
     Returns:
         Optimizer, and schedule of the learning rate, to be stepped after every update; None for the two AdamWs, which
@@ -490,17 +530,15 @@ def build_optimizer(
     Raises:
         TrainingError: no such preset, options that do not fit it, or parameters that were cut into parts.
     """
-    if preset not in _PRESETS:
-        raise TrainingError(f"--optimizer_preset {preset} does not exist: choose one of {', '.join(PRESETS)}.")
-    chosen = _PRESETS[preset]
-    plateau = max(1, (chosen.plateau or 1) if warmup_steps is None else warmup_steps)
+    check_preset(preset, weight_decay)
+    chosen, plateau = _PRESETS[preset], plateau_of(preset, warmup_steps)
     if learning_rate is None:
-        learning_rate = plateau**-0.5 if chosen.learning_rate is None else chosen.learning_rate
-    optimizer = chosen.make(model, learning_rate, weight_decay)
+        learning_rate = preset_learning_rate(preset, warmup_steps)
+    optimizer = chosen.make(model, learning_rate, weight_decay, **(moments or {}))
     if isinstance(optimizer, _WholeParameterOptimizer):
         refuse_sharded(chain.from_iterable(group["params"] for group in optimizer.param_groups))
     first_step = 0 if slots is None else load_slots(optimizer, model, slots)
-    if chosen.plateau is not None:
+    if plateau is not None:
         return optimizer, LambdaLR(optimizer, lambda n: math.sqrt(plateau / max(n + first_step, plateau)))
     if chosen.has_schedule:
         return optimizer, get_constant_schedule_with_warmup(optimizer, warmup_steps or 0)

@@ -21,10 +21,10 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, default_data_collator, set_seed
 
+from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from t5_experimental.training.commandline import EntryPoint
-from t5_experimental.training.description import describe, describe_step, facts_as_text, warn_of_float16
+from t5_experimental.training.description import describe_step, warn_of_float16
 from t5_experimental.training.documents import Windows, find_files
-from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.fresh_models import fresh_model, load_any_tokenizer
 from t5_experimental.training.models import load_model, load_tokenizer
 from t5_experimental.training.objectives import Objective
@@ -33,7 +33,7 @@ from t5_experimental.training.pretraining_arguments import (
     PretrainingDataArguments,
     PretrainingModelArguments,
 )
-from t5_experimental.training.report import report_of, write_report
+from t5_experimental.training.running import run_trainer
 from t5_experimental.training.stream import StreamLoader, TextStream, restore, save_state
 from t5_experimental.training.trainer import T5Trainer
 
@@ -112,8 +112,8 @@ def _make_loader(
 def build_trainer(options: Options) -> PretrainingTrainer:
     """The trainer. Whatever is wrong with the options or the beginning of each file is found out here."""
     model_options, data, training = options
-    if training.eval_strategy != "no" and data.validation_file is None:
-        raise TrainingError("--eval_strategy needs text to evaluate on: give --validation_file, too.")
+    training.check_data(data.validation_file is not None, has_test=False)
+    training.check_best_metric(["loss"])
     folder = model_options.model_name_or_path
     tokenizer_name = model_options.tokenizer_name
     tokenizer = load_tokenizer(str(folder)) if tokenizer_name is None else load_any_tokenizer(tokenizer_name)
@@ -125,10 +125,11 @@ def build_trainer(options: Options) -> PretrainingTrainer:
         stream = TextStream(windows, tokenizer, objective, data.pack, seed=0)
         rows = list(islice(stream.once(), data.validation_rows))
     if folder is None:
-        rate = model_options.dropout_rate
-        model = fresh_model(str(model_options.preset), model_options.overrides(), rate, tokenizer)
+        overrides = {**model_options.overrides(), **model_options.dropout_fields()}
+        model = fresh_model(str(model_options.preset), overrides, tokenizer)
     else:
-        model = load_model(folder, tokenizer, dropout_rate=model_options.dropout_rate)
+        whose = f"--tokenizer_name {tokenizer_name}" if tokenizer_name is not None else None
+        model = load_model(folder, tokenizer, whose, **model_options.dropout_fields())
     return PretrainingTrainer(
         loader,
         model=model,
@@ -142,8 +143,10 @@ def build_trainer(options: Options) -> PretrainingTrainer:
 def _describe_data(trainer: PretrainingTrainer, data: PretrainingDataArguments) -> dict[str, str]:
     stream = cast(TextStream, trainer.train_dataset)
     objective = stream.objective
-    sample = [row["labels"] for row in islice(stream.once(), 100)]
-    targets = float(np.mean([(labels != -100).sum() for labels in sample]))
+    sample = list(islice(stream.once(), 100))
+    seen = "segment_ids" if stream.packed else "attention_mask"
+    inputs = float(np.mean([(row[seen] != 0).sum() for row in sample]))
+    targets = float(np.mean([(row["labels"] != IGNORE_INDEX).sum() for row in sample]))
     packed = ", packed" if stream.packed else ""
     rows = "" if trainer.eval_dataset is None else f"; {len(cast(Any, trainer.eval_dataset)):,} rows to evaluate on"
     return {
@@ -151,7 +154,7 @@ def _describe_data(trainer: PretrainingTrainer, data: PretrainingDataArguments) 
         "text": f"{stream.windows.total:,} bytes in {stream.windows.count:,} parts that are shuffled{rows}",
         "rows": f"{objective.inputs_length} tokens in, {objective.targets_length} out, of {objective.chunk_length} "
         f"tokens of text{packed}",
-        "step": describe_step(trainer, targets),
+        "step": describe_step(trainer, inputs, targets),
     }
 
 
@@ -161,23 +164,8 @@ def run(options: Options) -> None:
     warn_of_float16(training)
     set_seed(training.seed)
     trainer = build_trainer(options)
-    facts = describe(trainer, _describe_data(trainer, data))
-    if trainer.is_world_process_zero():
-        print(facts_as_text(facts), flush=True)
-    metrics: dict[str, dict[str, float]] = {
-        "train": trainer.train(resume_from_checkpoint=training.resume_from_checkpoint).metrics
-    }
-    trainer.save_finished_model()
-    if trainer.eval_dataset is not None:
-        metrics["eval"] = trainer.evaluate()
-    for split, values in metrics.items():
-        trainer.log_metrics(split, values)
-        trainer.save_metrics(split, values)
-    if trainer.is_world_process_zero():
-        write_report(Path(str(training.output_dir)), report_of(trainer, "Pre-training", facts, metrics))
-    trainer.leave_process_group()
-    if trainer.is_world_process_zero():
-        print(f"Model, tokenizer, metrics and report.html are in {training.output_dir}", flush=True)
+    evaluated = {} if trainer.eval_dataset is None else {"eval": trainer.eval_dataset}
+    run_trainer(trainer, "Pre-training", _describe_data(trainer, data), evaluated)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -42,6 +42,10 @@ class PretrainingModelArguments:
     dropout_rate: float = field(
         default=0.0, metadata={"help": "Dropout while training. The checkpoints were pre-trained with 0."}
     )
+    broadcast_dropout: bool = field(
+        default=False,
+        metadata={"help": "Drop the same features and keys at all positions of a row, as the original does."},
+    )
 
     def __post_init__(self) -> None:
         if (self.model_name_or_path is None) == (self.preset is None):
@@ -67,7 +71,13 @@ class PretrainingModelArguments:
             raise TrainingError(f"--config_overrides is not JSON ({error}).") from error
         if not isinstance(overrides, dict):
             raise TrainingError('--config_overrides is not a JSON object such as {"d_model": 128}.')
+        if own := sorted(set(overrides) & set(self.dropout_fields())):
+            raise TrainingError(f"--config_overrides has {own[0]}, which is an option of its own: give --{own[0]}.")
         return overrides
+
+    def dropout_fields(self) -> dict[str, float | bool]:
+        """What the model's configuration shall say of dropout."""
+        return {"dropout_rate": self.dropout_rate, "broadcast_dropout": self.broadcast_dropout}
 
 
 @dataclass

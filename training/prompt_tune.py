@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
-from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from t5_experimental.training import finetune
 from t5_experimental.training.adapters import add_prompt, import_peft
 from t5_experimental.training.arguments import ModelArguments
 from t5_experimental.training.commandline import EntryPoint
-from t5_experimental.training.description import warn_of_float16
+from t5_experimental.training.description import describe_learning_rate, warn_of_float16
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.finetuning_arguments import DataArguments, FinetuningArguments
 from t5_experimental.training.models import load_config
 from t5_experimental.training.prompts import PromptAdafactor, initial_rows, read_prompt, save_prompt
+from t5_experimental.training.report import card_of_import, write_card
 
 
 if TYPE_CHECKING:
@@ -106,15 +106,14 @@ ENTRY_POINT = EntryPoint(
 )
 
 
+# What has a meaning where nothing is trained; that nothing is reported is none of the import's business.
+_FOR_IMPORT = {"model_name_or_path", "import_prompt", "output_dir", "use_cpu", "report_to", "disable_tqdm"}
+
+
 def run(options: Options) -> None:
     """Tunes a prompt, or imports one."""
-    _, prompt, data, _ = options
+    _, prompt, data, training = options
     import_peft()
-    files = [
-        name
-        for name in ("train_file", "validation_file", "test_file", "dataset_name")
-        if getattr(data, name) is not None
-    ]
     if prompt.import_prompt is None:
         if data.train_file is None and data.dataset_name is None:
             raise TrainingError(
@@ -122,8 +121,8 @@ def run(options: Options) -> None:
             )
         tune(options)
     else:
-        if files:
-            raise TrainingError(f"--import_prompt trains nothing: leave it out, or leave --{files[0]} out.")
+        if unused := sorted(training.given - _FOR_IMPORT):
+            raise TrainingError(f"--import_prompt trains nothing: leave it out, or leave --{unused[0]} out.")
         import_released(options)
 
 
@@ -134,6 +133,7 @@ def import_released(options: Options) -> None:
     rows = read_prompt(Path(str(prompt.import_prompt)), config)
     if training.process_index == 0:
         save_prompt(rows, model.model_name_or_path, config, Path(str(training.output_dir)))
+        write_card(Path(str(training.output_dir)), card_of_import(config, model.model_name_or_path, training))
         print(f"The prompt of {len(rows)} rows is in {training.output_dir}", flush=True)
 
 
@@ -155,8 +155,7 @@ def tune(options: Options) -> None:
         settings = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
         trainer.optimizer_cls_and_kwargs = (PromptAdafactor, settings)
         more["optimizer"] = (
-            f"adafactor without parameter scaling, learning rate {training.learning_rate:g}, "
-            f"schedule {SchedulerType(training.lr_scheduler_type).value}, decay {training.weight_decay:g}"
+            f"adafactor without parameter scaling, {describe_learning_rate(training)}, decay {training.weight_decay:g}"
         )
     finetune.train_and_evaluate(trainer, splits, data, "Prompt tuning", more)
 

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import t5_experimental
+from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.charts import Points, chart
 from t5_experimental.training.trainer import T5Trainer
@@ -35,7 +36,7 @@ class Report:
         model: class of the model.
         model_type: its family's.
         is_adapter: only adapters were saved, for the model that `facts` name.
-        source: what was trained, as the name of its folder.
+        source: what was trained, as the name of its folder; empty for fresh weights.
         command: the command line.
         facts: what was said before the start, by heading.
         metrics: final figures, by split and name.
@@ -90,6 +91,23 @@ def report_of(
     )
 
 
+def card_of_import(config: T5ExperimentalConfig, model_folder: str, args: T5TrainingArguments) -> Report:
+    """What the model card of a released prompt says, which nothing here has trained."""
+    return Report(
+        title="A prompt for prompt tuning",
+        model=(config.architectures or [type(config).__name__])[0],
+        model_type=config.model_type,
+        is_adapter=True,
+        source=Path(model_folder).resolve().name,
+        command=args.command,
+        facts={},
+        metrics={},
+        samples=(),
+        history=(),
+        versions=_versions(args),
+    )
+
+
 def _versions(args: T5TrainingArguments) -> dict[str, str]:
     found = {"t5_experimental": t5_experimental.__version__, "Python": platform.python_version()}
     for package in _PACKAGES:
@@ -122,6 +140,18 @@ def curves(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Points
 
 def write_report(folder: Path, report: Report) -> None:
     """Writes `report.html` and `README.md`, each as a whole or not at all."""
+    charts = [Markup(chart(title, lines)) for title, lines in curves(report.history).items()]
+    _write(folder, "report.html", "report.html", report=report, charts=charts)
+    write_card(folder, report)
+
+
+def write_card(folder: Path, report: Report) -> None:
+    """Writes the model card, `README.md`, as a whole or not at all."""
+    _write(folder, "model_card.md", "README.md", report=report)
+
+
+def _write(folder: Path, template: str, name: str, **values: Any) -> None:
+    """Fills in a template."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=lambda name: name is not None and name.endswith(".html"),
@@ -130,9 +160,7 @@ def write_report(folder: Path, report: Report) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    charts = [Markup(chart(title, lines)) for title, lines in curves(report.history).items()]
-    for template, name in (("report.html", "report.html"), ("model_card.md", "README.md")):
-        text = environment.get_template(template).render(report=report, charts=charts, folder=folder.resolve().name)
-        aside = folder / f".{name}.unfinished"
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, folder / name)
+    text = environment.get_template(template).render(folder=folder.resolve().name, **values)
+    aside = folder / f".{name}.unfinished"
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, folder / name)

@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from t5_experimental.training.documents import Windows
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.models import vocabulary_digest
 from t5_experimental.training.objectives import Objective
 from t5_experimental.training.packing import model_features, pack
 
@@ -102,8 +103,8 @@ class TextStream(IterableDataset):
         settings = {name: getattr(self, name) for name in ("packed", "seed", "processes", "workers")}
         return {
             "objective": repr(self.objective),
-            "bytes of text": self.windows.total,
-            "windows": self.windows.count,
+            "vocabulary": vocabulary_digest(self._tokenizer),
+            **self.windows.settings(),
             **settings,
         }
 
@@ -227,6 +228,17 @@ def _state_path(checkpoint: Path, process: int) -> Path:
     return checkpoint / f"stream-{process}.json"
 
 
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is otherwise in the settings of a stream; if it is the files, that alone."""
+    if before.get("files") == now["files"]:
+        return [f"{name} ({before.get(name)} then, {now[name]} now)" for name in now if before.get(name) != now[name]]
+    then = before.get("files", [])
+    if len(then) != len(now["files"]):
+        return [f"number of files ({len(then)} then, {len(now['files'])} now)"]
+    first = next(pair for pair in zip(then, now["files"], strict=True) if pair[0] != pair[1])
+    return ["file ({} of {:,} bytes then, {} of {:,} bytes now)".format(*first[0], *first[1])]
+
+
 def restore(stream: TextStream, checkpoint: Path) -> None:
     """Lets a stream go on where a checkpoint of the same run stands.
 
@@ -242,7 +254,6 @@ def restore(stream: TextStream, checkpoint: Path) -> None:
         )
     record = json.loads(path.read_text())
     before, now = cast(Mapping[str, Any], record["settings"]), stream.settings()
-    changed = [f"{name} ({before.get(name)} then, {now[name]} now)" for name in now if before.get(name) != now[name]]
-    if changed:
+    if changed := _changes(before, now):
         raise TrainingError(f"{checkpoint} was written with another {', '.join(changed)}: use the same, {start_anew}.")
     stream.state = StreamState(tuple(Place(*place) for place in record["places"]), record["next_worker"])

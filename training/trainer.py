@@ -18,6 +18,7 @@ from t5_experimental.training.losses import loss_arguments, with_all_positions
 from t5_experimental.training.nonfinite import FirstNonFinite, named, non_finite
 from t5_experimental.training.optimizers import build_optimizer
 from t5_experimental.training.progress import TokenMeter, TokenProgressCallback
+from t5_experimental.training.resuming import use_learning_rate, write_record
 from t5_experimental.training.saving import SavingTrainer
 
 
@@ -35,6 +36,7 @@ class T5Trainer(SavingTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._first_bad: FirstNonFinite | None = None
+        self._makes_optimizer = self.optimizer is None
         self._meter = TokenMeter(self.args.device)
         self._trained_tokens, self._trained_seconds = 0, 0.0
         self._evaluated: list[torch.Tensor] = []
@@ -148,10 +150,21 @@ class T5Trainer(SavingTrainer):
             warmup_steps=int(args.warmup_steps) or None,
             weight_decay=args.weight_decay,
             slots=args.optimizer_slots,
+            moments=args.moments(),
         )
         if self.lr_scheduler is None:
             self.lr_scheduler = schedule  # if there is none, transformers makes the one of --lr_scheduler_type
         return self.optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            write_record(self, output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self._makes_optimizer:
+            use_learning_rate(self.lr_scheduler, self.args.highest_learning_rate())
 
     # Losses.
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForTextEncoding, T5Config
 from t5_experimental.training import commandline, finetune
 
 
+RESTAURANTS = Path(__file__).parents[1] / "data" / "restaurants_validation.jsonl"
 GOOD_LINE = '{"source": "a", "target": "b"}\n'
 
 
@@ -116,11 +117,51 @@ def test_missing_files(option, model, train_file, tmp_path):
         ({"optimizer_preset": "adamw", "optim": "sgd"}, "--optim sgd and --optimizer_preset adamw exclude each other"),
         ({"optimizer_slots": "folder"}, "give --optimizer_preset, too"),
         ({"optimizer_preset": "finetune", "warmup_steps": 0.1}, "give a number of steps"),
+        ({"optimizer_preset": "adamw", "optimizer_slots": "folder"}, "which --optimizer_preset adamw cannot go on"),
+        ({"optimizer_preset": "finetune", "optimizer_slots": "folder"}, "folder has no optimizer.safetensors"),
+        ({"optimizer_preset": "finetune", "weight_decay": 0.1}, "--weight_decay 0.1 is not for Adafactor"),
+        (
+            {"optimizer_preset": "finetune", "lr_scheduler_type": "linear"},
+            "--lr_scheduler_type has no effect beside --optimizer_preset finetune, which has its own schedule",
+        ),
+        (
+            {"optimizer_preset": "pretrain", "lr_scheduler_kwargs": "{}"},
+            "--lr_scheduler_kwargs has no effect beside --optimizer_preset pretrain",
+        ),
+        ({"lr_scheduler_kwargs": "{}"}, "--lr_scheduler_kwargs has no effect beside a constant learning rate"),
+        (
+            {"optimizer_preset": "finetune", "adam_beta1": 0.9},
+            "--adam_beta1 has no effect beside --optimizer_preset finetune, which is Adafactor: leave it out",
+        ),
+        ({"adam_epsilon": 1e-6}, "--adam_epsilon has no effect beside --optim adafactor"),
+        ({"optim_args": "a=1"}, "--optim_args has no effect beside --optim adafactor"),
+        ({"optim": "sgd", "adam_beta2": 0.9}, "--adam_beta2 has no effect beside --optim sgd"),
+        (
+            {"optimizer_preset": "adamw", "optim_args": "a=1"},
+            "--optim_args has no effect beside --optimizer_preset adamw: leave it out, or give --optim",
+        ),
+        ({"optim_target_modules": "q"}, "--optim_target_modules has no effect beside --optim adafactor"),
+        ({"optim": "adamw_torch", "adam_beta1": 1}, "--adam_beta1 is 1: it must be at least 0 and less than 1"),
+        ({"learning_rate": -1}, "--learning_rate is -1: it must be at least 0"),
+        ({"weight_decay": "nan"}, "--weight_decay is nan: it must be at least 0"),
         ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size is 0: it must be at least 1"),
         ({"per_device_eval_batch_size": 0}, "--per_device_eval_batch_size is 0"),
         ({"gradient_accumulation_steps": 0}, "--gradient_accumulation_steps is 0"),
         ({"num_train_epochs": 0}, "--num_train_epochs is 0, which trains nothing"),
         ({"max_steps": "many"}, "invalid int value: 'many'"),
+        ({"do_train": False}, "--do_train False leaves nothing to do"),
+        ({"do_eval": True}, "--do_eval needs examples to evaluate on: give --validation_file, too"),
+        ({"do_predict": True}, "--do_predict needs examples to evaluate on: give --test_file, too"),
+        (
+            {"do_eval": False, "validation_file": RESTAURANTS},
+            "--do_eval False contradicts --validation_file, which is evaluated on: leave one out",
+        ),
+        ({"metric_for_best_model": "bleu"}, "bleu is not computed, only loss: choose one of these, or give --metric"),
+        (
+            {"metric_for_best_model": "eval_rouge", "metric": "rouge"},
+            "--metric_for_best_model eval_rouge is not computed, only loss, rouge1, rouge2, rougeLsum",
+        ),
+        ({"max_step": 1}, "There is no option --max_step; the nearest is --max_steps"),
         ({"max_stepz": 1}, "There is no option --max_stepz; the nearest is --max_steps"),
         ({"fp16": True, "bf16": True}, "At most one of fp16 and bf16"),
         ({"report_to": "carrier_pigeon"}, "carrier_pigeon is not supported"),

@@ -39,6 +39,7 @@ source_prefix: "yes: -1 "
 input_column: on
 bf16: no
 label_names: [labels, more]
+lr_scheduler_type: cosine
 lr_scheduler_kwargs: '{"num_cycles": 1e-5}'
 warmup_steps: null
 max_steps: 7

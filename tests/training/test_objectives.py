@@ -214,6 +214,18 @@ def read_back(inputs, targets, first_sentinel):
     return [token for place in inputs[:-1] for token in (spans.pop(place) if place > 10_000 else [place])], spans
 
 
+@pytest.mark.parametrize(("density", "mean"), [(0.15, 3.0), (0.5, 1.0), (0.8, 4.0), (0.8, 1.5), (0.9, 1.0)])
+def test_every_span_of_noise_has_text_before_it(density, mean):
+    """Or two spans would be one, and sentinels and targets fewer than counted; no length is too short for it."""
+    rng = np.random.default_rng(0)
+    for length in range(2, 100):
+        noise, spans = noise_counts(length, density, mean)
+        mask = noise_spans_mask(length, draw_starts(noise, spans, rng), draw_starts(length - noise, spans, rng))
+        begins = mask & ~np.concatenate(([False], mask[:-1]))
+        assert (len(mask), mask.sum(), begins.sum()) == (length, noise, spans)
+        assert not mask[0]
+
+
 def test_short_ends_with_more_spans_than_text_lose_nothing():
     """As densities of a half with spans of one token make them; the original fails there."""
     objective = SpanCorruption(64, 64, EOS, 4, 20_000, 0.5, 1.0)
@@ -223,7 +235,12 @@ def test_short_ends_with_more_spans_than_text_lose_nothing():
         assert tokens == chunk.tolist()
 
 
-@given(documents_of_tokens, seeds, st.sampled_from([(40, 0.15, 3.0), (64, 0.5, 2.0), (16, 0.3, 1.0)]))
+@given(
+    documents_of_tokens,
+    seeds,
+    # The last one asks for as many spans as there are tokens of text, the most that can be kept apart.
+    st.sampled_from([(40, 0.15, 3.0), (64, 0.5, 2.0), (16, 0.3, 1.0), (64, 0.5, 1.0)]),
+)
 @settings(deadline=None)
 def test_span_corruption_loses_nothing(documents, seed, setting):
     inputs_length, density, mean = setting
@@ -235,8 +252,12 @@ def test_span_corruption_loses_nothing(documents, seed, setting):
     for chunk in all_chunks(objective, documents):
         inputs, targets = objective.make(chunk, rng)
         assert inputs[-1] == targets[-1] == EOS
-        if len(chunk) == chunk_length:
+        noise, spans = noise_counts(max(len(chunk), 2), density, mean)
+        # Fewer spans than asked for leave room: as many as there are tokens of text.
+        if len(chunk) == chunk_length and spans < chunk_length - noise:
             assert (len(inputs), len(targets)) in {(inputs_length, targets_length), (inputs_length - 1, targets_length)}
+        elif len(chunk) > 1:
+            assert (len(inputs), len(targets)) == (len(chunk) - noise + spans + 1, noise + spans + 1)
         tokens, left = read_back(inputs, targets, 20_000)
         text += tokens
         for side in (inputs, targets):

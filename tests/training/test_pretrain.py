@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,8 @@ def test_starts_with_the_launcher_from_a_recipe(text, tmp_path):
 
     output = tmp_path / "output"
     assert {"config.json", "model.safetensors", "tokenizer.json", "report.html"} <= {f.name for f in output.iterdir()}
+    card = (output / "README.md").read_text()
+    assert "Pre-training of a `T5TalkingHeadsForConditionalGeneration` with fresh weights, with t5_exp" in card
     model = AutoModelForSeq2SeqLM.from_pretrained(output)
     assert model.config.dropout_rate == 0
     assert model.config.vocab_size == 384  # of 279 ids, rounded up to a multiple of 128
@@ -150,6 +153,11 @@ def test_every_objective_trains(model_type, options, text, tiny_models, tmp_path
     )
     facts = capsys.readouterr().out
     assert f"({model_type})" in facts
+    assert "preset pretrain, learning rate 0.01, schedule constant up to step 10,000, then inverse square root" in facts
+    assert re.search(r"8 examples on 1 process\(es\), about [\d,]+ input and [\d,]+ target tokens", facts)
+    card = (tmp_path / "output" / "README.md").read_text()
+    assert f"Pre-training of `{model_type}`, a `" in card
+    assert "Curves and settings are in [report.html]" in card
     assert ", packed" in facts or "pack" not in options
     results = json.loads((tmp_path / "output" / "train_results.json").read_text())
     assert results["train_loss"] < torch.log(torch.tensor(1152.0))  # what knowing nothing costs
@@ -248,6 +256,8 @@ def test_missing_files(tiny_models, text, tmp_path):
         ({"max_steps": -1}, "--max_steps is missing"),
         ({"optim": "adamw_torch"}, "or give --optimizer_preset '' where a preset is the default"),
         ({"eval_strategy": "steps"}, "give --validation_file"),
+        ({"do_predict": True}, "--do_predict needs examples"),
+        ({"metric_for_best_model": "bleu"}, "--metric_for_best_model bleu is not computed, only loss"),
         ({"predict_with_generate": True}, "--predict_with_generate is for fine-tuning"),
         ({"preset": "t5.1.1.small"}, "Give either --model_name_or_path"),
         ({"config_overrides": '{"d_model": 1}'}, "--config_overrides is for --preset"),
@@ -266,6 +276,7 @@ def test_options(options, expected, tiny_models, text, tmp_path):
         ({"preset": "t5.1.1.small", "config_overrides": "{"}, "is not JSON"),
         ({"preset": "t5.1.1.small", "config_overrides": "[]"}, "is not a JSON object"),
         ({"preset": "t5.1.1.small", "config_overrides": '{"d_modle": 1}'}, "has no field 'd_modle'"),
+        ({"preset": "t5.1.1.small", "config_overrides": '{"dropout_rate": 0.1}'}, "give --dropout_rate"),
         ({"preset": "t5.1.1.small", "config_overrides": '{"num_layers": -1}'}, "`num_layers` is -1: it must be"),
         ({"preset": "t5.1.1.small", "config_overrides": '{"vocab_size": 256}'}, "has 279 ids, the model only 256"),
         ({"preset": "t5.1.1.small", "tokenizer_name": __file__}, "is not a sentencepiece model"),
@@ -286,7 +297,21 @@ def test_a_vocabulary_too_large_for_the_checkpoint(tiny_models, text, tmp_path):
     tokenizer.add_tokens([f"word{number}" for number in range(1152)])
     tokenizer.save_pretrained(folder)
     message = complaint(tmp_path / "output", model_name_or_path=folder, train_file=text)
-    assert "has 1431 ids, the model only 1152 embedding rows" in message
+    assert f"The tokenizer of {folder} has 1431 ids, the model only 1152 embedding rows" in message
+    other = {"model_name_or_path": tiny_models["t5_v1_1"], "tokenizer_name": folder, "train_file": text}
+    message = complaint(tmp_path / "output", **other)
+    assert f"--tokenizer_name {folder} has 1431 ids, the model only 1152 embedding rows: give" in message
+
+
+@pytest.mark.parametrize("start", ["checkpoint", "preset"])
+def test_dropout_as_the_original_drops(start, tiny_models, text, tmp_path):
+    model = {"model_name_or_path": tiny_models["t5_v1_1"]}
+    if start == "preset":
+        model = {"preset": "t5.1.1.small", "config_overrides": TINY, "tokenizer_name": VOCABULARY}
+    flags_of_run = flags({**model, "train_file": text, "output_dir": tmp_path / "output", "max_steps": 1})
+    options = pretrain.parse([*flags_of_run, "--use_cpu", "--dropout_rate", "0.2", "--broadcast_dropout"])
+    trainer = pretrain.build_trainer(options)
+    assert (trainer.model.config.dropout_rate, trainer.model.config.broadcast_dropout) == (0.2, True)
 
 
 @pytest.mark.parametrize(

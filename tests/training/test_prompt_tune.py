@@ -181,6 +181,10 @@ def test_import(tiny_models, tmp_path, capsys):
     options = {"model_name_or_path": model, "import_prompt": tmp_path / "x.npy", "output_dir": output}
     prompt_tune.main(words(**options))
     assert f"The prompt of 100 rows is in {output}" in capsys.readouterr().out
+    card = (output / "README.md").read_text()
+    assert "A prompt for prompt tuning of `t5_lm_adapted`, a `T5LMAdaptedForConditionalGeneration`," in card
+    assert 'AutoTokenizer.from_pretrained("t5_lm_adapted")' in card
+    assert "report.html" not in card
     assert load(model, output).get_prompt(batch_size=1)[0].detach().numpy().tobytes() == rows.tobytes()
     with pytest.raises(SystemExit, match="already holds an adapter: give another folder, or remove it"):
         prompt_tune.main(words(**options))
@@ -192,6 +196,9 @@ def test_import(tiny_models, tmp_path, capsys):
         ({}, "There is nothing to do: give --train_file or --dataset_name to tune a prompt, or --import"),
         ({"train_file": TRAIN, "import_prompt": "x.npy"}, "--import_prompt trains nothing: .* leave --train_file out"),
         ({"test_file": TRAIN, "import_prompt": "x.npy"}, "--import_prompt trains nothing: .* leave --test_file out"),
+        ({"import_prompt": "x.npy", "prompt_length": 100}, "trains nothing: .* leave --prompt_length out"),
+        ({"import_prompt": "x.npy", "class_labels": "a"}, "trains nothing: .* leave --class_labels out"),
+        ({"import_prompt": "x.npy", "learning-rate": 0.1}, "trains nothing: .* leave --learning_rate out"),
         ({"import_prompt": "none.npy"}, "--import_prompt none.npy cannot be read"),
         ({"train_file": TRAIN, "prompt_length": 0}, "--prompt_length is 0"),
         ({"train_file": TRAIN, "prompt_init": "labels"}, "--prompt_init labels needs the labels: give --class_labels"),

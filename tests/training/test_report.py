@@ -81,7 +81,8 @@ def test_page_stands_alone_and_shows_the_run(output):
 
 def test_card_links_to_the_page(output):
     card = (output / "README.md").read_text()
-    assert "](report.html)" in card
+    assert "Curves, samples and settings are in [report.html](report.html)." in card
+    assert "Fine-tuning of `t5_v1_1`, a `T5V11ForConditionalGeneration`, with" in card
     assert "library_name: transformers" in card
     assert "- t5_v1_1" in card
     assert "| test_bleu |" in card

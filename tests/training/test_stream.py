@@ -2,6 +2,8 @@
 """Streaming of text: every document once, in whatever ranges a file is read, and exact resumption."""
 
 import json
+import shutil
+import tracemalloc
 from itertools import islice
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from t5_experimental.training import documents
 from t5_experimental.training.documents import DocumentFile, Windows, find_files
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.models import load_tokenizer
@@ -220,3 +223,97 @@ def test_resuming_with_other_settings_is_refused(tokenizer, tmp_path):
         restore(make_stream(tokenizer, path, seed=4), tmp_path / "checkpoint-1")
     with pytest.raises(TrainingError, match=r"has no stream-1.json"):
         restore(make_stream(tokenizer, path, process=1, processes=2), tmp_path / "checkpoint-1")
+
+
+@pytest.fixture
+def resume(tokenizer, tmp_path):
+    """`resume(paths, vocabulary=..., ...)`: a stream of other files goes on where one of `a.txt` and `b/c.txt` was."""
+    text = tmp_path / "text"
+    (text / "b").mkdir(parents=True)
+    paths = [numbered_documents(text, 20, "a.txt"), numbered_documents(text, 30, "b/c.txt")]
+
+    def make(paths, tokenizer=tokenizer, column="text", per_line=False):
+        files = find_files("train_file", [str(path) for path in paths], column, per_line)
+        return TextStream(Windows(files, 4000, 1), tokenizer, PlainLM(64, 64, EOS, 1), False, seed=0)
+
+    (tmp_path / "checkpoint-1").mkdir()
+    save_state(StreamLoader(make(paths), 2, 0), tmp_path / "checkpoint-1")
+    return lambda paths, **others: restore(make(paths, **others), tmp_path / "checkpoint-1")
+
+
+def test_resuming_with_other_text_is_refused(resume, tmp_path):
+    text = tmp_path / "text"
+    paths = [text / "a.txt", text / "b" / "c.txt"]
+    resume(paths)
+    resume(paths, column="content")  # text files have no columns
+    with pytest.raises(TrainingError, match=r"another --document_per_line \(False then, True now\): use the same"):
+        resume(paths, per_line=True)
+    with pytest.raises(TrainingError, match=r"another number of files \(2 then, 1 now\)"):
+        resume(paths[:1])
+
+    # The folder may be another one, as long as the files are the same.
+    shutil.move(text, tmp_path / "moved")
+    moved = [tmp_path / "moved" / "a.txt", tmp_path / "moved" / "b" / "c.txt"]
+    resume(moved)
+    renamed = moved[0].rename(tmp_path / "moved" / "b" / "a.txt")
+    with pytest.raises(TrainingError, match=r"another file \(b/c.txt of ([\d,]+) bytes then, c.txt of \1 bytes now\)"):
+        resume([renamed, moved[1]])
+    content = renamed.read_text()
+    moved[0].write_text(content + "food")
+    with pytest.raises(TrainingError, match=r"another file \(a.txt of [\d,]+ bytes then, a.txt of"):
+        resume(moved)
+    moved[0].write_text(content)
+    resume(moved)
+
+
+def test_resuming_with_another_vocabulary_or_column_is_refused(resume, tokenizer, tiny_models, tmp_path):
+    paths = [tmp_path / "text" / "a.txt", tmp_path / "text" / "b" / "c.txt"]
+    other = load_tokenizer(str(tiny_models["t5_v1_1"]))
+    resume(paths, tokenizer=other)
+    # As many ids, and one of them another word.
+    backend = json.loads(other.backend_tokenizer.to_str())
+    backend["model"]["vocab"][100][0] += "x"
+    other._tokenizer = type(other.backend_tokenizer).from_str(json.dumps(backend))
+    with pytest.raises(TrainingError, match=r"another vocabulary \([0-9a-f]{12} then, [0-9a-f]{12} now\)"):
+        resume(paths, tokenizer=other)
+
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"text": "food", "content": "drink"}\n')
+    for column in ("text", "content"):
+        windows = Windows(find_files("train_file", [str(path)], column, False), 10, 1)
+        assert windows.settings()["--text_column"] == column
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "per_line", "expected"),
+    [
+        ("text.txt", "food\n" * 300, False, r"text.txt has more than 0.001 MB from byte 0 on without a blank line"),
+        ("later.txt", "a\n\n" + "b\n" * 600, False, r"later.txt has more than 0.001 MB from byte 3 on"),
+        ("line.txt", "food " * 300, True, r"line.txt has a line of more than 0.001 MB at byte 0"),
+        ("line.txt", "food " * 300, False, r"line.txt has a line of more than 0.001 MB at byte 0"),
+        ("line.jsonl", json.dumps({"text": "food " * 300}), False, r"line.jsonl has a line of more than 0.001 MB"),
+    ],
+)
+def test_documents_too_large_for_memory_are_refused(name, content, per_line, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MOST_BYTES", 1000)
+    path = tmp_path / name
+    path.write_text(content)
+    file = DocumentFile(path, path.stat().st_size, document_per_line=per_line)
+    with pytest.raises(TrainingError, match=expected):
+        list(file.read(0, file.size))
+    # Whoever begins behind it does not read it all at once, either.
+    assert list(file.read(file.size - 1, file.size)) == []
+
+
+def test_refusing_a_large_document_needs_little_memory(tmp_path):
+    """A gigabyte without line breaks, of which nobody may read more than the limit at a time."""
+    path = tmp_path / "hole.txt"
+    with path.open("wb") as file:
+        file.truncate(2**30)
+    tracemalloc.start()
+    with pytest.raises(TrainingError, match="has a line of more than 64 MB at byte 0"):
+        find_files("train_file", [str(path)], "text", False)
+    list(DocumentFile(path, 2**30).read(2**30 - 10, 2**30))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3 * documents.MOST_BYTES

@@ -147,13 +147,12 @@ def test_each_pass_of_an_evaluation_has_a_bar_of_its_own():
 
 
 def test_presets_of_optimizers(build, tiny_models):
-    rates = {"finetune": 1e-3, "pretrain": 1e-2, "adamw": 3e-4}
+    rates = {"finetune": 1e-3, "pretrain": 1e-2, "adamw --lr_scheduler_type linear": 0, "adamw": 3e-4}
     for preset, rate in rates.items():
-        trainer = build(f"--optimizer_preset {preset} --max_steps 2 --lr_scheduler_type linear --warmup_steps 0")
+        trainer = build(f"--optimizer_preset {preset} --max_steps 2")
         trainer.train()
-        assert isinstance(trainer.optimizer.optimizer, Adafactor) == (preset != "adamw")
-        # Two steps of a linear schedule end at zero: the presets of the original do not know it.
-        assert trainer.lr_scheduler.get_last_lr()[0] == (0 if preset == "adamw" else rate)
+        assert isinstance(trainer.optimizer.optimizer, Adafactor) == ("adamw" not in preset)
+        assert trainer.lr_scheduler.get_last_lr()[0] == rate
     trainer = build("--optimizer_preset finetune --learning_rate 0.5")
     trainer.create_optimizer()
     assert trainer.optimizer.param_groups[0]["lr"] == 0.5
@@ -171,9 +170,26 @@ def test_presets_of_optimizers(build, tiny_models):
             trainer.lr_scheduler.step()
             rates.append(trainer.lr_scheduler.get_last_lr()[0])
         assert (rates[4], rates[9], rates[17]) == pytest.approx((1.5e-4, 3e-4, rate))
-    trainer = build(f"--optimizer_preset finetune --optimizer_slots {tiny_models['t5_v1_1']}")
     with pytest.raises(TrainingError, match="which holds the optimizer's state"):
-        trainer.create_optimizer()
+        build(f"--optimizer_preset finetune --optimizer_slots {tiny_models['t5_v1_1']}")
+
+
+@pytest.mark.parametrize(
+    ("flags", "betas", "epsilon"),
+    [
+        ("--optimizer_preset adamw", (0.9, 0.999), 1e-8),
+        ("--optimizer_preset adamw --adam_beta1 0.8 --adam_epsilon 1e-7", (0.8, 0.999), 1e-7),
+        ("--optimizer_preset rms_adamw", (0.9, 0.999), 1e-6),
+        ("--optimizer_preset rms_adamw --adam_beta2 0.99", (0.9, 0.99), 1e-6),
+        ("--optimizer_preset rms_adamw --adam_epsilon 1e-5", (0.9, 0.999), 1e-5),
+        ("--optim adamw_torch --adam_beta2 0.99", (0.9, 0.99), 1e-8),
+    ],
+)
+def test_moments_are_those_that_were_asked_for(flags, betas, epsilon, build):
+    trainer = build(flags)
+    trainer.create_optimizer()
+    for group in trainer.optimizer.param_groups:
+        assert (group["betas"], group["eps"]) == (betas, epsilon)
 
 
 @pytest.mark.parametrize("model_type", ["t5_v1_1", "t5_lm_adapted", "t5_talking_heads", "t5_first_layers_narrow"])

@@ -20,6 +20,7 @@ from t5_experimental.training.engines import check_optimizer, settle_engine
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.losses import LossDenominator, check_loss_options
 from t5_experimental.training.optimizer_arguments import OptimizerArguments
+from t5_experimental.training.peers import join_on_cpu
 
 
 # Files that make a folder what it is, and are written last.
@@ -189,6 +190,8 @@ class T5TrainingArguments(OptimizerArguments):
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
         settle_engine(self)
+        if self.use_cpu:
+            join_on_cpu(self.ddp_backend, self.ddp_timeout_delta)
         super().__post_init__()
         check_optimizer(self, self.optimizer_preset)
         if float32_wanted and self.mixed_precision == "bf16":

@@ -272,7 +272,7 @@ def remove_oldest(folder: Path, keep: int | None, newest: Path, best: str | None
         gone = folder / ASIDE / path.name
         gone.parent.mkdir(exist_ok=True)
         os.replace(path, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+    shutil.rmtree(folder / ASIDE, ignore_errors=True)
 
 
 def why_not_written(error: BaseException) -> str | None:

@@ -4,6 +4,7 @@ help."""
 
 import dataclasses
 import difflib
+import errno
 import os
 import shlex
 import sys
@@ -19,6 +20,7 @@ from transformers import HfArgumentParser
 
 from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.errors import ProcessError, TrainingError
+from t5_experimental.training.peers import lost_peer
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -102,6 +104,17 @@ class EntryPoint:
                 time.sleep(SECONDS_TO_BE_ENDED)
                 sys.exit(1)
             sys.exit(f"{self.name}: {error}")
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            sys.exit(
+                f"{self.name}: {error.filename or 'A file'} cannot be written ({error.strerror}): make room and run "
+                "the same command again, which goes on from the last checkpoint."
+            )
+        except RuntimeError as error:
+            if (lost := lost_peer(error)) is None:
+                raise
+            sys.exit(f"{self.name}: {lost}")
 
 
 def _split_recipe(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -1,0 +1,206 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Runs entry points of training in processes that are forked from one which has imported everything already.
+
+That makes a start a matter of a second instead of ten, so that a test can afford to kill a run a dozen times. What is
+forked finds its fellows, computes and dies as processes of a launcher do. As a launcher would, their parent ends all of
+them when one has failed.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+
+# What `accelerate launch` tells its processes under the files in `training/configs`.
+ENGINES: dict[str, dict[str, str]] = {
+    "single": {},
+    "ddp": {},
+    "deepspeed_zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
+    "deepspeed_zero3": {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "true",
+        "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+    },
+}
+
+# Seconds that processes have to say something after the first one has failed.
+GRACE = 1.0
+# Seconds after which a run is taken for one that hangs, and ended.
+LIMIT = 200.0
+
+
+class Family:
+    """The processes of a run.
+
+    Attributes:
+        pids: by rank.
+    """
+
+    def __init__(self, nursery: "Nursery", pids: list[int], logs: list[Path]):
+        self._nursery, self._logs, self.pids = nursery, logs, pids
+
+    def kill(self, ranks: Sequence[int], number: int = signal.SIGKILL) -> None:
+        """Sends processes a signal; those that have ended do not mind."""
+        for rank in ranks:
+            with suppress(ProcessLookupError):
+                os.kill(self.pids[rank], number)
+
+    def wait(self) -> list[int]:
+        """Return codes by rank, when all have ended; that of a signal is its negative number."""
+        return self._nursery.answer()["codes"]
+
+    def read(self, rank: int = 0) -> str:
+        """What a process has printed and complained so far."""
+        return self._logs[rank].read_text(errors="replace")
+
+
+class Nursery:
+    """The process that all others are forked from; as a context, it ends with them.
+
+    Args:
+        folder: for what they print, and what `datasets` caches.
+        deepspeed: whether it imports DeepSpeed, too.
+    """
+
+    def __init__(self, folder: Path, deepspeed: bool = False):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._count = folder, 0
+        environment = {
+            "DS_ACCELERATOR": "cpu",
+            "HF_DATASETS_CACHE": str(folder / "datasets"),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *(["deepspeed"] if deepspeed else [])],
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __enter__(self) -> "Nursery":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def start(self, entry: str, arguments: Sequence[object], engine: str, processes: int, hook: str = "") -> Family:
+        """Starts a run.
+
+        Args:
+            entry: `"finetune"` or `"pretrain"`.
+            arguments: its command line.
+            engine: of [`ENGINES`].
+            processes: how many.
+            hook: Python code that each of them executes before, with `RANK` as its number.
+        """
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        environments = []
+        for rank in range(processes):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+            together = {**meeting, **{name: str(value) for name, value in place.items()}} if engine != "single" else {}
+            environments.append({**ENGINES[engine], **together})
+        self._count += 1
+        logs = [self._folder / f"run-{self._count}-{rank}.log" for rank in range(processes)]
+        order = {
+            "entry": entry,
+            "arguments": [str(argument) for argument in arguments],
+            "environments": environments,
+            "hook": hook,
+            "logs": [str(path) for path in logs],
+        }
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return Family(self, self.answer()["pids"], logs)
+
+    def answer(self) -> dict:
+        """The next line that the process says."""
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+
+# What happens in the process itself.
+
+
+def main(with_deepspeed: bool) -> None:
+    """Follows orders, line by line."""
+    from t5_experimental.training import finetune, pretrain
+
+    if with_deepspeed:
+        import deepspeed  # noqa: F401
+    entries = {"finetune": finetune.main, "pretrain": pretrain.main}
+    for line in sys.stdin:
+        order = json.loads(line)
+        pids = []
+        for rank, (environment, log) in enumerate(zip(order["environments"], order["logs"], strict=True)):
+            pid = os.fork()
+            if pid == 0:
+                _run(entries[order["entry"]], order["arguments"], environment, Path(log), order["hook"], rank)
+            pids.append(pid)
+        print(json.dumps({"pids": pids}), flush=True)
+        print(json.dumps({"codes": _wait(pids)}), flush=True)
+
+
+def _run(entry, arguments: list[str], environment: Mapping[str, str], log: Path, hook: str, rank: int) -> None:
+    os.environ.update(environment)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    code = 0
+    try:
+        exec(hook, {"RANK": rank})
+        entry(arguments)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _wait(pids: list[int]) -> list[int]:
+    """Return codes when all have ended; when one has failed or all take too long, it ends them, at last by force."""
+    codes: dict[int, int] = {}
+    failed_at, give_up_at = None, time.monotonic() + LIMIT
+    sent = []
+    while len(codes) < len(pids):
+        for pid in set(pids) - set(codes):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                codes[pid] = os.waitstatus_to_exitcode(status)
+        if failed_at is None and (any(codes.values()) or time.monotonic() > give_up_at):
+            failed_at = time.monotonic()
+        for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 5 * GRACE)):
+            if failed_at is not None and number not in sent and time.monotonic() > failed_at + seconds:
+                sent.append(number)
+                for pid in set(pids) - set(codes):
+                    os.kill(pid, number)
+        time.sleep(0.01)
+    return [codes[pid] for pid in pids]
+
+
+if __name__ == "__main__":
+    main("deepspeed" in sys.argv[1:])

@@ -21,6 +21,7 @@ from t5_experimental.training.losses import loss_arguments, with_all_positions
 from t5_experimental.training.nonfinite import FirstNonFinite, named, non_finite
 from t5_experimental.training.optimizers import build_optimizer
 from t5_experimental.training.progress import TokenMeter, TokenProgressCallback
+from t5_experimental.training.sharding import check_optimizer, saving_whole, share_embedding
 
 
 class T5Trainer(Seq2SeqTrainer):
@@ -36,6 +37,9 @@ class T5Trainer(Seq2SeqTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        check_optimizer(self.args.optimizer_preset, self.args.optim, self.accelerator)
+        if self.accelerator.is_fsdp2:
+            share_embedding(self.plain_model())
         self._first_bad: FirstNonFinite | None = None
         self._meter = TokenMeter(self.args.device)
         self._trained_tokens, self._trained_seconds = 0, 0.0
@@ -189,6 +193,10 @@ class T5Trainer(Seq2SeqTrainer):
             inputs["labels"] = self._without_fillers(inputs["labels"])
         if prediction_loss_only and self._skips_logits:
             inputs["skip_logits"] = True
+        if self.accelerator.is_fsdp2:
+            # Each token gathers parameters from all processes, so one whose texts are finished goes on until all are.
+            # transformers does so if it sees FSDP, but not that of the second kind.
+            self._gen_kwargs = {**getattr(self, "_gen_kwargs", {}), "synced_gpus": True}
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
         if loss is not None:
             mean = cast(torch.Tensor, loss).float()
@@ -245,7 +253,8 @@ class T5Trainer(Seq2SeqTrainer):
         if self.is_world_process_zero():
             shutil.rmtree(aside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        self.save_model(str(aside))
+        with saving_whole(self.accelerator):
+            self.save_model(str(aside))
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             (aside / "training_args.bin").unlink(missing_ok=True)

@@ -42,6 +42,7 @@ class Observed(finetune.FinetuningTrainer):
 
     def facts(self) -> dict[str, Any]:
         parameters = dict(self.model.named_parameters())
+        modules = list(self.model.modules())
         held = [p.to_local() if isinstance(p, DTensor) else p for p in parameters.values()]
         return {
             "type": str(self.accelerator.distributed_type.value),
@@ -52,7 +53,7 @@ class Observed(finetune.FinetuningTrainer):
             "fsdp_modules": [
                 type(module).__name__ for module in self.model.modules() if isinstance(module, FSDPModule)
             ],
-            "blocks": sum(isinstance(module, T5Block) for module in self.model.modules()),
+            "blocks": sum(isinstance(module, T5Block) for module in modules),
             "parameters_bytes_per_rank": sum(p.numel() * p.element_size() for p in held),
         }
 

@@ -33,6 +33,7 @@ from t5_experimental.training.checkpoints import (
     why_not_written,
 )
 from t5_experimental.training.errors import ProcessError, TrainingError
+from t5_experimental.training.sharding import saving_whole
 
 
 _LOSSES = "losses.json"
@@ -202,7 +203,8 @@ class SavingTrainer(Seq2SeqTrainer):
         folder = Path(str(self.args.output_dir))
         aside = folder / ASIDE
         with self.writing("The model", aside):
-            self.save_model(str(aside))
+            with saving_whole(self.accelerator):
+                self.save_model(str(aside))
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 (aside / "training_args.bin").unlink(missing_ok=True)

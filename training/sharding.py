@@ -1,22 +1,98 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Means over parameters that FSDP of the second kind has spread over processes, row by row.
+"""Parameters that FSDP of the second kind has spread over processes, row by row: means over them, and what needs whole
+ones.
 
 Such a parameter is torch's `DTensor`: it has the shape of the whole, and what is computed of it is computed of the
 whole, each process doing its rows. Sums over rows and norms are added up among the processes, a few numbers at a time.
 """
 
 import math
-from collections.abc import Iterable
-from typing import NoReturn
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+from torch.distributed.fsdp import StateDictType
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from transformers import PreTrainedModel
+from transformers.training_args import OptimizerNames
 
 from t5_experimental.training.errors import TrainingError
 
 
 # What FSDP of the first kind and DeepSpeed's ZeRO-3 leave on parameters that they have cut up.
 _MARKS_OF_PARTS = ("_fsdp_flattened", "ds_id")
+
+
+def check_optimizer(preset: str | None, optim: OptimizerNames | str, accelerator: Accelerator) -> None:
+    """Checks, before anything is trained, that an optimizer is right for what the engine does to parameters.
+
+    AdamW needs no more than every number's own history. Adafactor and `rms_adamw` take means over whole parameters.
+    DeepSpeed and FSDP of the first kind make flat pieces of these, whose means are others; and transformers' Adafactor
+    does not know rows that are spread over processes.
+
+    Args:
+        preset: name of ours, or None for `optim`.
+        optim: name of transformers'.
+        accelerator: knows the engine.
+
+    Raises:
+        TrainingError: it is not.
+    """
+    is_flat = accelerator.distributed_type == DistributedType.DEEPSPEED or (
+        accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2
+    )
+    chosen = f"--optim {OptimizerNames(optim).value}" if preset is None else f"--optimizer_preset {preset}"
+    needs_whole = preset not in (None, "adamw") or (preset is None and optim == OptimizerNames.ADAFACTOR)
+    if is_flat and needs_whole:
+        engine = "DeepSpeed" if accelerator.distributed_type == DistributedType.DEEPSPEED else "FSDP of the first kind"
+        raise TrainingError(
+            f"{engine} cuts parameters into flat pieces, but {chosen} takes means over the rows and columns of whole "
+            "ones: choose --optimizer_preset adamw, or another engine (training/configs/fsdp2.yaml or ddp.yaml)."
+        )
+    if accelerator.is_fsdp2 and preset is None and needs_whole:
+        raise TrainingError(
+            f"FSDP spreads parameters over processes, which {chosen} (the default) does not know: choose "
+            "--optimizer_preset finetune, the original's Adafactor, or --optimizer_preset adamw."
+        )
+
+
+def share_embedding(model: PreTrainedModel) -> None:
+    """Makes one module of those that hold a model's input embedding, and leaves one name for it in state dicts.
+
+    FSDP gathers a parameter when its module is called, and must not find it in two. And where torch loads FSDP's
+    checkpoints it visits a module once, but expects a value for every name.
+    """
+    embedding = model.get_input_embeddings()
+    model.set_input_embeddings(embedding)
+    modules = model.named_modules(remove_duplicate=False)
+    first, *others = [f"{name}.weight" for name, module in modules if module is embedding]
+
+    def forget(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        for name in others:
+            state.pop(prefix + name, None)
+
+    def restore(module: nn.Module, state: dict[str, Any], prefix: str, *details: Any) -> None:
+        if prefix + first in state:
+            state.update(dict.fromkeys((prefix + name for name in others), state[prefix + first]))
+
+    model.register_state_dict_post_hook(forget)
+    model.register_load_state_dict_pre_hook(restore)
+
+
+@contextmanager
+def saving_whole(accelerator: Accelerator) -> Iterator[None]:
+    """The trainer saves a model in one piece meanwhile, even if FSDP's checkpoints are in parts; it would save none."""
+    plugin = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
+    if plugin is None:
+        yield
+        return
+    usual, plugin.state_dict_type = plugin.state_dict_type, StateDictType.FULL_STATE_DICT
+    yield
+    plugin.state_dict_type = usual
 
 
 def refuse_parts(parameters: Iterable[torch.Tensor]) -> None:

@@ -22,6 +22,7 @@ from t5_experimental.training.optimizers import build_optimizer
 from t5_experimental.training.progress import TokenMeter, TokenProgressCallback
 from t5_experimental.training.resuming import use_learning_rate, write_record
 from t5_experimental.training.saving import SavingTrainer
+from t5_experimental.training.sharding import check_optimizer, share_embedding
 from t5_experimental.training.xla import FixedShapes, StepBoundaries, is_xla, without_prefetching
 
 
@@ -40,6 +41,9 @@ class T5Trainer(SavingTrainer):
         super().__init__(*args, **kwargs)
         check_engine(self.args, self.accelerator)
         self.add_callback(SayPartsCallback())
+        check_optimizer(self.args.optimizer_preset, self.args.optim, self.accelerator)
+        if self.accelerator.is_fsdp2:
+            share_embedding(self.plain_model())
         self._first_bad: FirstNonFinite | None = None
         self._makes_optimizer = self.optimizer is None
         self._meter = TokenMeter(self.args.device)
@@ -218,6 +222,10 @@ class T5Trainer(SavingTrainer):
             inputs["labels"] = self._without_fillers(inputs["labels"])
         if prediction_loss_only and self._skips_logits:
             inputs["skip_logits"] = True
+        if self.accelerator.is_fsdp2:
+            # Each token gathers parameters from all processes, so one whose texts are finished goes on until all are.
+            # transformers does so if it sees FSDP, but not that of the second kind.
+            self._gen_kwargs = {**getattr(self, "_gen_kwargs", {}), "synced_gpus": True}
         loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
         if loss is not None:
             mean = cast(torch.Tensor, loss).float()

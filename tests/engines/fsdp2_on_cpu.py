@@ -1,0 +1,107 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Fine-tunes several models in turn, under FSDP of the second kind if there are several processes, and reports.
+
+    accelerate launch --config_file training/configs/fsdp2.yaml tests/engines/fsdp2_on_cpu.py RUNS.json REPORT.json
+
+All goes through accelerate's own code for GPUs. The one thing that it lacks: `AcceleratorState` turns FSDP on for a
+list of devices that the processor is not in. So it is told of GPUs here, with gloo between the processes and tensors on
+the processor.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from t5_experimental.stack_t5_experimental import T5Block
+from t5_experimental.training import finetune
+from t5_experimental.training.errors import TrainingError
+
+
+class Observed(finetune.FinetuningTrainer):
+    """Reports, and leaves the process group to the runs that follow."""
+
+    reports: list[dict[str, Any]] = []
+
+    def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if "steps" not in self.report():
+            self.report().update(self.facts(), steps=0)
+        self.report()["steps"] += 1
+        return super().training_step(model, *args, **kwargs)
+
+    def report(self) -> dict[str, Any]:
+        return self.reports[-1]
+
+    def facts(self) -> dict[str, Any]:
+        parameters = dict(self.model.named_parameters())
+        modules = list(self.model.modules())
+        held = [p.to_local() if isinstance(p, DTensor) else p for p in parameters.values()]
+        return {
+            "type": str(self.accelerator.distributed_type.value),
+            "is_fsdp2": self.accelerator.is_fsdp2,
+            "class": type(self.model).__name__,
+            "parameters": len(parameters),
+            "distributed": sum(isinstance(p, DTensor) for p in parameters.values()),
+            "fsdp_modules": [
+                type(module).__name__ for module in self.model.modules() if isinstance(module, FSDPModule)
+            ],
+            "blocks": sum(isinstance(module, T5Block) for module in modules),
+            "parameters_bytes_per_rank": sum(p.numel() * p.element_size() for p in held),
+        }
+
+    def leave_process_group(self) -> None:
+        optimizer = self.optimizer.optimizer
+        states = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+        self.report().update(
+            losses=[entry["loss"] for entry in self.state.log_history if "loss" in entry],
+            norms=[entry["grad_norm"] for entry in self.state.log_history if "grad_norm" in entry],
+            evaluation=[entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry],
+            predictions=[sample.prediction for sample in self.sample("eval")],
+            states=len(states),
+            distributed_states=sum(isinstance(value, DTensor) for value in states),
+        )
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+
+
+def run(flags: list[str], environment: dict[str, str]) -> dict[str, Any]:
+    before = dict(os.environ)
+    os.environ.update(environment)
+    AcceleratorState._reset_state()
+    if "RANK" in os.environ:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    Observed.reports.append({})
+    try:
+        finetune.run(finetune.parse(flags))
+    except TrainingError as error:
+        Observed.reports[-1]["refused"] = str(error)
+    os.environ.clear()
+    os.environ.update(before)
+    return Observed.reports[-1]
+
+
+def main() -> None:
+    runs, output = Path(sys.argv[1]), Path(sys.argv[2])
+    finetune.FinetuningTrainer = Observed
+    state = PartialState(cpu=True, backend="gloo" if "RANK" in os.environ else None)
+    reports = {name: run(**options) for name, options in json.loads(runs.read_text()).items()}
+    gathered: list[Any] = [reports]
+    if "RANK" in os.environ:
+        gathered = [None] * state.num_processes
+        torch.distributed.all_gather_object(gathered, reports)
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    if state.is_main_process:
+        output.write_text(json.dumps(gathered))
+
+
+if __name__ == "__main__":
+    main()

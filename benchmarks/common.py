@@ -40,6 +40,14 @@ def stock_twin(model: torch.nn.Module) -> T5ForConditionalGeneration:
     return stock.eval()
 
 
+def ragged_mask(batch_size: int, length: int) -> torch.Tensor:
+    """Ones at tokens, zeros at padding, `(batch, length)`: lengths drawn evenly from an eighth of `length` to the
+    whole, by a seed of their own, and the first row full, as in a batch that is padded to its longest."""
+    lengths = torch.randint(length // 8, length + 1, (batch_size, 1), generator=torch.Generator().manual_seed(2))
+    lengths[0] = length
+    return (torch.arange(length) < lengths).long()
+
+
 def in_turns(
     contestants: Mapping[str, Callable[[], object]],
     rounds: int,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import transformers
-from common import draw_bars, in_turns, stock_twin, summary, write_json
+from common import draw_bars, in_turns, ragged_mask, stock_twin, summary, write_json
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM
@@ -31,6 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--preset", default="t5.1.1.base", help="a t5.1.1 size, which both can express")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--ragged", action="store_true", help="rows of different lengths; ours leaves out padding")
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
@@ -38,10 +39,10 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def bare_products(encoder: nn.Module, batch_size: int, length: int) -> Callable[[], None]:
+def bare_products(encoder: nn.Module, tokens: int) -> Callable[[], None]:
     """A function that multiplies random states by every matrix of the encoder."""
     weights = [module.weight for module in encoder.modules() if isinstance(module, nn.Linear)]
-    states = {weight.shape[1]: torch.randn(batch_size, length, weight.shape[1]).to(weight.dtype) for weight in weights}
+    states = {weight.shape[1]: torch.randn(tokens, weight.shape[1]).to(weight.dtype) for weight in weights}
 
     def run() -> None:
         for weight in weights:
@@ -57,15 +58,22 @@ def measure(dtype: str, arguments: argparse.Namespace) -> dict[str, Any]:
     stock = stock_twin(ours).to(DTYPES[dtype])
     ours = copy.deepcopy(ours).to(DTYPES[dtype])
     input_ids = torch.randint(3, ours.config.vocab_size, (arguments.batch_size, arguments.length))
+    mask, tokens = None, input_ids.numel()
+    if arguments.ragged:
+        mask = ragged_mask(*input_ids.shape)
+        tokens = int(mask.sum())
     contestants: dict[str, Callable[[], Any]] = {
-        "transformers": lambda: stock.encoder(input_ids),
-        "t5_experimental": lambda: ours.encoder(input_ids),
-        "products alone": bare_products(ours.encoder, arguments.batch_size, arguments.length),
+        "transformers": lambda: stock.encoder(input_ids, mask),
+        "t5_experimental": lambda: ours.encoder(input_ids, mask, skip_padding=arguments.ragged),
+        "products alone": bare_products(ours.encoder, tokens),
     }
     cpu_seconds: dict[str, list[float]] = {}
     seconds = in_turns(contestants, arguments.rounds, cpu_seconds=cpu_seconds)
     outputs = [contestants[name]().last_hidden_state.float() for name in ("transformers", "t5_experimental")]
+    if mask is not None:
+        outputs = [output[mask != 0] for output in outputs]
     return {
+        "tokens": tokens,
         "contestants": summary(seconds, cpu_seconds, "transformers"),
         "largest_difference": (outputs[0] - outputs[1]).abs().max().item(),
         "largest_output": outputs[0].abs().max().item(),
@@ -84,7 +92,9 @@ def main() -> None:
             print(dtype, name, {key: value for key, value in figures.items() if key != "seconds"}, flush=True)
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
     write_json(arguments.output.with_suffix(".json"), {"settings": settings, "results": results})
-    title = f"{arguments.preset}, encoder, {arguments.batch_size} x {arguments.length}, {arguments.threads} threads"
+    ragged = ", ragged" * arguments.ragged
+    shape = f"{arguments.batch_size} x {arguments.length}{ragged}"
+    title = f"{arguments.preset}, encoder, {shape}, {arguments.threads} threads"
     groups = {
         dtype: {name: figures["median"] for name, figures in result["contestants"].items()}
         for dtype, result in results.items()

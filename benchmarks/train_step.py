@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from common import draw_bars, in_turns, peak_memory, stock_twin, summary, write_json
+from common import draw_bars, in_turns, peak_memory, ragged_mask, stock_twin, summary, write_json
 from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import preset_config
@@ -31,6 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--source-length", type=int, default=512)
     parser.add_argument("--target-length", type=int, default=114)
+    parser.add_argument("--ragged", action="store_true", help="rows of different lengths, padded to the longest")
     parser.add_argument("--dropout", type=float, default=0.0, help="0 as in pre-training; fine-tuning has 0.1")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
@@ -58,6 +59,9 @@ def training_step(name: str, arguments: argparse.Namespace) -> Callable[[], floa
         key: torch.randint(3, config.vocab_size, (arguments.batch_size, length), generator=generator)
         for key, length in (("input_ids", arguments.source_length), ("labels", arguments.target_length))
     }
+    if arguments.ragged:
+        inputs["attention_mask"] = ragged_mask(*inputs["input_ids"].shape)
+        inputs["labels"][ragged_mask(*inputs["labels"].shape) == 0] = -100
 
     def step() -> float:
         loss = model(**inputs, **options, use_cache=False).loss
@@ -96,9 +100,9 @@ def main() -> None:
         print(name, {key: value for key, value in figures.items() if key != "seconds"}, flush=True)
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
     write_json(arguments.output.with_suffix(".json"), {"settings": settings, "results": results})
-    checkpointing = ", gradient checkpointing" * arguments.gradient_checkpointing
+    options = ", gradient checkpointing" * arguments.gradient_checkpointing + ", ragged" * arguments.ragged
     title = (
-        f"{arguments.preset}, training step{checkpointing}, {arguments.batch_size} x {arguments.source_length}/"
+        f"{arguments.preset}, training step{options}, {arguments.batch_size} x {arguments.source_length}/"
         f"{arguments.target_length}, float32, {arguments.threads} threads"
     )
     groups = {

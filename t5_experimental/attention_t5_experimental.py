@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from .attention_by_rows_t5_experimental import attention_by_rows
 from .configuration_t5_experimental import TALKING_HEADS, LayerSpec, T5ExperimentalConfig
 from .masks_t5_experimental import Visibility, masked_bias
+from .padding_t5_experimental import Tokens
 from .products_t5_experimental import is_eager_on_cpu, multiply
 
 
@@ -113,7 +114,7 @@ def dense_bias(diagonals: torch.Tensor, visible: Visibility) -> torch.Tensor:
     return bias if mask is None else masked_bias(bias, mask)
 
 
-def shared_dropout(states: torch.Tensor, rate: float, dim: int) -> torch.Tensor:
+def shared_dropout(states: torch.Tensor, rate: float, dim: int, tokens: Tokens | None = None) -> torch.Tensor:
     """Dropout that decides once for all entries along an axis.
 
     Source: `noise_shape` of `dropout` in mesh_tensorflow/ops.py.
@@ -122,11 +123,14 @@ def shared_dropout(states: torch.Tensor, rate: float, dim: int) -> torch.Tensor:
         states: of any shape.
         rate: share of the decisions that set to 0; what stays is divided by `1 - rate`.
         dim: axis that shares a decision.
+        tokens: what the rows of `states` `(1, tokens, features)` are, if positions of a batch share decisions.
     """
-    shape = list(states.shape)
+    shape = list(states.shape if tokens is None else (tokens.batch, *states.shape[1:]))
     shape[dim] = 1
     # Ones and zeros, as half precision has no digits for 1 / (1 - rate).
     kept = torch.empty(shape, dtype=states.dtype, device=states.device).bernoulli_(1 - rate)
+    if tokens is not None:
+        kept = kept.bool().index_select(0, tokens.rows).transpose(0, 1)  # [b, 1, features] -> [1, tokens, features]
     return (states * kept).mul_(1 / (1 - rate))
 
 
@@ -214,13 +218,15 @@ class T5Attention(nn.Module):
         """Whether it reads diagonals and visibility row by row, and needs no bias for every pair.
 
         Plain attention does where torch's has no kernel on the CPU and would keep all pairs: with a bias that learns,
-        and with dropout.
+        and with dropout, then even without gradients, since a checkpointed block has to draw the same in both passes.
         """
         return (
             self._may_take_rows(visible, output_attentions)
             and is_eager_on_cpu(states)
-            and torch.is_grad_enabled()
-            and ((diagonals is not None and diagonals.requires_grad) or self.weight_dropout > 0)
+            and (
+                self.weight_dropout > 0
+                or (torch.is_grad_enabled() and diagonals is not None and diagonals.requires_grad)
+            )
         )
 
     def _may_take_rows(self, visible: Visibility | None, output_attentions: bool) -> bool:
@@ -243,17 +249,20 @@ class T5Attention(nn.Module):
 
         Args:
             hidden_states: `(b, n, d)`, normed input of the queries; of keys and values too unless `key_value_states` is
-                given.
+                given. `(1, tokens, d)` if `visible` names the tokens; so is then what is returned.
             attention_bias: added to the logits of the softmax, broadcastable to `(b, h, n, m)`: position bias and mask.
                 Not read where [`T5Attention.takes_rows`].
-            key_value_states: `(b, m, d)`, the encoder's output, for encoder-decoder attention.
+            key_value_states: `(b, m, d)`, the encoder's output, for encoder-decoder attention; `(1, tokens, d)` if
+                `visible` names the tokens of the keys.
             past_key_values: cache to read and to extend.
             output_attentions: also return the weights after the softmax; this takes the eager path.
             diagonals: `(h, n + m - 1)`, position bias in the form that [`bias_diagonals`] returns.
             visible: mask in the form that goes with `diagonals`.
         """
-        query = self._split_heads(multiply(self.q, hidden_states), self.spec.d_k)  # [b, hk, n, dk]
-        key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values)
+        tokens, key_tokens = (None, None) if visible is None else (visible.query_tokens, visible.key_tokens)
+        query = multiply(self.q, hidden_states)
+        query = self._split_heads(query if tokens is None else tokens.spread(query), self.spec.d_k)  # [b, hk, n, dk]
+        key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values, key_tokens)
         if self.training and self.drops_keys and self.dropout > 0:
             value = shared_dropout(value, self.dropout, dim=-1)
         if visible is not None and self.takes_rows(hidden_states, diagonals, visible, output_attentions):
@@ -262,14 +271,18 @@ class T5Attention(nn.Module):
             # A cache may hold more digits than the model computes with.
             context, weights = self.attend(query.to(key.dtype), key, value, attention_bias, output_attentions)
         merged = context.to(query.dtype).transpose(1, 2).flatten(2)  # [b, hv, n, dv] -> [b, n, hv * dv]
-        return AttentionOutput(multiply(self.o, merged), weights)
+        return AttentionOutput(multiply(self.o, merged if tokens is None else tokens.gather(merged)), weights)
 
     @staticmethod
     def _split_heads(states: torch.Tensor, size: int) -> torch.Tensor:
         return states.unflatten(-1, (-1, size)).transpose(1, 2)  # [b, n, heads * size] -> [b, heads, n, size]
 
     def _keys_and_values(
-        self, hidden_states: torch.Tensor, key_value_states: torch.Tensor | None, past_key_values: Cache | None
+        self,
+        hidden_states: torch.Tensor,
+        key_value_states: torch.Tensor | None,
+        past_key_values: Cache | None,
+        tokens: Tokens | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys `(b, hk, m, dk)` and values `(b, hv, m, dv)`, past ones included; the encoder's are computed once."""
         is_cross = key_value_states is not None
@@ -280,7 +293,10 @@ class T5Attention(nn.Module):
                 layer: Any = layers.layers[self.layer_idx]
                 return self._from_cache(layer.keys, layer.values)
         source = key_value_states if key_value_states is not None else hidden_states
-        key, value = self._to_cache(multiply(self.k, source), multiply(self.v, source))
+        key, value = multiply(self.k, source), multiply(self.v, source)
+        if tokens is not None:
+            key, value = tokens.spread(key), tokens.spread(value)
+        key, value = self._to_cache(key, value)
         if layers is not None:
             key, value = layers.update(key, value, self.layer_idx)
             if is_cross and isinstance(past_key_values, EncoderDecoderCache):

@@ -31,9 +31,7 @@ from .attention_t5_experimental import (
     T5Attention,
     T5TalkingHeadsAttention,
 )
-from .cache_t5_experimental import ROOM, GrowingLayer, storage_dtype
-from .masks_t5_experimental import Visibility, masked_bias, visibility
-from .stack_t5_experimental import (
+from .block_t5_experimental import (
     T5Block,
     T5DenseActDense,
     T5Dropout,
@@ -41,8 +39,10 @@ from .stack_t5_experimental import (
     T5LayerFF,
     T5LayerNorm,
     T5LayerSelfAttention,
-    T5Stack,
 )
+from .cache_t5_experimental import ROOM, GrowingLayer, storage_dtype
+from .masks_t5_experimental import Visibility, masked_bias, visibility
+from .stack_t5_experimental import T5Stack
 
 
 PLAIN_STEPS = 2

@@ -4,12 +4,15 @@
 The original gives every position a sequence id, 0 for padding, and lets a position see only positions of its own id. An
 `attention_mask` here says the same for unpacked rows, `segment_ids` for packed ones. Padding *queries* are treated as
 in transformers (they see what any query sees) and not zeroed as in the original: no other position can see them, so
-nothing but their own, meaningless outputs differs, and those stay equal to what transformers' T5 puts there.
+nothing but their own, meaningless outputs differs, and those stay equal to what transformers' T5 puts there. Where
+nobody reads these outputs they are not computed at all, and then they are 0 (padding_t5_experimental.py).
 """
 
 from typing import NamedTuple
 
 import torch
+
+from .padding_t5_experimental import Tokens
 
 
 class Visibility(NamedTuple):
@@ -25,6 +28,8 @@ class Visibility(NamedTuple):
         key_segments: `(b, m)`, or None.
         past_length: positions before the first query, the first key standing at 0; a tensor for caches of fixed size.
         causal: a query sees only itself and what comes before it.
+        query_tokens: the queries that are computed, which hidden states then hold alone; None for all.
+        key_tokens: the same of the keys.
     """
 
     query_length: int
@@ -34,6 +39,8 @@ class Visibility(NamedTuple):
     key_segments: torch.Tensor | None = None
     past_length: int | torch.Tensor = 0
     causal: bool = False
+    query_tokens: Tokens | None = None
+    key_tokens: Tokens | None = None
 
     def rows(self, start: int, stop: int, device: torch.device) -> torch.Tensor | None:
         """Booleans, broadcastable to `(b, h, stop - start, m)`, true where one of the queries from `start` to `stop`

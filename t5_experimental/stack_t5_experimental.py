@@ -1,13 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""From one layer to a whole stack: norm, feed-forward, block, encoder or decoder.
+"""From one layer to a whole stack, encoder or decoder.
 
-    embed -> dropout -> block 0 .. block N-1 -> norm -> dropout
-
-    block:  x = x + dropout(self_attention(norm(x)))
-            x = x + dropout(cross_attention(norm(x), encoder))     decoder only
-            x = x + dropout(feed_forward(norm(x)))
-
-Modules are named as in transformers' T5, so that its checkpoints, adapters and sharding policies fit.
+embed -> dropout -> block 0 .. block N-1 -> norm -> dropout
 """
 
 from collections.abc import Callable
@@ -19,277 +13,21 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN, GELUTanh, NewGELUActivation
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from .attention_t5_experimental import (
-    HeadProjection,
-    InitialValues,
-    T5Attention,
-    build_attention,
-    dense_bias,
-    shared_dropout,
-)
+from .attention_t5_experimental import HeadProjection, InitialValues, T5Attention
+from .block_t5_experimental import T5Block, T5Dropout, T5LayerNorm
 from .cache_t5_experimental import with_room
 from .checkpointing_t5_experimental import with_kept_attention
-from .configuration_t5_experimental import LayerSpec, T5ExperimentalConfig
+from .configuration_t5_experimental import T5ExperimentalConfig
 from .masks_t5_experimental import Visibility, masked_bias, visibility
-from .products_t5_experimental import are_bare, is_plain_inference, multiply, multiply_gated
+from .padding_t5_experimental import Tokens, find_tokens, real_positions
 
 
 logger = logging.get_logger(__name__)
-
-# Few enough rows for the cache, and few blocks: every operator lets its threads wait for each other.
-_NORM_ROWS = 1024
-
-
-class T5LayerNorm(nn.Module):
-    """RMS norm: a scale, no shift, no subtraction of the mean; the mean square is taken in float32."""
-
-    def __init__(self, hidden_size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.eps = eps
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(..., d_model)` -> `(..., d_model)`, in the weight's dtype if that is a half one."""
-        if hidden_states.dtype == self.weight.dtype:
-            if hidden_states.dtype in (torch.bfloat16, torch.float16) and is_plain_inference(hidden_states):
-                return self._in_blocks(hidden_states)
-            return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
-        normed = F.rms_norm(hidden_states.float(), self.weight.shape, None, self.eps)
-        return self.weight * normed.to(self.weight.dtype)
-
-    def _in_blocks(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The same numbers, some rows at a time: on the CPU half types go through float32 tensors, which stay in the
-        cache so."""
-        normed = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
-        blocks = (
-            hidden_states.flatten(0, -2).split(_NORM_ROWS),
-            normed.view(-1, hidden_states.shape[-1]).split(_NORM_ROWS),
-        )
-        for rows, target in zip(*blocks, strict=True):
-            target.copy_(F.rms_norm(rows, self.weight.shape, self.weight, self.eps))
-        return normed
-
-
-class T5Dropout(nn.Dropout):
-    """Dropout of hidden states, single numbers or whole features of a row (`broadcast_dropout`)."""
-
-    def __init__(self, config: T5ExperimentalConfig):
-        super().__init__(config.dropout_rate)
-        self.drops_features = config.broadcast_dropout
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(b, n, features)` -> `(b, n, features)`."""
-        if self.drops_features and self.training and self.p > 0:
-            return shared_dropout(hidden_states, self.p, dim=-2)
-        return super().forward(hidden_states)
-
-
-class T5DenseActDense(nn.Module):
-    """Feed-forward `wo(act(wi x))` or, gated, `wo(act(wi_0 x) * wi_1 x)`."""
-
-    def __init__(self, config: T5ExperimentalConfig, d_ff: int):
-        super().__init__()
-        self.is_gated = config.is_gated_act
-        if self.is_gated:
-            self.wi_0 = nn.Linear(config.d_model, d_ff, bias=False)
-            self.wi_1 = nn.Linear(config.d_model, d_ff, bias=False)
-        else:
-            self.wi = nn.Linear(config.d_model, d_ff, bias=False)
-        self.wo = nn.Linear(d_ff, config.d_model, bias=False)
-        self.dropout = T5Dropout(config)
-        self.act = ACT2FN[config.dense_act_fn]
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(b, n, d_model)` -> `(b, n, d_model)`."""
-        if self._is_fused(hidden_states):
-            return multiply(self.wo, multiply_gated(self.wi_0, self.wi_1, hidden_states))
-        if self.is_gated:
-            inner = self.act(multiply(self.wi_0, hidden_states)) * multiply(self.wi_1, hidden_states)
-        else:
-            inner = self.act(multiply(self.wi, hidden_states))
-        inner = self.dropout(inner)
-        # `wo` stays in float32 when the rest is float16, whose range its outputs exceed; quantised weights cast
-        # themselves.
-        weight = self.wo.weight
-        if (
-            isinstance(weight, torch.Tensor)
-            and weight.is_floating_point()
-            and not torch.is_autocast_enabled(inner.device.type)
-        ):
-            inner = inner.to(weight.dtype)
-        return multiply(self.wo, inner)
-
-    def _is_fused(self, hidden_states: torch.Tensor) -> bool:
-        """Whether oneDNN does gelu and gate along with the products."""
-        return (
-            self.is_gated
-            and not self.training
-            and isinstance(self.act, GELUTanh | NewGELUActivation)
-            and is_plain_inference(hidden_states)
-            and are_bare(hidden_states, self.wi_0, self.wi_1)
-        )
-
-
-class T5LayerSelfAttention(nn.Module):
-    """Normed self-attention with its residual branch."""
-
-    def __init__(
-        self, config: T5ExperimentalConfig, spec: LayerSpec, has_relative_attention_bias: bool, layer_idx: int
-    ):
-        super().__init__()
-        self.SelfAttention = build_attention(config, spec, has_relative_attention_bias, layer_idx)
-        self.layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = T5Dropout(config)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_bias: torch.Tensor | None,
-        past_key_values: Cache | None,
-        output_attentions: bool,
-        diagonals: torch.Tensor,
-        visible: Visibility,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`(b, n, d_model)` -> `(b, n, d_model)` and the weights, if asked for."""
-        attended, weights = self.SelfAttention(
-            self.layer_norm(hidden_states), attention_bias, None, past_key_values, output_attentions, diagonals, visible
-        )
-        return hidden_states + self.dropout(attended), weights
-
-
-class T5LayerCrossAttention(nn.Module):
-    """Normed encoder-decoder attention with its residual branch; it has no position bias."""
-
-    def __init__(self, config: T5ExperimentalConfig, spec: LayerSpec, layer_idx: int):
-        super().__init__()
-        self.EncDecAttention = build_attention(config, spec, False, layer_idx)
-        self.layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = T5Dropout(config)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        attention_bias: torch.Tensor | None,
-        past_key_values: Cache | None,
-        output_attentions: bool,
-        visible: Visibility | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`(b, n, d_model)` and the encoder's `(b, m, d_model)` -> `(b, n, d_model)` and the weights, if asked for."""
-        attended, weights = self.EncDecAttention(
-            self.layer_norm(hidden_states),
-            attention_bias,
-            encoder_hidden_states,
-            past_key_values,
-            output_attentions,
-            visible=visible,
-        )
-        return hidden_states + self.dropout(attended), weights
-
-
-class T5LayerFF(nn.Module):
-    """Normed feed-forward with its residual branch."""
-
-    def __init__(self, config: T5ExperimentalConfig, spec: LayerSpec):
-        super().__init__()
-        self.DenseReluDense = T5DenseActDense(config, spec.d_ff)
-        self.layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
-        self.dropout = T5Dropout(config)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(b, n, d_model)` -> `(b, n, d_model)`."""
-        return hidden_states + self.dropout(self.DenseReluDense(self.layer_norm(hidden_states)))
-
-
-def clamp_float16(hidden_states: torch.Tensor) -> torch.Tensor:
-    """Keeps float16 finite where a residual stream of large models would overflow; other dtypes pass unchanged."""
-    if hidden_states.dtype != torch.float16:
-        return hidden_states
-    limit = torch.finfo(torch.float16).max
-    return hidden_states.clamp(-limit, limit)
-
-
-class T5Block(GradientCheckpointingLayer):
-    """One layer of a stack: self-attention, in the decoder encoder-decoder attention, feed-forward."""
-
-    def __init__(
-        self,
-        config: T5ExperimentalConfig,
-        spec: LayerSpec,
-        is_decoder: bool,
-        has_relative_attention_bias: bool,
-        layer_idx: int,
-    ):
-        super().__init__()
-        self.is_decoder = is_decoder
-        self.layer = nn.ModuleList([T5LayerSelfAttention(config, spec, has_relative_attention_bias, layer_idx)])
-        if is_decoder:
-            self.layer.append(T5LayerCrossAttention(config, spec, layer_idx))
-        self.layer.append(T5LayerFF(config, spec))
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        diagonals: torch.Tensor | None,
-        attention_bias: torch.Tensor | None,
-        visible: Visibility,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_bias: torch.Tensor | None = None,
-        encoder_visible: Visibility | None = None,
-        past_key_values: Cache | None = None,
-        output_attentions: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Applies the layer.
-
-        Position biases are arguments and results of their own, so that gradient checkpointing follows them.
-
-        Args:
-            hidden_states: `(b, n, d_model)`.
-            diagonals: `(h, n + m - 1)`, position bias of self-attention, as an earlier block with as many heads
-                returned it; None for the block that holds the table.
-            attention_bias: the same bias and the mask for every pair, broadcastable to `(b, h, n, m)`, as an earlier
-                block with as many heads returned it; None if no earlier one needed it.
-            visible: mask of self-attention.
-            encoder_hidden_states: `(b, m, d_model)`; without it a decoder layer skips its encoder-decoder attention.
-            encoder_attention_bias: mask of encoder-decoder attention, broadcastable to `(b, h, n, m)`.
-            encoder_visible: the same mask, for attentions that take rows of it.
-            past_key_values: cache to read and extend.
-            output_attentions: also return the weights of both attentions.
-
-        Returns:
-            Hidden states, diagonals and attention bias for later blocks, and the weights of self- and encoder-decoder
-            attention.
-        """
-        attention: T5Attention = self.layer[0].SelfAttention  # type: ignore[assignment]
-        if diagonals is None:
-            diagonals = attention.self_attention_bias(
-                visible, bidirectional=not self.is_decoder, device=hidden_states.device
-            )
-        if attention_bias is None and not attention.takes_rows(hidden_states, diagonals, visible, output_attentions):
-            attention_bias = dense_bias(diagonals, visible)
-        hidden_states, self_weights = self.layer[0](
-            hidden_states, attention_bias, past_key_values, output_attentions, diagonals, visible
-        )
-        hidden_states = clamp_float16(hidden_states)
-        cross_weights = None
-        if self.is_decoder and encoder_hidden_states is not None:
-            hidden_states, cross_weights = self.layer[1](
-                hidden_states,
-                encoder_hidden_states,
-                encoder_attention_bias,
-                past_key_values,
-                output_attentions,
-                encoder_visible,
-            )
-            hidden_states = clamp_float16(hidden_states)
-        return clamp_float16(self.layer[-1](hidden_states)), diagonals, attention_bias, self_weights, cross_weights
 
 
 class T5ExperimentalPreTrainedModel(PreTrainedModel):
@@ -416,6 +154,8 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         output_hidden_states: bool | None = None,
         segment_ids: torch.Tensor | None = None,
         encoder_segment_ids: torch.Tensor | None = None,
+        skip_padding: bool = False,
+        needed: torch.Tensor | None = None,
     ) -> BaseModelOutput | BaseModelOutputWithPastAndCrossAttentions:
         """Runs the stack.
 
@@ -431,6 +171,11 @@ class T5Stack(T5ExperimentalPreTrainedModel):
             output_hidden_states: return the input of every block, and the final output.
             segment_ids: `(b, n)`, packed examples, 0 for padding; with a cache it covers past and present.
             encoder_segment_ids: `(b, m)`, decoder only.
+            skip_padding: leave out the encoder's padding, as a 2-D mask or segment ids tell it, where there is enough
+                to be worth it: the encoder returns 0 there, and the decoder makes no keys and values of it. No effect
+                in compiled models, or beside `output_attentions` and `output_hidden_states`.
+            needed: `(b, n)`, decoder only: false behind the last position of a row that is read; 0 may be returned
+                there. No effect with a cache, nor where `skip_padding` has none.
 
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, or masks that do not fit.
@@ -446,18 +191,36 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         past_key_values = self._cache(past_key_values, use_cache)
+        tokens, encoder_tokens = None, None
+        if not (output_attentions or output_hidden_states or self._has_compiled_blocks()):
+            if skip_padding and not self.is_decoder:
+                needed = real_positions(attention_mask, segment_ids)
+            if past_key_values is None and (attention_mask is None or attention_mask.ndim == 2):
+                tokens = find_tokens(needed, inputs_embeds)
+            if skip_padding and encoder_hidden_states is not None:
+                encoder_needed = real_positions(encoder_attention_mask, encoder_segment_ids)
+                encoder_tokens = self._encoder_tokens(encoder_needed, encoder_hidden_states, past_key_values)
 
+        if tokens is not None:
+            inputs_embeds, attention_mask, segment_ids = tokens.trim(inputs_embeds, attention_mask, segment_ids)
         visible = self._visible(inputs_embeds, attention_mask, segment_ids, past_key_values)
+        visible = visible._replace(query_tokens=tokens, key_tokens=tokens)
         encoder_visible, encoder_bias = None, None
         if encoder_hidden_states is not None:
+            if encoder_tokens is not None:
+                encoder_hidden_states, encoder_attention_mask, encoder_segment_ids = encoder_tokens.trim(
+                    encoder_hidden_states, encoder_attention_mask, encoder_segment_ids
+                )
             query_length, key_length = inputs_embeds.shape[1], encoder_hidden_states.shape[1]
             query_segments = segment_ids[:, -query_length:] if segment_ids is not None else None
             encoder_visible = visibility(
                 encoder_attention_mask, query_segments, encoder_segment_ids, query_length, key_length
-            )
+            )._replace(query_tokens=tokens, key_tokens=encoder_tokens)
             encoder_bias = self._encoder_attention_bias(inputs_embeds, encoder_visible, output_attentions)
+            if encoder_tokens is not None:
+                encoder_hidden_states = encoder_tokens.gather(encoder_hidden_states)
 
-        hidden_states = self.dropout(inputs_embeds)
+        hidden_states = self.dropout(inputs_embeds if tokens is None else tokens.gather(inputs_embeds), tokens)
         biases: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}  # by number of softmax heads
         inputs_of_blocks, self_weights, cross_weights = [], [], []
         for block, num_heads in zip(self.block, self.head_counts, strict=True):
@@ -475,7 +238,9 @@ class T5Stack(T5ExperimentalPreTrainedModel):
             biases[num_heads] = diagonals, attention_bias
             self_weights.append(self_weight)
             cross_weights.append(cross_weight)
-        hidden_states = self.dropout(self.final_layer_norm(hidden_states))
+        hidden_states = self.dropout(self.final_layer_norm(hidden_states), tokens)
+        if tokens is not None:
+            hidden_states = tokens.restore(hidden_states)
 
         outputs: dict[str, Any] = {"last_hidden_state": hidden_states}
         if output_hidden_states:
@@ -487,6 +252,22 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         if output_attentions and encoder_hidden_states is not None:
             outputs["cross_attentions"] = tuple(cross_weights)
         return BaseModelOutputWithPastAndCrossAttentions(**outputs, past_key_values=past_key_values)
+
+    def _has_compiled_blocks(self) -> bool:
+        """Whether single blocks are compiled, which every other number of tokens would compile anew."""
+        return any(block._compiled_call_impl is not None or "_orig_mod" in block._modules for block in self.block)
+
+    @staticmethod
+    def _encoder_tokens(
+        needed: torch.Tensor | None, encoder_hidden_states: torch.Tensor, past_key_values: Cache | None
+    ) -> Tokens | None:
+        """The positions of the encoder that get keys and values; a cache holds all columns, in the mask's order."""
+        if past_key_values is None:
+            return find_tokens(needed, encoder_hidden_states)
+        if past_key_values.is_updated.get(0):  # type: ignore[attr-defined]  # [`T5Stack._cache`] sees to the type
+            return None
+        tokens = find_tokens(needed, encoder_hidden_states)
+        return None if tokens is None else tokens.whole()
 
     def _cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
         """The cache to use, made here if it is wanted and missing."""

@@ -23,7 +23,8 @@ from transformers.utils.generic import can_return_tuple
 from .cache_t5_experimental import with_room
 from .configuration_t5_experimental import T5ExperimentalConfig
 from .decoding_t5_experimental import decoding_session, next_token_logits
-from .loss_t5_experimental import chunked_token_losses, cross_entropy_loss, mean_of_counted
+from .loss_t5_experimental import IGNORE_INDEX, chunked_token_losses, cross_entropy_loss, mean_of_counted
+from .padding_t5_experimental import all_find_inputs, positions_up_to_labels
 from .stack_t5_experimental import T5ExperimentalPreTrainedModel, T5Stack
 
 
@@ -66,8 +67,10 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
         output_hidden_states: bool | None,
         segment_ids: torch.Tensor | None,
         decoder_segment_ids: torch.Tensor | None,
+        needed: torch.Tensor | None = None,
     ) -> Seq2SeqModelOutput:
-        """Encodes, unless `encoder_outputs` are given, and decodes; arguments as of [`T5ExperimentalModel.forward`]."""
+        """Encodes, unless `encoder_outputs` are given, and decodes; arguments as of [`T5ExperimentalModel.forward`] and
+        [`T5Stack.forward`]."""
         if (segment_ids is None) != (decoder_segment_ids is None):
             raise ValueError(
                 "Packed batches need both `segment_ids` and `decoder_segment_ids`: encoder-decoder attention "
@@ -78,6 +81,7 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
                 "An attention mask with a query axis holds for the encoder alone: pass `segment_ids` for packed "
                 "examples, or run the encoder first and give `encoder_outputs` and a 2-D mask."
             )
+        skip_padding = all_find_inputs(decoder_segment_ids, segment_ids)
         encoded: BaseModelOutput
         if encoder_outputs is None:
             encoded = self.encoder(
@@ -87,6 +91,7 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
                 segment_ids=segment_ids,
+                skip_padding=skip_padding,
                 return_dict=True,
             )
         elif isinstance(encoder_outputs, BaseModelOutput):
@@ -105,6 +110,8 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
             output_hidden_states=output_hidden_states,
             segment_ids=decoder_segment_ids,
             encoder_segment_ids=segment_ids,
+            skip_padding=skip_padding,
+            needed=needed,
             return_dict=True,
         )
         return Seq2SeqModelOutput(
@@ -149,6 +156,10 @@ class T5ExperimentalModel(T5ExperimentalEncoderDecoder):
         decoder_segment_ids: torch.Tensor | None = None,
     ) -> Seq2SeqModelOutput:
         """Encodes and decodes.
+
+        Padding of the encoder, which the decoder never sees, is not computed where there is enough of it, and
+        `encoder_last_hidden_state` is 0 there. The encoder called alone computes it, and so does whoever asks for
+        `output_attentions` or `output_hidden_states`.
 
         Args:
             input_ids: `(batch, source)`; or `inputs_embeds` `(batch, source, d_model)`, or `encoder_outputs`.
@@ -234,7 +245,7 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
             smoothing: share of the target distribution that is spread evenly, `label_smoothing` of [`token_losses`]; a
                 trainer takes every argument with "label" in its name for a column of labels.
             skip_logits: return the loss alone, which then takes the memory for logits of a few hundred tokens and not
-                of all.
+                of all; the decoder leaves out what stands behind the last label of a row.
 
         Raises:
             ValueError: `skip_logits` without `labels`.
@@ -276,6 +287,7 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
             output_hidden_states,
             segment_ids,
             decoder_segment_ids,
+            needed=positions_up_to_labels(labels, IGNORE_INDEX) if labels is not None and skip_logits else None,
         )
         hidden_states = outputs.last_hidden_state
         if self.config.scale_decoder_outputs:
@@ -306,6 +318,8 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
 
     @functools.wraps(GenerationMixin.generate)
     def generate(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("assistant_model") is None:  # which gets the same arguments, and may be a T5 of transformers
+            kwargs.setdefault("skip_padding", True)
         with decoding_session(self):
             return super().generate(*args, **kwargs)  # type: ignore[misc]
 
@@ -351,6 +365,7 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
             is_first_iteration: nothing has been generated yet.
             kwargs: passed on to transformers.
         """
+        kwargs.pop("skip_padding", None)  # meant for the encoder, which has run
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,  # type: ignore[arg-type]
             is_first_iteration=is_first_iteration,
@@ -399,8 +414,14 @@ class T5ExperimentalEncoderModel(T5ExperimentalPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         segment_ids: torch.Tensor | None = None,
+        skip_padding: bool = False,
     ) -> BaseModelOutput:
-        """Encodes; arguments as of [`T5ExperimentalModel.forward`]."""
+        """Encodes; arguments as of [`T5ExperimentalModel.forward`], and
+
+        Args:
+            skip_padding: do not compute padding, as `attention_mask` or `segment_ids` tell it, where there is enough of
+                it; the output is 0 there. Otherwise padding gets what transformers' T5 puts there.
+        """
         return self.encoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -408,5 +429,6 @@ class T5ExperimentalEncoderModel(T5ExperimentalPreTrainedModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             segment_ids=segment_ids,
+            skip_padding=skip_padding,
             return_dict=True,
         )

@@ -9,6 +9,7 @@ import pytest
 
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+RAGGED = ("--batch-size 2 --length 80 --ragged", 110)
 SMALL = "--preset t5.1.1.small --rounds 1 --threads 1"
 
 pytestmark = pytest.mark.slow
@@ -25,18 +26,21 @@ def run(script: str, flags: str, output: Path) -> dict:
     return report
 
 
-def test_encode(tmp_path):
-    results = run("encode.py", "--batch-size 1 --length 160", tmp_path / "encode")["results"]
+@pytest.mark.parametrize(("flags", "tokens"), [("--batch-size 1 --length 160", 160), RAGGED])
+def test_encode(flags, tokens, tmp_path):
+    results = run("encode.py", flags, tmp_path / "encode")["results"]
     for dtype, tolerance in (("fp32", 1e-5), ("bf16", 0.02)):
         figures = results[dtype]
+        assert figures["tokens"] == tokens
         assert set(figures["contestants"]) == {"transformers", "t5_experimental", "products alone"}
         assert all(len(figure["seconds"]) == 1 for figure in figures["contestants"].values())
         # Both compute the same, or their times could not be compared.
         assert figures["largest_difference"] <= tolerance * figures["largest_output"]
 
 
-def test_train_step(tmp_path):
-    flags = "--batch-size 1 --source-length 16 --target-length 8 --gradient-checkpointing"
+@pytest.mark.parametrize("batch", ["--batch-size 1", "--batch-size 4 --ragged"])
+def test_train_step(batch, tmp_path):
+    flags = f"{batch} --source-length 16 --target-length 8 --gradient-checkpointing"
     results = run("train_step.py", flags, tmp_path / "train_step")["results"]
     stock, ours = results["transformers"], results["t5_experimental"]
     assert results["t5_experimental keep_attention"]["losses"] == pytest.approx(ours["losses"], rel=1e-4)

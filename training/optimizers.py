@@ -23,8 +23,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_constant_schedule_with_warmup
 
 from t5_experimental.attention_t5_experimental import T5Attention
+from t5_experimental.block_t5_experimental import T5LayerNorm
 from t5_experimental.configuration_t5_experimental import TALKING_HEADS
-from t5_experimental.stack_t5_experimental import T5LayerNorm
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.sharding import (
     mean_over,

@@ -172,7 +172,7 @@ class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
 
 @pytest.mark.parametrize("options", [{}, {"z_loss": 1e-2}, {"smoothing": 0.1, "z_loss": 1e-2}])
 def test_skip_logits_gives_the_same_loss_and_gradients(model, batch, options, small_chunks):
-    batch["labels"][1, 3:] = -100
+    batch["labels"][1, 2:5] = -100  # a gap: what has no label behind it is not computed, and draws no dropout
     model.train()
     results = []
     for skip_logits in (False, True):

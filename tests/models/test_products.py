@@ -7,23 +7,23 @@ import torch
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
-from t5_experimental import products_t5_experimental, stack_t5_experimental
+from t5_experimental import block_t5_experimental, products_t5_experimental
+from t5_experimental.block_t5_experimental import T5LayerNorm
 from t5_experimental.loss_t5_experimental import chunked_token_losses, token_losses
 from t5_experimental.products_t5_experimental import are_bare, is_plain_inference, multiply
-from t5_experimental.stack_t5_experimental import T5LayerNorm
 
 
 @pytest.fixture
 def any_rows(monkeypatch):
     """Takes even a few rows, and norms five at a time."""
     monkeypatch.setattr(products_t5_experimental, "_MIN_ROWS", 1)
-    monkeypatch.setattr(stack_t5_experimental, "_NORM_ROWS", 5)
+    monkeypatch.setattr(block_t5_experimental, "_NORM_ROWS", 5)
 
 
 def fused_calls(monkeypatch) -> list[str]:
     """Gets the name of every product that oneDNN fuses or computes from now on."""
     calls = []
-    for module in (products_t5_experimental, stack_t5_experimental):
+    for module in (products_t5_experimental, block_t5_experimental):
         right = module.are_bare
 
         def counted(*arguments, right=right):

@@ -1,0 +1,274 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""One layer of a stack: norm, dropout, attention with its residual branch, feed-forward with its own.
+
+    x = x + dropout(self_attention(norm(x)))
+    x = x + dropout(cross_attention(norm(x), encoder))     decoder only
+    x = x + dropout(feed_forward(norm(x)))
+
+Modules are named as in transformers' T5, so that its checkpoints, adapters and sharding policies fit.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.activations import ACT2FN, GELUTanh, NewGELUActivation
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention_t5_experimental import T5Attention, build_attention, dense_bias, shared_dropout
+from .configuration_t5_experimental import LayerSpec, T5ExperimentalConfig
+from .masks_t5_experimental import Visibility
+from .padding_t5_experimental import Tokens
+from .products_t5_experimental import are_bare, is_plain_inference, multiply, multiply_gated
+
+
+# Few enough rows for the cache, and few blocks: every operator lets its threads wait for each other.
+_NORM_ROWS = 1024
+
+
+class T5LayerNorm(nn.Module):
+    """RMS norm: a scale, no shift, no subtraction of the mean; the mean square is taken in float32."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(..., d_model)` -> `(..., d_model)`, in the weight's dtype if that is a half one."""
+        if hidden_states.dtype == self.weight.dtype:
+            if hidden_states.dtype in (torch.bfloat16, torch.float16) and is_plain_inference(hidden_states):
+                return self._in_blocks(hidden_states)
+            return F.rms_norm(hidden_states, self.weight.shape, self.weight, self.eps)
+        normed = F.rms_norm(hidden_states.float(), self.weight.shape, None, self.eps)
+        return self.weight * normed.to(self.weight.dtype)
+
+    def _in_blocks(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The same numbers, some rows at a time: on the CPU half types go through float32 tensors, which stay in the
+        cache so."""
+        normed = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
+        blocks = (
+            hidden_states.flatten(0, -2).split(_NORM_ROWS),
+            normed.view(-1, hidden_states.shape[-1]).split(_NORM_ROWS),
+        )
+        for rows, target in zip(*blocks, strict=True):
+            target.copy_(F.rms_norm(rows, self.weight.shape, self.weight, self.eps))
+        return normed
+
+
+class T5Dropout(nn.Dropout):
+    """Dropout of hidden states, single numbers or whole features of a row (`broadcast_dropout`)."""
+
+    def __init__(self, config: T5ExperimentalConfig):
+        super().__init__(config.dropout_rate)
+        self.drops_features = config.broadcast_dropout
+
+    def forward(self, hidden_states: torch.Tensor, tokens: Tokens | None = None) -> torch.Tensor:
+        """`(b, n, features)` -> `(b, n, features)`, or `(1, tokens, features)` and what they are -> the same."""
+        if self.drops_features and self.training and self.p > 0:
+            return shared_dropout(hidden_states, self.p, dim=-2, tokens=tokens)
+        return super().forward(hidden_states)
+
+
+class T5DenseActDense(nn.Module):
+    """Feed-forward `wo(act(wi x))` or, gated, `wo(act(wi_0 x) * wi_1 x)`."""
+
+    def __init__(self, config: T5ExperimentalConfig, d_ff: int):
+        super().__init__()
+        self.is_gated = config.is_gated_act
+        if self.is_gated:
+            self.wi_0 = nn.Linear(config.d_model, d_ff, bias=False)
+            self.wi_1 = nn.Linear(config.d_model, d_ff, bias=False)
+        else:
+            self.wi = nn.Linear(config.d_model, d_ff, bias=False)
+        self.wo = nn.Linear(d_ff, config.d_model, bias=False)
+        self.dropout = T5Dropout(config)
+        self.act = ACT2FN[config.dense_act_fn]
+
+    def forward(self, hidden_states: torch.Tensor, tokens: Tokens | None = None) -> torch.Tensor:
+        """`(b, n, d_model)` -> `(b, n, d_model)`, or `(1, tokens, d_model)` and what they are -> the same."""
+        if self._is_fused(hidden_states):
+            return multiply(self.wo, multiply_gated(self.wi_0, self.wi_1, hidden_states))
+        if self.is_gated:
+            inner = self.act(multiply(self.wi_0, hidden_states)) * multiply(self.wi_1, hidden_states)
+        else:
+            inner = self.act(multiply(self.wi, hidden_states))
+        inner = self.dropout(inner, tokens)
+        # `wo` stays in float32 when the rest is float16, whose range its outputs exceed; quantised weights cast
+        # themselves.
+        weight = self.wo.weight
+        if (
+            isinstance(weight, torch.Tensor)
+            and weight.is_floating_point()
+            and not torch.is_autocast_enabled(inner.device.type)
+        ):
+            inner = inner.to(weight.dtype)
+        return multiply(self.wo, inner)
+
+    def _is_fused(self, hidden_states: torch.Tensor) -> bool:
+        """Whether oneDNN does gelu and gate along with the products."""
+        return (
+            self.is_gated
+            and not self.training
+            and isinstance(self.act, GELUTanh | NewGELUActivation)
+            and is_plain_inference(hidden_states)
+            and are_bare(hidden_states, self.wi_0, self.wi_1)
+        )
+
+
+class T5LayerSelfAttention(nn.Module):
+    """Normed self-attention with its residual branch."""
+
+    def __init__(
+        self, config: T5ExperimentalConfig, spec: LayerSpec, has_relative_attention_bias: bool, layer_idx: int
+    ):
+        super().__init__()
+        self.SelfAttention = build_attention(config, spec, has_relative_attention_bias, layer_idx)
+        self.layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout = T5Dropout(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_bias: torch.Tensor | None,
+        past_key_values: Cache | None,
+        output_attentions: bool,
+        diagonals: torch.Tensor,
+        visible: Visibility,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`(b, n, d_model)` -> `(b, n, d_model)` and the weights, if asked for."""
+        attended, weights = self.SelfAttention(
+            self.layer_norm(hidden_states), attention_bias, None, past_key_values, output_attentions, diagonals, visible
+        )
+        return hidden_states + self.dropout(attended, visible.query_tokens), weights
+
+
+class T5LayerCrossAttention(nn.Module):
+    """Normed encoder-decoder attention with its residual branch; it has no position bias."""
+
+    def __init__(self, config: T5ExperimentalConfig, spec: LayerSpec, layer_idx: int):
+        super().__init__()
+        self.EncDecAttention = build_attention(config, spec, False, layer_idx)
+        self.layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout = T5Dropout(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_bias: torch.Tensor | None,
+        past_key_values: Cache | None,
+        output_attentions: bool,
+        visible: Visibility | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`(b, n, d_model)` and the encoder's `(b, m, d_model)` -> `(b, n, d_model)` and the weights, if asked for."""
+        attended, weights = self.EncDecAttention(
+            self.layer_norm(hidden_states),
+            attention_bias,
+            encoder_hidden_states,
+            past_key_values,
+            output_attentions,
+            visible=visible,
+        )
+        return hidden_states + self.dropout(attended, None if visible is None else visible.query_tokens), weights
+
+
+class T5LayerFF(nn.Module):
+    """Normed feed-forward with its residual branch."""
+
+    def __init__(self, config: T5ExperimentalConfig, spec: LayerSpec):
+        super().__init__()
+        self.DenseReluDense = T5DenseActDense(config, spec.d_ff)
+        self.layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout = T5Dropout(config)
+
+    def forward(self, hidden_states: torch.Tensor, tokens: Tokens | None = None) -> torch.Tensor:
+        """`(b, n, d_model)` -> `(b, n, d_model)`, or `(1, tokens, d_model)` and what they are -> the same."""
+        dense = self.DenseReluDense(self.layer_norm(hidden_states), tokens)
+        return hidden_states + self.dropout(dense, tokens)
+
+
+def clamp_float16(hidden_states: torch.Tensor) -> torch.Tensor:
+    """Keeps float16 finite where a residual stream of large models would overflow; other dtypes pass unchanged."""
+    if hidden_states.dtype != torch.float16:
+        return hidden_states
+    limit = torch.finfo(torch.float16).max
+    return hidden_states.clamp(-limit, limit)
+
+
+class T5Block(GradientCheckpointingLayer):
+    """One layer of a stack: self-attention, in the decoder encoder-decoder attention, feed-forward."""
+
+    def __init__(
+        self,
+        config: T5ExperimentalConfig,
+        spec: LayerSpec,
+        is_decoder: bool,
+        has_relative_attention_bias: bool,
+        layer_idx: int,
+    ):
+        super().__init__()
+        self.is_decoder = is_decoder
+        self.layer = nn.ModuleList([T5LayerSelfAttention(config, spec, has_relative_attention_bias, layer_idx)])
+        if is_decoder:
+            self.layer.append(T5LayerCrossAttention(config, spec, layer_idx))
+        self.layer.append(T5LayerFF(config, spec))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        diagonals: torch.Tensor | None,
+        attention_bias: torch.Tensor | None,
+        visible: Visibility,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_bias: torch.Tensor | None = None,
+        encoder_visible: Visibility | None = None,
+        past_key_values: Cache | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Applies the layer.
+
+        Position biases are arguments and results of their own, so that gradient checkpointing follows them.
+
+        Args:
+            hidden_states: `(b, n, d_model)`; `(1, tokens, d_model)` where `visible` names the tokens that are computed.
+            diagonals: `(h, n + m - 1)`, position bias of self-attention, as an earlier block with as many heads
+                returned it; None for the block that holds the table.
+            attention_bias: the same bias and the mask for every pair, broadcastable to `(b, h, n, m)`, as an earlier
+                block with as many heads returned it; None if no earlier one needed it.
+            visible: mask of self-attention.
+            encoder_hidden_states: `(b, m, d_model)`, or `(1, tokens, d_model)` where `encoder_visible` names the tokens
+                of the keys; without it a decoder layer skips its encoder-decoder attention.
+            encoder_attention_bias: mask of encoder-decoder attention, broadcastable to `(b, h, n, m)`.
+            encoder_visible: the same mask, for attentions that take rows of it.
+            past_key_values: cache to read and extend.
+            output_attentions: also return the weights of both attentions.
+
+        Returns:
+            Hidden states, diagonals and attention bias for later blocks, and the weights of self- and encoder-decoder
+            attention.
+        """
+        attention: T5Attention = self.layer[0].SelfAttention  # type: ignore[assignment]
+        if diagonals is None:
+            diagonals = attention.self_attention_bias(
+                visible, bidirectional=not self.is_decoder, device=hidden_states.device
+            )
+        if attention_bias is None and not attention.takes_rows(hidden_states, diagonals, visible, output_attentions):
+            attention_bias = dense_bias(diagonals, visible)
+        hidden_states, self_weights = self.layer[0](
+            hidden_states, attention_bias, past_key_values, output_attentions, diagonals, visible
+        )
+        hidden_states = clamp_float16(hidden_states)
+        cross_weights = None
+        if self.is_decoder and encoder_hidden_states is not None:
+            hidden_states, cross_weights = self.layer[1](
+                hidden_states,
+                encoder_hidden_states,
+                encoder_attention_bias,
+                past_key_values,
+                output_attentions,
+                encoder_visible,
+            )
+            hidden_states = clamp_float16(hidden_states)
+        hidden_states = clamp_float16(self.layer[-1](hidden_states, visible.query_tokens))
+        return hidden_states, diagonals, attention_bias, self_weights, cross_weights

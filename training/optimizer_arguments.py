@@ -180,10 +180,11 @@ class OptimizerArguments(Seq2SeqTrainingArguments):
 
     def _check_schedule(self, schedule: SchedulerType) -> None:
         """Tries out what else the schedule was given."""
+        settings: Any = self.lr_scheduler_kwargs
         try:
-            given = json.loads(str(self.lr_scheduler_kwargs)) if isinstance(self.lr_scheduler_kwargs, str) else None
-            optimizer = torch.optim.SGD([torch.zeros(1)])
-            get_scheduler(schedule, optimizer, 1, 10, given or self.lr_scheduler_kwargs)
+            if isinstance(settings, str):
+                settings = json.loads(settings)
+            get_scheduler(schedule, torch.optim.SGD([torch.zeros(1)]), 1, 10, settings)
         except (TypeError, ValueError) as error:
             if self.lr_scheduler_kwargs is None:
                 return  # as of schedules that cannot do without; transformers says so itself

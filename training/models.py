@@ -79,7 +79,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: T5ExperimentalC
 
 
 def load_model(
-    folder: str, tokenizer: PreTrainedTokenizerBase, tokenizer_option: str | None = None, **fields: Any
+    folder: str, tokenizer: PreTrainedTokenizerBase, tokenizer_option: str | None = None, /, **fields: Any
 ) -> PreTrainedModel:
     """Model of a folder, in float32, checked against the tokenizer.
 

@@ -1,10 +1,12 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Options of the optimizer and its learning rate: every one that is given has an effect, or is refused."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from transformers import Seq2SeqTrainingArguments
+import torch
+from transformers import Seq2SeqTrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -173,4 +175,20 @@ class OptimizerArguments(Seq2SeqTrainingArguments):
             )
         if self.warmup_steps and schedule == SchedulerType.CONSTANT:
             schedule = SchedulerType.CONSTANT_WITH_WARMUP  # the plain one does not know a warm-up
+        self._check_schedule(schedule)
         self.lr_scheduler_type = schedule
+
+    def _check_schedule(self, schedule: SchedulerType) -> None:
+        """Tries out what else the schedule was given."""
+        settings: Any = self.lr_scheduler_kwargs
+        try:
+            if isinstance(settings, str):
+                settings = json.loads(settings)
+            get_scheduler(schedule, torch.optim.SGD([torch.zeros(1)]), 1, 10, settings)
+        except (TypeError, ValueError) as error:
+            if self.lr_scheduler_kwargs is None:
+                return  # as of schedules that cannot do without; transformers says so itself
+            raise TrainingError(
+                f"--lr_scheduler_kwargs {self.lr_scheduler_kwargs} does not fit --lr_scheduler_type {schedule.value} "
+                f"({error}): give a JSON object of what that schedule takes."
+            ) from error

@@ -25,6 +25,7 @@ from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from t5_experimental.training.commandline import EntryPoint
 from t5_experimental.training.description import describe_step, warn_of_float16
 from t5_experimental.training.documents import Windows, find_files
+from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.fresh_models import fresh_model, load_any_tokenizer
 from t5_experimental.training.models import load_model, load_tokenizer
 from t5_experimental.training.objectives import Objective
@@ -47,6 +48,13 @@ ENTRY_POINT = EntryPoint(
     "--max_steps STEPS --output_dir FOLDER",
     options=(PretrainingModelArguments, PretrainingDataArguments, PretrainingArguments),
 )
+
+
+# Of transformers' options: nothing is generated, and the stream has an order and a number of rows of its own.
+_IDLE = {
+    *("num_train_epochs", "train_sampling_strategy", "length_column_name", "dataloader_drop_last"),
+    *("generation_max_length", "generation_num_beams", "generation_config"),
+}
 
 
 class PretrainingTrainer(T5Trainer):
@@ -114,6 +122,8 @@ def build_trainer(options: Options) -> PretrainingTrainer:
     model_options, data, training = options
     training.check_data(data.validation_file is not None, has_test=False)
     training.check_best_metric(["loss"])
+    if idle := sorted(training.given & _IDLE):
+        raise TrainingError(f"--{idle[0]} has no effect on a stream of text without end: leave it out.")
     folder = model_options.model_name_or_path
     tokenizer_name = model_options.tokenizer_name
     tokenizer = load_tokenizer(str(folder)) if tokenizer_name is None else load_any_tokenizer(tokenizer_name)

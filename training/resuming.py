@@ -9,11 +9,12 @@ differ, and else in a mixture of two runs.
 import json
 from collections.abc import Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.models import vocabulary_digest
@@ -95,7 +96,7 @@ def _read(checkpoint: str) -> dict[str, Any]:
 
 def _record(trainer: Trainer) -> dict[str, Any]:
     """What must be the same, by the name that a complaint gives it, and the learning rate."""
-    model, args = trainer.model, trainer.args
+    model, args = cast(Any, trainer.model), trainer.args
     assert isinstance(args, OptimizerArguments)
     config = model.get_base_model().config if hasattr(model, "get_base_model") else model.config
     preset, schedule = args.optimizer_preset, SchedulerType(args.lr_scheduler_type)
@@ -103,8 +104,10 @@ def _record(trainer: Trainer) -> dict[str, Any]:
         "family": config.model_type,
         **{name: getattr(config, name, None) for name in _SHAPE},
         **_record_of_adapters(model),
-        "vocabulary": vocabulary_digest(trainer.processing_class),
-        "optimizer": f"--optim {args.optim.value}" if preset is None else f"--optimizer_preset {preset}",
+        "vocabulary": vocabulary_digest(cast(Any, trainer.processing_class)),
+        "optimizer": f"--optim {OptimizerNames(args.optim).value}"
+        if preset is None
+        else f"--optimizer_preset {preset}",
         "step of --optimizer_slots": "none" if args.optimizer_slots is None else slots_step(args.optimizer_slots),
         "--weight_decay": args.weight_decay,
         **{f"--{name}": getattr(args, name) for name in ("adam_beta1", "adam_beta2", "adam_epsilon")},

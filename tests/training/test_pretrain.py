@@ -256,6 +256,8 @@ def test_missing_files(tiny_models, text, tmp_path):
         ({"max_steps": -1}, "--max_steps is missing"),
         ({"optim": "adamw_torch"}, "or give --optimizer_preset '' where a preset is the default"),
         ({"eval_strategy": "steps"}, "give --validation_file"),
+        ({"num_train_epochs": 2}, "--num_train_epochs has no effect on a stream of text without end"),
+        ({"generation_num_beams": 3}, "--generation_num_beams has no effect"),
         ({"do_predict": True}, "--do_predict needs examples"),
         ({"metric_for_best_model": "bleu"}, "--metric_for_best_model bleu is not computed, only loss"),
         ({"predict_with_generate": True}, "--predict_with_generate is for fine-tuning"),

@@ -68,6 +68,9 @@ class Observed(finetune.FinetuningTrainer):
             states=len(states),
             distributed_states=sum(isinstance(value, DTensor) for value in states),
         )
+        # One process has its text earlier than the other, which must not be left waiting for it.
+        self._gen_kwargs = {"max_length": 4 * (1 + self.args.process_index), "eos_token_id": None}
+        self.prediction_step(self.model, {"input_ids": torch.tensor([[5, 6, 1]])}, False)
         self.model_wrapped = self.model
         self.accelerator.free_memory()
 

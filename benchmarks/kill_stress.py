@@ -86,6 +86,12 @@ def wait_for_training(run: Family) -> float:
     return time.monotonic()
 
 
+def share_left(output: Path) -> float:
+    """How much of a run is still to be done, evaluation and report at its end included."""
+    done = max((int(path.name.rpartition("-")[2]) for path in output.glob("checkpoint-*")), default=0)
+    return (STEPS + 2 - done) / (STEPS + 2)
+
+
 def stress(nursery: Nursery, model: Path, folder: Path, engine: str, kills: int, draws: random.Random) -> dict:
     """Kills that many times; a new run begins whenever one has finished."""
     processes = 1 if engine == "single" else 2
@@ -102,7 +108,7 @@ def stress(nursery: Nursery, model: Path, folder: Path, engine: str, kills: int,
         while not done:
             run = nursery.start("finetune", arguments(model, output, engine), engine, processes)
             started = wait_for_training(run)
-            moment = draws.uniform(0, seconds)
+            moment = draws.uniform(0, seconds * share_left(output))
             victims = draws.choice([[rank] for rank in range(processes)] + [list(range(processes))])
             if len(seen) < kills:
                 time.sleep(max(started + moment - time.monotonic(), 0))

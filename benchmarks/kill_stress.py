@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import transformers
-from forking import ENGINES, Family, Nursery
+from forking import ENGINES, LIMIT, Family, Nursery
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
@@ -81,7 +81,10 @@ def outcome(output: Path) -> dict[str, Any]:
 
 def wait_for_training(run: Family) -> float:
     """Seconds on the clock when training is about to begin."""
+    end = time.monotonic() + LIMIT
     while BEGINS not in run.read():
+        if time.monotonic() > end:
+            raise RuntimeError(f"Waited {LIMIT:g} seconds for the training to begin:\n{run.read()}")
         time.sleep(0.01)
     return time.monotonic()
 

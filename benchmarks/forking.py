@@ -120,6 +120,8 @@ class Nursery:
             environments.append({**ENGINES[engine], **together})
         self._count += 1
         logs = [self._folder / f"run-{self._count}-{rank}.log" for rank in range(processes)]
+        for path in logs:
+            path.touch()  # the processes take a moment to come to it
         order = {
             "entry": entry,
             "arguments": [str(argument) for argument in arguments],

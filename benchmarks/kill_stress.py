@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import transformers
-from forking import ENGINES, Family, Nursery
+from forking import ENGINES, LIMIT, Family, Nursery
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
@@ -81,9 +81,18 @@ def outcome(output: Path) -> dict[str, Any]:
 
 def wait_for_training(run: Family) -> float:
     """Seconds on the clock when training is about to begin."""
+    end = time.monotonic() + LIMIT
     while BEGINS not in run.read():
+        if time.monotonic() > end:
+            raise RuntimeError(f"Waited {LIMIT:g} seconds for the training to begin:\n{run.read()}")
         time.sleep(0.01)
     return time.monotonic()
+
+
+def share_left(output: Path) -> float:
+    """How much of a run is still to be done, evaluation and report at its end included."""
+    done = max((int(path.name.rpartition("-")[2]) for path in output.glob("checkpoint-*")), default=0)
+    return (STEPS + 2 - done) / (STEPS + 2)
 
 
 def stress(nursery: Nursery, model: Path, folder: Path, engine: str, kills: int, draws: random.Random) -> dict:
@@ -102,7 +111,7 @@ def stress(nursery: Nursery, model: Path, folder: Path, engine: str, kills: int,
         while not done:
             run = nursery.start("finetune", arguments(model, output, engine), engine, processes)
             started = wait_for_training(run)
-            moment = draws.uniform(0, seconds)
+            moment = draws.uniform(0, seconds * share_left(output))
             victims = draws.choice([[rank] for rank in range(processes)] + [list(range(processes))])
             if len(seen) < kills:
                 time.sleep(max(started + moment - time.monotonic(), 0))

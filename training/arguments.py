@@ -22,6 +22,9 @@ from t5_experimental.training.losses import LossDenominator, check_loss_options
 from t5_experimental.training.optimizers import PRESETS, has_own_schedule
 
 
+# What `--estimate` without a value means: the engine and the processes that there are.
+LAUNCHED = "launched"
+
 # Files that make a folder what it is, and are written last.
 FINISHED = {"config.json": "a model", "adapter_config.json": "an adapter"}
 
@@ -187,6 +190,17 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
         default=None,
         metadata={"help": "Where logs go besides the report, as wandb. Default: tensorboard, if it is installed."},
     )
+    estimate: str | None = field(
+        default=None,
+        metadata={
+            "help": "Trains nothing, and loads no weights: prints how much memory each device would need, as "
+            "launched or under ENGINE:PROCESSES, such as deepspeed_zero3:8.",
+            "nargs": "?",
+            "const": LAUNCHED,
+        },
+    )
+    bf16_there: bool = field(default=False, init=False)
+    """Whether the devices that `estimate` names compute in bfloat16: unless another precision is asked for."""
     command: str = field(default="", init=False)
     """The command line that these came from, to be shown in the report."""
 
@@ -194,6 +208,8 @@ class T5TrainingArguments(Seq2SeqTrainingArguments):
         if self.output_dir is None:
             raise TrainingError("--output_dir is missing: give the folder that the model shall be written to.")
         float32_wanted = self.bf16 is False
+        if self.estimate not in (None, LAUNCHED):
+            self.bf16_there, self.bf16 = not float32_wanted and not self.fp16, False
         if self.bf16 is None:
             # What `accelerate launch` was told; it says "no" when it was told nothing.
             unspecified = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no" and not self.fp16

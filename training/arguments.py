@@ -23,6 +23,9 @@ from t5_experimental.training.optimizer_arguments import OptimizerArguments
 from t5_experimental.training.peers import join_on_cpu
 
 
+# What `--estimate` without a value means: the engine and the processes that there are.
+LAUNCHED = "launched"
+
 # Files that make a folder what it is, and are written last.
 FINISHED = {"config.json": "a model", "adapter_config.json": "an adapter"}
 # The last things that a run writes.
@@ -169,6 +172,17 @@ class T5TrainingArguments(OptimizerArguments):
         default=None,
         metadata={"help": "Whatever --test_file gives is evaluated on at the end.", "nargs": "?", "const": True},
     )
+    estimate: str | None = field(
+        default=None,
+        metadata={
+            "help": "Trains nothing, and loads no weights: prints how much memory each device would need, as "
+            "launched or under ENGINE:PROCESSES, such as deepspeed_zero3:8.",
+            "nargs": "?",
+            "const": LAUNCHED,
+        },
+    )
+    bf16_there: bool = field(default=False, init=False)
+    """Whether the devices that `estimate` names compute in bfloat16: unless another precision is asked for."""
     command: str = field(default="", init=False)
     """The command line that these came from, to be shown in the report."""
     given: frozenset[str] = field(default=frozenset(), init=False)
@@ -180,6 +194,8 @@ class T5TrainingArguments(OptimizerArguments):
         if self.output_dir is None:
             raise TrainingError("--output_dir is missing: give the folder that the model shall be written to.")
         float32_wanted = self.bf16 is False
+        if self.estimate not in (None, LAUNCHED):
+            self.bf16_there, self.bf16 = not float32_wanted and not self.fp16, False
         if self.bf16 is None:
             # What `accelerate launch` was told; it says "no" when it was told nothing.
             unspecified = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no" and not self.fp16

@@ -23,9 +23,10 @@ from t5_experimental.training.commandline import EntryPoint
 from t5_experimental.training.data import Split, load_splits, make_split
 from t5_experimental.training.description import describe_step, warn_of_float16
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.estimate import print_estimate
 from t5_experimental.training.finetuning_arguments import DataArguments, FinetuningArguments
 from t5_experimental.training.finetuning_trainer import FinetuningTrainer
-from t5_experimental.training.models import load_model, load_tokenizer
+from t5_experimental.training.models import load_config, load_model, load_tokenizer
 from t5_experimental.training.running import run_trainer
 from t5_experimental.training.trainer import T5Trainer
 
@@ -85,7 +86,11 @@ def build_trainer(
 
 def run(options: Options) -> None:
     """Trains, saves, evaluates, reports."""
-    _, data, training = options
+    model_options, data, training = options
+    if training.estimate is not None:
+        config = load_config(model_options.model_name_or_path, **model_options.dropout_fields())
+        print_estimate(training, config, data.max_source_length, data.max_target_length, lora_rank=training.lora_rank)
+        return
     warn_of_float16(training)
     set_seed(training.seed)
     trainer, splits = build_trainer(options, lambda model, tokenizer: _with_lora(model, training.lora_rank))

@@ -21,13 +21,15 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, default_data_collator, set_seed
 
+from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from t5_experimental.training.commandline import EntryPoint
 from t5_experimental.training.description import describe_step, warn_of_float16
 from t5_experimental.training.documents import Windows, find_files
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.estimate import print_estimate
 from t5_experimental.training.fresh_models import fresh_model, load_any_tokenizer
-from t5_experimental.training.models import load_model, load_tokenizer
+from t5_experimental.training.models import load_config, load_model, load_tokenizer
 from t5_experimental.training.objectives import Objective
 from t5_experimental.training.pretraining_arguments import (
     PretrainingArguments,
@@ -168,9 +170,32 @@ def _describe_data(trainer: PretrainingTrainer, data: PretrainingDataArguments) 
     }
 
 
+def _estimate(options: Options) -> None:
+    """Prints how much memory the run would take."""
+    model_options, data, training = options
+    folder, name, rate = model_options.model_name_or_path, model_options.tokenizer_name, model_options.dropout_rate
+    tokenizer = load_tokenizer(str(folder)) if name is None else load_any_tokenizer(name)
+    if folder is None:
+        with torch.device("meta"):
+            config = fresh_model(str(model_options.preset), model_options.overrides(), rate, tokenizer).config
+    else:
+        config = load_config(folder, dropout_rate=rate)
+    objective = data.make_objective(tokenizer)
+    print_estimate(
+        training,
+        cast(T5ExperimentalConfig, config),
+        objective.inputs_length,
+        objective.targets_length,
+        packed=data.pack,
+    )
+
+
 def run(options: Options) -> None:
     """Trains, saves, evaluates, reports."""
     _, data, training = options
+    if training.estimate is not None:
+        _estimate(options)
+        return
     warn_of_float16(training)
     set_seed(training.seed)
     trainer = build_trainer(options)

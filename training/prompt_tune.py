@@ -27,6 +27,7 @@ from t5_experimental.training.arguments import ModelArguments
 from t5_experimental.training.commandline import EntryPoint
 from t5_experimental.training.description import describe_learning_rate, warn_of_float16
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.estimate import print_estimate
 from t5_experimental.training.finetuning_arguments import DataArguments, FinetuningArguments
 from t5_experimental.training.models import load_config
 from t5_experimental.training.prompts import PromptAdafactor, initial_rows, read_prompt, save_prompt
@@ -140,6 +141,11 @@ def import_released(options: Options) -> None:
 def tune(options: Options) -> None:
     """Trains, saves, evaluates."""
     model_options, prompt, data, training = options
+    if training.estimate is not None:
+        config = load_config(model_options.model_name_or_path, **model_options.dropout_fields())
+        lengths = data.max_source_length, data.max_target_length
+        print_estimate(training, config, *lengths, prompt_length=prompt.prompt_length)
+        return
     warn_of_float16(training)
     set_seed(training.seed)
 

@@ -88,6 +88,11 @@ class Cell:
     )
     spoil: str | None = None
 
+    @property
+    def baseline(self) -> str:
+        """The cell that one process trains for it."""
+        return self.name if self.spoil is None else self.family
+
 
 CELLS = (
     *(Cell(family, family) for family in FAMILIES),
@@ -178,9 +183,9 @@ def train(engine: str, cells: Sequence[Cell], folder: Path, processes: int = 2) 
         raise RuntimeError(f"{engine} failed:\n{result.stdout}\n{result.stderr}")
 
 
-def records(folder: Path, engine: str, cell: Cell) -> list[dict[str, Any]]:
-    """What each process has seen, by rank."""
-    paths = sorted((folder / engine / cell.name / "record").glob("*.json"), key=lambda path: int(path.stem))
+def records(folder: Path, engine: str, name: str) -> list[dict[str, Any]]:
+    """What each process has seen of a cell, by rank."""
+    paths = sorted((folder / engine / name / "record").glob("*.json"), key=lambda path: int(path.stem))
     return [json.loads(path.read_text()) for path in paths]
 
 
@@ -190,7 +195,7 @@ def compare(folder: Path, engine: str, cell: Cell, processes: int = 2) -> dict[s
     Raises:
         AssertionError: the engine was not at work, or something is not as in one process; the row is in its message.
     """
-    (single,), seen = records(folder, "single", cell), records(folder, engine, cell)
+    (single,), seen = records(folder, "single", cell.baseline), records(folder, engine, cell.name)
     pairs = zip(seen[0]["losses"], single["losses"], strict=True)
     row = {
         "engine": engine,

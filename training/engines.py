@@ -9,6 +9,7 @@ DeepSpeed out, and without a GPU it lets processes train side by side that never
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -138,6 +139,16 @@ def describe_engine(accelerator: Accelerator) -> str:
         name = "none" if accelerator.num_processes == 1 else "data parallelism"
     backend = "" if state.backend is None else f" over {state.backend}"
     return f"{name}, {accelerator.num_processes} process(es) on {accelerator.device.type}{backend}"
+
+
+def whole(parameter: torch.Tensor) -> AbstractContextManager[Any]:
+    """Within this context a parameter is there as a whole, to be read, though ZeRO-3 has cut it up; all processes enter
+    it."""
+    if not hasattr(parameter, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter])
 
 
 def parameter_bytes(model: torch.nn.Module) -> tuple[int, int]:

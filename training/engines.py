@@ -141,14 +141,21 @@ def describe_engine(accelerator: Accelerator) -> str:
     return f"{name}, {accelerator.num_processes} process(es) on {accelerator.device.type}{backend}"
 
 
-def whole(parameter: torch.Tensor) -> AbstractContextManager[Any]:
-    """Within this context a parameter is there as a whole, to be read, though ZeRO-3 has cut it up; all processes enter
-    it."""
-    if not hasattr(parameter, "ds_id"):
+def whole(*parameters: torch.Tensor) -> AbstractContextManager[Any]:
+    """Within this context parameters are there as a whole, to be read, though ZeRO-3 has cut them up; all processes
+    enter it."""
+    cut = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not cut:
         return nullcontext()
     import deepspeed
 
-    return deepspeed.zero.GatheredParameters([parameter])
+    return deepspeed.zero.GatheredParameters(cut)
+
+
+def whole_prompt(model: torch.nn.Module) -> AbstractContextManager[Any]:
+    """The same for the prompt of a model that has one: peft saves it by a forward pass, on one process alone."""
+    prompt = getattr(model, "prompt_encoder", None)
+    return whole(*([] if prompt is None else prompt.parameters()))
 
 
 def parameter_bytes(model: torch.nn.Module) -> tuple[int, int]:

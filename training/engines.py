@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -188,7 +188,7 @@ def _tensors(values: dict[Any, Any]) -> Iterator[torch.Tensor]:
 
 
 def _local_bytes(tensor: torch.Tensor) -> int:
-    local = cast(torch.Tensor, tensor.to_local()) if isinstance(tensor, DTensor) else tensor
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return local.numel() * local.element_size()
 
 

@@ -9,7 +9,6 @@ DeepSpeed out, and without a GPU it lets processes train side by side that never
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -93,6 +92,19 @@ def check_optimizer(args: TrainingArguments, preset: str | None) -> None:
         )
 
 
+def refuse_prompt(args: TrainingArguments) -> None:
+    """Refuses to tune a prompt under ZeRO-3: peft saves it by a forward pass on one process, which others must join.
+
+    Raises:
+        TrainingError: it is ZeRO-3.
+    """
+    if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
+        raise TrainingError(
+            "A prompt cannot be tuned under DeepSpeed's ZeRO-3, which would cut it up as well: take "
+            "configs/deepspeed_zero2.yaml or configs/ddp.yaml."
+        )
+
+
 def _prepare_deepspeed_for_cpu() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -139,23 +151,6 @@ def describe_engine(accelerator: Accelerator) -> str:
         name = "none" if accelerator.num_processes == 1 else "data parallelism"
     backend = "" if state.backend is None else f" over {state.backend}"
     return f"{name}, {accelerator.num_processes} process(es) on {accelerator.device.type}{backend}"
-
-
-def whole(*parameters: torch.Tensor) -> AbstractContextManager[Any]:
-    """Within this context parameters are there as a whole, to be read, though ZeRO-3 has cut them up; all processes
-    enter it."""
-    cut = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    if not cut:
-        return nullcontext()
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(cut)
-
-
-def whole_prompt(model: torch.nn.Module) -> AbstractContextManager[Any]:
-    """The same for the prompt of a model that has one: peft saves it by a forward pass, on one process alone."""
-    prompt = getattr(model, "prompt_encoder", None)
-    return whole(*([] if prompt is None else prompt.parameters()))
 
 
 def parameter_bytes(model: torch.nn.Module) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from t5_experimental.training.adapters import add_prompt, import_peft
 from t5_experimental.training.arguments import ModelArguments
 from t5_experimental.training.commandline import EntryPoint
 from t5_experimental.training.description import warn_of_float16
-from t5_experimental.training.engines import whole
+from t5_experimental.training.engines import refuse_prompt
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.finetuning_arguments import DataArguments, FinetuningArguments
 from t5_experimental.training.models import load_config
@@ -141,15 +141,14 @@ def import_released(options: Options) -> None:
 def tune(options: Options) -> None:
     """Trains, saves, evaluates."""
     model_options, prompt, data, training = options
+    refuse_prompt(training)
     warn_of_float16(training)
     set_seed(training.seed)
 
     def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "PeftModel":
         draws = torch.Generator().manual_seed(training.seed)
-        table = cast(torch.nn.Embedding, model.get_input_embeddings()).weight
-        begin, length = str(prompt.prompt_init), prompt.prompt_length
-        with whole(table):
-            rows = initial_rows(begin, prompt.labels, table.detach(), tokenizer, length, draws)
+        embedding = cast(torch.nn.Embedding, model.get_input_embeddings()).weight.detach()
+        rows = initial_rows(str(prompt.prompt_init), prompt.labels, embedding, tokenizer, prompt.prompt_length, draws)
         return add_prompt(model, rows)
 
     trainer, splits = finetune.build_trainer((model_options, data, training), adapt)

@@ -16,7 +16,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from t5_experimental.tasks_t5_experimental import T5ExperimentalForConditionalGeneration
 from t5_experimental.training.arguments import FINISHED, T5TrainingArguments
-from t5_experimental.training.engines import SayPartsCallback, check_engine, whole_prompt
+from t5_experimental.training.engines import SayPartsCallback, check_engine
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.losses import loss_arguments, with_all_positions
 from t5_experimental.training.nonfinite import FirstNonFinite, named, non_finite
@@ -104,8 +104,7 @@ class T5Trainer(Seq2SeqTrainer):
         # Checkpoints come through here, too. The step before may have broken the weights after a loss that was fine.
         self._stop_at_bad_steps()
         self._stop_at_bad_weights()
-        with whole_prompt(cast(torch.nn.Module, self.model)):
-            super().save_model(output_dir, _internal_call)
+        super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with self._meter.pause():

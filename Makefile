@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := convert,remote,training,peft,dev
+EXTRAS := convert,remote,training,deepspeed,peft,dev
 
 .PHONY: install demo test test-oldest test-xla bench style format types reference reference-export clean
 

@@ -60,12 +60,14 @@ def _is_bare(linear: nn.Module, dtype: torch.dtype) -> bool:
     return (
         type(linear) is nn.Linear
         and linear.bias is None
-        and type(linear.weight) is nn.Parameter
-        and linear.weight.dtype == dtype
-        and linear.weight.device.type == "cpu"
+        # Before a look at the weight: DeepSpeed's ZeRO-3 gathers it then, and all processes have to take part, whatever
+        # the number of rows that each of them has.
         and "forward" not in vars(linear)
         and not (linear._forward_hooks or linear._forward_pre_hooks)
         and not (linear._backward_hooks or linear._backward_pre_hooks)
+        and type(linear.weight) is nn.Parameter
+        and linear.weight.dtype == dtype
+        and linear.weight.device.type == "cpu"
     )
 
 

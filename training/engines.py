@@ -9,7 +9,7 @@ DeepSpeed out, and without a GPU it lets processes train side by side that never
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -92,6 +92,19 @@ def check_optimizer(args: TrainingArguments, preset: str | None) -> None:
         )
 
 
+def refuse_prompt(args: TrainingArguments) -> None:
+    """Refuses to tune a prompt under ZeRO-3: peft saves it by a forward pass on one process, which others must join.
+
+    Raises:
+        TrainingError: it is ZeRO-3.
+    """
+    if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
+        raise TrainingError(
+            "A prompt cannot be tuned under DeepSpeed's ZeRO-3, which would cut it up as well: take "
+            "configs/deepspeed_zero2.yaml or configs/ddp.yaml."
+        )
+
+
 def _prepare_deepspeed_for_cpu() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
@@ -170,7 +183,7 @@ def _tensors(values: dict[Any, Any]) -> Iterator[torch.Tensor]:
 
 
 def _local_bytes(tensor: torch.Tensor) -> int:
-    local = cast(torch.Tensor, tensor.to_local()) if isinstance(tensor, DTensor) else tensor
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return local.numel() * local.element_size()
 
 

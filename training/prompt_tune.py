@@ -26,6 +26,7 @@ from t5_experimental.training.adapters import add_prompt, import_peft
 from t5_experimental.training.arguments import ModelArguments
 from t5_experimental.training.commandline import EntryPoint
 from t5_experimental.training.description import describe_learning_rate, warn_of_float16
+from t5_experimental.training.engines import refuse_prompt
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.estimate import print_estimate
 from t5_experimental.training.finetuning_arguments import DataArguments, FinetuningArguments
@@ -141,6 +142,7 @@ def import_released(options: Options) -> None:
 def tune(options: Options) -> None:
     """Trains, saves, evaluates."""
     model_options, prompt, data, training = options
+    refuse_prompt(training)
     if training.estimate is not None:
         config = load_config(model_options.model_name_or_path, **model_options.dropout_fields())
         lengths = data.max_source_length, data.max_target_length

@@ -1,0 +1,50 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Data parallelism on two processes gets to what one process gets to, and what compares them is not easily pleased."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def spoiled(engines) -> dict[str, object]:
+    """Cells that must not pass, by what is wrong with them."""
+    first = engines.CELLS[0]
+    names = ("doubled", "mean of means", "forgetful save")
+    return {name: replace(first, name=name, spoil=name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def trained(trained_alone: Path, engines, spoiled) -> Path:
+    """The same folder, with what two processes trained, right and wrong."""
+    engines.train("ddp", [*engines.CELLS, *spoiled.values()], trained_alone)
+    return trained_alone
+
+
+@pytest.mark.slow
+def test_all_cells_equal_one_process(trained, engines):
+    for cell in engines.CELLS:
+        row = engines.compare(trained, "ddp", cell)
+        assert row["engine_seen"].startswith("data parallelism, 2 process(es) on")
+        assert row["max_loss_difference"] < 1e-5  # that of another order of additions
+    said = (trained / "ddp" / "output.txt").read_text()
+    assert "engine      data parallelism, 2 process(es)" in said
+    assert "bytes of parameters" in said
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_found(trained, engines, spoiled):
+    problems = {
+        "doubled": r"losses differ by 1\.0e\+00",
+        "mean of means": "losses differ by ",
+        "forgetful save": "^saved_equal is false; evaluated_equal is false:",
+    }
+    for name, expected in problems.items():
+        with pytest.raises(AssertionError, match=expected):
+            engines.compare(trained, "ddp", spoiled[name])
+    # What trained as plain data parallelism does not pass for an engine that cuts the model up.
+    (trained / "deepspeed_zero3").symlink_to(trained / "ddp")
+    with pytest.raises(AssertionError, match=r"the engine was MULTI_\w+ with DistributedDataParallel; .*100% of the"):
+        engines.compare(trained, "deepspeed_zero3", engines.CELLS[0])
+    (trained / "deepspeed_zero3").unlink()

@@ -1,0 +1,19 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""DeepSpeed's ZeRO-2 and ZeRO-3, as they are, on two processes of a CPU."""
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_all_cells_equal_one_process(stage, trained_alone, engines):
+    engine = f"deepspeed_zero{stage}"
+    cells = engines.cells_of(engine)
+    engines.train(engine, cells, trained_alone)
+    for cell in cells:
+        row = engines.compare(trained_alone, engine, cell)
+        assert row["engine_seen"].startswith(f"DeepSpeed ZeRO-{stage}, 2 process(es) on")
+        assert row["engine_seen"].endswith("DeepSpeedEngine")
+    assert (
+        f"engine      DeepSpeed ZeRO-{stage}, 2 process(es) on" in (trained_alone / engine / "output.txt").read_text()
+    )

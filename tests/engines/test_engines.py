@@ -1,0 +1,110 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""An engine that is asked for either runs, or the run ends with a sentence."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.utils import DistributedType
+
+from t5_experimental.training import finetune
+from t5_experimental.training.engines import (
+    check_engine,
+    check_optimizer,
+    describe_engine,
+    optimizer_bytes,
+    parameter_bytes,
+    refuse_prompt,
+    settle_engine,
+    wanted_engine,
+)
+from t5_experimental.training.errors import TrainingError
+
+
+def arguments(**fields: object) -> SimpleNamespace:
+    defaults = {"deepspeed": None, "fsdp": None, "use_cpu": False, "ddp_backend": None, "deepspeed_plugin": None}
+    return SimpleNamespace(**{**defaults, "optim": "adamw_torch", **fields})
+
+
+def accelerator(kind: DistributedType, processes: int, **state: object) -> SimpleNamespace:
+    state = {"backend": "gloo" if processes > 1 else None, **state}
+    return SimpleNamespace(
+        distributed_type=kind, num_processes=processes, state=SimpleNamespace(**state), device=torch.device("cpu")
+    )
+
+
+@pytest.mark.parametrize("engine", ["DEEPSPEED", "FSDP"])
+def test_engines_are_not_left_out_without_a_word(engine, monkeypatch, tiny_models, tmp_path):
+    flags = f"--model_name_or_path {tiny_models['t5_v1_1']} --output_dir {tmp_path / 'output'} --use_cpu"
+    finetune.parse(flags.split())
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine}", "true")
+    with pytest.raises(TrainingError, match=r"turns (DeepSpeed|FSDP) off: leave it out"):
+        finetune.parse(flags.split())
+    args = arguments()
+    assert wanted_engine(args) == DistributedType(engine)
+    with pytest.raises(TrainingError, match="was asked for, but accelerate runs data parallelism, 2 process"):
+        check_engine(args, accelerator(DistributedType.MULTI_CPU, 2))
+    monkeypatch.delenv(f"ACCELERATE_USE_{engine}")
+    assert wanted_engine(args) is None
+    assert wanted_engine(arguments(deepspeed="zero.json")) == DistributedType.DEEPSPEED
+    assert wanted_engine(arguments(fsdp=True)) == DistributedType.FSDP
+
+
+def test_processes_know_of_each_other(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_engine(arguments(), accelerator(DistributedType.MULTI_CPU, 2))
+    with pytest.raises(TrainingError, match="2 processes were started, but accelerate knows of 1: each would train"):
+        check_engine(arguments(), accelerator(DistributedType.NO, 1))
+
+
+def test_processes_without_gpus_talk_over_gloo(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    args = arguments()
+    settle_engine(args)
+    assert (args.use_cpu, args.ddp_backend) == (True, None)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    settle_engine(args)
+    assert (args.use_cpu, args.ddp_backend) == (True, "gloo")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    args = arguments()
+    settle_engine(args)
+    assert (args.use_cpu, args.ddp_backend) == (False, None)
+
+
+def test_optimizers_of_whole_parameters_are_refused_under_zero():
+    plugin = SimpleNamespace(zero_stage=2)
+    with pytest.raises(TrainingError, match="--optim adafactor takes means over whole parameters"):
+        check_optimizer(arguments(deepspeed_plugin=plugin, optim="adafactor"), None)
+    for preset in ("finetune", "pretrain", "rms_adamw"):
+        with pytest.raises(TrainingError, match=f"--optimizer_preset {preset} takes .* ZeRO-2 leaves pieces: choose"):
+            check_optimizer(arguments(deepspeed_plugin=plugin, optim="adafactor"), preset)
+    check_optimizer(arguments(deepspeed_plugin=plugin, optim="adafactor"), "adamw")
+    check_optimizer(arguments(deepspeed_plugin=plugin), None)
+    check_optimizer(arguments(deepspeed_plugin=SimpleNamespace(zero_stage=0), optim="adafactor"), None)
+    check_optimizer(arguments(optim="adafactor"), None)
+    refuse_prompt(arguments(deepspeed_plugin=plugin))
+    with pytest.raises(TrainingError, match="cannot be tuned under DeepSpeed's ZeRO-3"):
+        refuse_prompt(arguments(deepspeed_plugin=SimpleNamespace(zero_stage=3)))
+
+
+def test_engines_in_words():
+    plugin = SimpleNamespace(zero_stage=3, offload_optimizer_device="cpu", offload_param_device="none")
+    zero = accelerator(DistributedType.DEEPSPEED, 8, deepspeed_plugin=plugin)
+    assert describe_engine(zero) == "DeepSpeed ZeRO-3, optimizer on cpu, 8 process(es) on cpu over gloo"
+    sharded = accelerator(DistributedType.FSDP, 2, fsdp_plugin=SimpleNamespace(fsdp_version=2))
+    assert describe_engine(sharded) == "FSDP2, 2 process(es) on cpu over gloo"
+    assert describe_engine(accelerator(DistributedType.NO, 1)) == "none, 1 process(es) on cpu"
+
+
+def test_bytes_are_counted():
+    model = torch.nn.Linear(3, 5, bias=False)
+    assert parameter_bytes(model) == (60, 60)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    wrapped = SimpleNamespace(state="another", optimizer=SimpleNamespace(optimizer=optimizer))
+    assert optimizer_bytes(optimizer) == optimizer_bytes(wrapped) == 2 * 60 + 4
+    # As ZeRO-3 leaves it: the parameter is empty, half of it is beside it.
+    model.weight.ds_numel, model.weight.ds_tensor = 15, torch.zeros(8)
+    model.weight.data = torch.empty(0)
+    assert parameter_bytes(model) == (32, 60)

@@ -184,24 +184,31 @@ class _Weights:
         """DeepSpeed's copy of its part in float32, which it has whatever the parameters are in."""
         return sum(self.local_numbers()) * 4 if self.setup.is_deepspeed else 0
 
+    def _state_bytes(self, state: torch.Tensor, weight: torch.Tensor) -> int:
+        """Of a state that FSDP2 spreads as its parameter if it has as many rows, see
+        [`~t5_experimental.training.sharding.placed_with`]."""
+        if self.setup.engine != "fsdp2" or state.shape[0] != weight.shape[0]:
+            return state.nbytes
+        return torch.Size(_rows_of(state, self.setup.processes)).numel() * state.element_size()
+
     def optimizer(self) -> int:
         """State as it is after the first step."""
         name, setup = self.setup.optimizer, self.setup
         local = self.local_numbers()
         counts = 4 * len(local)  # steps
         if name in ("finetune", "pretrain", "rms_adamw"):
-            if setup.cuts_parameters or setup.is_deepspeed:
+            if setup.is_deepspeed:
                 raise TrainingError(
                     f"--optimizer_preset {name} looks at whole parameters, which {setup.engine} cuts up: choose adamw, "
                     "or another engine."
                 )
             optimizer, _ = build_optimizer(name, self.model)
-            states = (
-                cast(Any, optimizer).fresh_state(weight, group).values()
-                for group in optimizer.param_groups
-                for weight in group["params"]
+            weights = [(weight, group) for group in optimizer.param_groups for weight in group["params"]]
+            return counts + sum(
+                self._state_bytes(state, weight)
+                for place, (weight, group) in enumerate(weights)
+                for state in cast(Any, optimizer).fresh_state(weight, group, place).values()
             )
-            return counts + sum(value.nbytes for state in states for value in state)
         if name == OptimizerNames.ADAFACTOR.value:
             if setup.is_deepspeed:
                 return 4 * sum(local)

@@ -173,13 +173,18 @@ def _describe_data(trainer: PretrainingTrainer, data: PretrainingDataArguments) 
 def _estimate(options: Options) -> None:
     """Prints how much memory the run would take."""
     model_options, data, training = options
-    folder, name, rate = model_options.model_name_or_path, model_options.tokenizer_name, model_options.dropout_rate
+    folder, name, dropout = (
+        model_options.model_name_or_path,
+        model_options.tokenizer_name,
+        model_options.dropout_fields(),
+    )
     tokenizer = load_tokenizer(str(folder)) if name is None else load_any_tokenizer(name)
     if folder is None:
+        overrides = {**model_options.overrides(), **dropout}
         with torch.device("meta"):
-            config = fresh_model(str(model_options.preset), model_options.overrides(), rate, tokenizer).config
+            config = fresh_model(str(model_options.preset), overrides, tokenizer).config
     else:
-        config = load_config(folder, dropout_rate=rate)
+        config = load_config(folder, **dropout)
     objective = data.make_objective(tokenizer)
     print_estimate(
         training,

@@ -29,7 +29,7 @@ def run(script: str, flags: str, output: Path) -> dict:
 @pytest.mark.parametrize(("flags", "tokens"), [("--batch-size 1 --length 160", 160), RAGGED])
 def test_encode(flags, tokens, tmp_path):
     results = run("encode.py", flags, tmp_path / "encode")["results"]
-    for dtype, tolerance in (("fp32", 1e-5), ("bf16", 0.02)):
+    for dtype, tolerance in (("fp32", 1e-5), ("bf16", 0.03)):
         figures = results[dtype]
         assert figures["tokens"] == tokens
         assert set(figures["contestants"]) == {"transformers", "t5_experimental", "products alone"}

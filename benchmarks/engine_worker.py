@@ -7,6 +7,7 @@ The plan is a list of objects with `entry_point` (a module of `t5_experimental.t
 `record` (folder that gets what was seen) and `spoil` (a name in [`SPOILERS`], for runs that must not pass, or null).
 """
 
+import functools
 import importlib
 import json
 import sys
@@ -57,6 +58,7 @@ def _doubled(trainer: T5Trainer) -> None:
     forward = trainer.model.forward  # type: ignore[union-attr]
     names = ("num_items_in_batch",)
 
+    @functools.wraps(forward)  # the trainer hands on what the signature names
     def without_count(*args: Any, **kwargs: Any) -> Any:
         return forward(*args, **{name: value for name, value in kwargs.items() if name not in names})
 

@@ -46,9 +46,9 @@ def _mean_of_means(trainer: T5Trainer) -> None:
     compute = trainer.compute_loss
 
     def compute_loss(model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-        del num_items_in_batch
-        loss = compute(model, inputs, return_outputs, None)
-        return loss / trainer.args.gradient_accumulation_steps
+        if not model.training:
+            return compute(model, inputs, return_outputs, num_items_in_batch)
+        return compute(model, inputs, return_outputs, None) / trainer.args.gradient_accumulation_steps
 
     trainer.compute_loss = compute_loss  # type: ignore[method-assign, assignment]
 

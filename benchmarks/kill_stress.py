@@ -27,6 +27,7 @@ from t5_experimental import T5V11Config
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 STEPS = 10
+KILLS_OF_A_RUN = 4
 # What is printed right before training begins.
 BEGINS = "examples "
 
@@ -89,10 +90,15 @@ def wait_for_training(run: Family) -> float:
     return time.monotonic()
 
 
+def has_model(output: Path) -> bool:
+    """Whether a run has written its model: what it does then is evaluate and report."""
+    return (output / "config.json").is_file()
+
+
 def share_left(output: Path) -> float:
-    """How much of a run is still to be done, evaluation and report at its end included."""
+    """How much of a run is still to be done until its model is written."""
     done = max((int(path.name.rpartition("-")[2]) for path in output.glob("checkpoint-*")), default=0)
-    return (STEPS + 2 - done) / (STEPS + 2)
+    return (STEPS + 1 - done) / (STEPS + 1)
 
 
 def stress(nursery: Nursery, model: Path, folder: Path, engine: str, kills: int, draws: random.Random) -> dict:
@@ -100,24 +106,28 @@ def stress(nursery: Nursery, model: Path, folder: Path, engine: str, kills: int,
     processes = 1 if engine == "single" else 2
     run = nursery.start("finetune", arguments(model, folder / "whole", engine), engine, processes)
     started = wait_for_training(run)
+    while not has_model(folder / "whole") and time.monotonic() < started + LIMIT:
+        time.sleep(0.01)
+    seconds = time.monotonic() - started
     if any(run.wait()):
         raise RuntimeError(run.read())
-    seconds = time.monotonic() - started
     expected = outcome(folder / "whole")
     seen: list[dict[str, Any]] = []
     finished, different = 0, 0
     while len(seen) < kills:
-        output, done = folder / f"killed-{finished}", False
+        output, done, before = folder / f"killed-{finished}", False, len(seen)
         while not done:
             run = nursery.start("finetune", arguments(model, output, engine), engine, processes)
             started = wait_for_training(run)
             moment = draws.uniform(0, seconds * share_left(output))
             victims = draws.choice([[rank] for rank in range(processes)] + [list(range(processes))])
-            if len(seen) < kills:
+            # What is left to do after the model is written says little; nor would a run that never comes further.
+            if len(seen) < min(kills, before + KILLS_OF_A_RUN) and not has_model(output):
                 time.sleep(max(started + moment - time.monotonic(), 0))
                 run.kill(victims)
             codes = run.wait()
-            done = not any(codes)
+            # It may have come to its end just before.
+            done = not any(codes) or (output / "README.md").is_file()
             if not done and -signal.SIGKILL not in codes:
                 raise RuntimeError(f"{engine}: {codes}\n" + "\n".join(run.read(rank) for rank in range(processes)))
             if not done:
@@ -129,7 +139,7 @@ def stress(nursery: Nursery, model: Path, folder: Path, engine: str, kills: int,
                         "victims": victims,
                         "checkpoints": kept,
                         "half_written": "unfinished" in left,
-                        "model_written": "config.json" in left,
+                        "model_written": has_model(output),
                     }
                 )
         finished += 1

@@ -14,7 +14,7 @@ from t5_experimental.training.data import Split, source_features
 from t5_experimental.training.finetuning_arguments import DataArguments
 from t5_experimental.training.metrics import compute_metrics
 from t5_experimental.training.trainer import T5Trainer
-from t5_experimental.training.xla import generate_greedily, is_xla
+from t5_experimental.training.xla import check_search, generate_greedily, is_xla
 
 
 # Of a split, if no metric asks for all of it.
@@ -45,6 +45,8 @@ class FinetuningTrainer(T5Trainer):
         pairs = {split: features.pairs for split, features in splits.items()}
         super().__init__(train_dataset=pairs["train"], eval_dataset=pairs.get("eval"), **kwargs)
         self._splits, self._data, self._metrics = splits, data, metrics
+        if is_xla(self.args.device):
+            check_search(self.args.generation_num_beams)
         # Losses come from a pass of their own, which does not generate.
         self.args.predict_with_generate = True
         source, target = data.max_source_length, data.max_target_length

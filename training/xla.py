@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache, StaticCache
 
 from t5_experimental.loss_t5_experimental import IGNORE_INDEX
+from t5_experimental.training.errors import TrainingError
 
 
 # Tokens between two looks at whether all texts have ended: each of them waits for the device.
@@ -91,6 +92,19 @@ def without_prefetching(loader: DataLoader) -> DataLoader:
     inner = cast(Any, loader).dataloader
     inner.rng_types = cast(Any, loader)._rng_types  # set aside for the threads' sake
     return inner
+
+
+def check_search(beams: int | None) -> None:
+    """Refuses `--generation_num_beams`, for texts are searched greedily here.
+
+    Raises:
+        TrainingError: it is more than 1.
+    """
+    if beams is not None and beams > 1:
+        raise TrainingError(
+            f"--generation_num_beams {beams} cannot be had through torch_xla, where texts are searched greedily: leave "
+            "it out, and evaluate the saved model elsewhere."
+        )
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental.masks_t5_experimental import Visibility
 from t5_experimental.training import xla
+from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.nonfinite import FirstNonFinite
 from t5_experimental.training.xla import FixedShapes, as_input, generate_greedily
 
@@ -98,3 +99,10 @@ def test_accelerate_reads_the_configuration():
     assert config.distributed_type == "XLA"
     assert config.num_processes == 8
     assert config.mixed_precision == "no"
+
+
+def test_beams_are_refused():
+    xla.check_search(None)
+    xla.check_search(1)
+    with pytest.raises(TrainingError, match="--generation_num_beams 4 cannot be had through torch_xla"):
+        xla.check_search(4)

@@ -34,7 +34,11 @@ def stock_twin(model: torch.nn.Module) -> T5ForConditionalGeneration:
     # T5Config of transformers 5 sets both, whatever it is given.
     config.tie_word_embeddings = config.scale_decoder_outputs = False
     stock = T5ForConditionalGeneration(config)
-    stock.load_state_dict(model.state_dict())
+    # Untied, its stacks would otherwise have embeddings of their own, to be loaded, held and updated.
+    stock.set_input_embeddings(stock.shared)
+    stock.load_state_dict(model.state_dict(), strict=False)
+    if stock.num_parameters() != model.num_parameters():  # type: ignore[operator]
+        raise RuntimeError("transformers' model has other parameters than ours, so they cannot be compared.")
     if stock.lm_head.weight is stock.shared.weight or not torch.equal(stock.lm_head.weight, model.lm_head.weight):
         raise RuntimeError("transformers tied the classifier to the embedding, so it would compute something else.")
     return stock.eval()

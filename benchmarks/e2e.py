@@ -164,7 +164,8 @@ def compare_speed(work: Path, tokens: float, arguments: argparse.Namespace) -> d
         arguments: of the command line.
 
     Returns:
-        Losses of the held-out rows before training, which must agree, and times; tokens count by the processor's time, which neighbours disturb less.
+        Losses of the held-out rows before training, which must agree, and times; tokens count by the processor's
+        time, which neighbours disturb less.
     """
     torch.set_num_threads(1)
     losses: dict[str, float] = {}

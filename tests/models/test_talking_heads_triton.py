@@ -21,7 +21,9 @@ from t5_experimental.attention_t5_experimental import dense_bias
 from t5_experimental.masks_t5_experimental import Visibility, masked_bias
 
 
-pytest.importorskip("triton", reason="Triton is only made for Linux")
+pytest.importorskip(
+    "triton", minversion="3.7", reason="Triton is only made for Linux, and older ones do not compile the kernels"
+)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("query", "key", "value", "logits_projection", "weights_projection", "diagonals")

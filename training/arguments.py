@@ -229,6 +229,10 @@ class T5TrainingArguments(OptimizerArguments):
             raise TrainingError("--eval_strategy needs examples to evaluate on: give --validation_file, too.")
         if "eval_steps" in self.given and self.eval_strategy == "no":
             raise TrainingError("--eval_steps has no effect without --eval_strategy steps: give both, or none.")
+        if self.gradient_checkpointing_kwargs is not None and not self.gradient_checkpointing:
+            raise TrainingError(
+                "--gradient_checkpointing_kwargs has no effect without --gradient_checkpointing: give both, or none."
+            )
         if self.do_train is False:
             raise TrainingError("--do_train False leaves nothing to do, since every run trains: leave it out.")
         wishes = (
@@ -255,10 +259,19 @@ class T5TrainingArguments(OptimizerArguments):
         for option in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             if (value := getattr(self, option)) < 1:
                 raise TrainingError(f"--{option} is {value}: it must be at least 1.")
-        least = {"dataloader_num_workers": 0, "seed": 0, "data_seed": 0, "generation_num_beams": 1}
+        least = {
+            "dataloader_num_workers": 0,
+            "seed": 0,
+            "data_seed": 0,
+            "generation_num_beams": 1,
+            "generation_max_length": 1,
+        }
         for option, lowest in least.items():
             if (value := getattr(self, option)) is not None and value < lowest:
                 raise TrainingError(f"--{option} is {value}: it must be at least {lowest}.")
+        for option in ("save_steps", "eval_steps", "logging_steps"):
+            if (value := getattr(self, option)) is not None and not value > 0:
+                raise TrainingError(f"--{option} is {value:g}: it must be more than 0.")
         if self.max_steps < 1 and self.num_train_epochs <= 0:
             raise TrainingError(
                 f"--num_train_epochs is {self.num_train_epochs:g}, which trains nothing: it must be more than 0, or "

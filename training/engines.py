@@ -24,7 +24,8 @@ from t5_experimental.training.errors import TrainingError
 
 _NAMES = {DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.FSDP: "FSDP"}
 
-_OF_WHOLE_PARAMETERS = (
+# Adafactor and `rms_adamw` take means over whole parameters; AdamW needs no more than every number's own history.
+OF_WHOLE_PARAMETERS = (
     "--optim adafactor",
     "--optimizer_preset finetune",
     "--optimizer_preset pretrain",
@@ -71,6 +72,11 @@ def settle_engine(args: TrainingArguments) -> None:
         args.ddp_backend = "gloo"
 
 
+def optimizer_option(preset: str | None, optim: OptimizerNames | str) -> str:
+    """The option that chose the optimizer: a preset of ours, or else what transformers calls it."""
+    return f"--optim {OptimizerNames(optim).value}" if preset is None else f"--optimizer_preset {preset}"
+
+
 def check_optimizer(args: TrainingArguments, preset: str | None) -> None:
     """Refuses optimizers that take means over whole parameters where DeepSpeed cuts these into flat pieces.
 
@@ -84,8 +90,8 @@ def check_optimizer(args: TrainingArguments, preset: str | None) -> None:
     plugin = args.deepspeed_plugin
     if plugin is None or plugin.zero_stage == 0:
         return
-    name = f"--optim {OptimizerNames(args.optim).value}" if preset is None else f"--optimizer_preset {preset}"
-    if name in _OF_WHOLE_PARAMETERS:
+    name = optimizer_option(preset, args.optim)
+    if name in OF_WHOLE_PARAMETERS:
         raise TrainingError(
             f"{name} takes means over whole parameters, of which DeepSpeed's ZeRO-{plugin.zero_stage} leaves pieces: "
             "choose --optimizer_preset adamw (in prompt_tune --optim adamw_torch), or another of the configs."

@@ -131,6 +131,8 @@ def build_trainer(options: Options) -> PretrainingTrainer:
     tokenizer = load_tokenizer(str(folder)) if tokenizer_name is None else load_any_tokenizer(tokenizer_name)
     objective = data.make_objective(tokenizer)
     loader = _make_loader(data, training, tokenizer, objective)
+    if "text_column" in training.given and loader.stream.windows.settings()["--text_column"] is None:
+        raise TrainingError("--text_column has no effect on .txt files: leave it out, or give JSON lines.")
     rows = None
     if data.validation_file is not None:
         windows = _windows("validation_file", data.validation_file, data, least=1)

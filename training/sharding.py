@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from transformers import PreTrainedModel
 from transformers.training_args import OptimizerNames
 
+from t5_experimental.training.engines import OF_WHOLE_PARAMETERS, optimizer_option
 from t5_experimental.training.errors import TrainingError
 
 
@@ -27,12 +28,10 @@ from t5_experimental.training.errors import TrainingError
 _MARKS_OF_PARTS = ("_fsdp_flattened", "ds_id")
 
 
-def check_optimizer(preset: str | None, optim: OptimizerNames | str, accelerator: Accelerator) -> None:
-    """Checks, before anything is trained, that an optimizer is right for what the engine does to parameters.
-
-    AdamW needs no more than every number's own history. Adafactor and `rms_adamw` take means over whole parameters.
-    DeepSpeed and FSDP of the first kind make flat pieces of these, whose means are others; and transformers' Adafactor
-    does not know rows that are spread over processes.
+def check_optimizer_under_fsdp(preset: str | None, optim: OptimizerNames | str, accelerator: Accelerator) -> None:
+    """Refuses, before anything is trained, optimizers that take means over whole parameters where FSDP of the first
+    kind makes flat pieces of these; and transformers' Adafactor, which does not know rows that are spread over
+    processes. DeepSpeed's are refused earlier, see [`check_optimizer`].
 
     Args:
         preset: name of ours, or None for `optim`.
@@ -40,20 +39,18 @@ def check_optimizer(preset: str | None, optim: OptimizerNames | str, accelerator
         accelerator: knows the engine.
 
     Raises:
-        TrainingError: it is not.
+        TrainingError: it is one of them.
     """
-    is_flat = accelerator.distributed_type == DistributedType.DEEPSPEED or (
-        accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2
-    )
-    chosen = f"--optim {OptimizerNames(optim).value}" if preset is None else f"--optimizer_preset {preset}"
-    needs_whole = preset not in (None, "adamw") or (preset is None and optim == OptimizerNames.ADAFACTOR)
-    if is_flat and needs_whole:
-        engine = "DeepSpeed" if accelerator.distributed_type == DistributedType.DEEPSPEED else "FSDP of the first kind"
+    chosen = optimizer_option(preset, optim)
+    if accelerator.distributed_type != DistributedType.FSDP or chosen not in OF_WHOLE_PARAMETERS:
+        return
+    if not accelerator.is_fsdp2:
         raise TrainingError(
-            f"{engine} cuts parameters into flat pieces, but {chosen} takes means over the rows and columns of whole "
-            "ones: choose --optimizer_preset adamw, or another engine (training/configs/fsdp2.yaml or ddp.yaml)."
+            f"FSDP of the first kind cuts parameters into flat pieces, but {chosen} takes means over the rows and "
+            "columns of whole ones: choose --optimizer_preset adamw, or another engine (training/configs/fsdp2.yaml or "
+            "ddp.yaml)."
         )
-    if accelerator.is_fsdp2 and preset is None and needs_whole:
+    if preset is None:
         raise TrainingError(
             f"FSDP spreads parameters over processes, which {chosen} (the default) does not know: choose "
             "--optimizer_preset finetune, the original's Adafactor, or --optimizer_preset adamw."

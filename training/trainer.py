@@ -22,7 +22,7 @@ from t5_experimental.training.optimizers import build_optimizer
 from t5_experimental.training.progress import TokenMeter, TokenProgressCallback
 from t5_experimental.training.resuming import use_learning_rate, write_record
 from t5_experimental.training.saving import SavingTrainer
-from t5_experimental.training.sharding import check_optimizer, share_embedding
+from t5_experimental.training.sharding import check_optimizer_under_fsdp, share_embedding
 from t5_experimental.training.xla import FixedShapes, StepBoundaries, is_xla, without_prefetching
 
 
@@ -41,7 +41,7 @@ class T5Trainer(SavingTrainer):
         super().__init__(*args, **kwargs)
         check_engine(self.args, self.accelerator)
         self.add_callback(SayPartsCallback())
-        check_optimizer(self.args.optimizer_preset, self.args.optim, self.accelerator)
+        check_optimizer_under_fsdp(self.args.optimizer_preset, self.args.optim, self.accelerator)
         if self.accelerator.is_fsdp2:
             share_embedding(self.plain_model())
         self._first_bad: FirstNonFinite | None = None

@@ -152,6 +152,13 @@ def test_missing_files(option, model, train_file, tmp_path):
         ({"eval_steps": 5}, "--eval_steps has no effect without --eval_strategy steps"),
         ({"seed": -1}, "--seed is -1: it must be at least 0"),
         ({"dataloader_num_workers": -1}, "--dataloader_num_workers is -1"),
+        ({"generation_max_length": 0}, "--generation_max_length is 0: it must be at least 1"),
+        ({"save_steps": 0}, "--save_steps is 0: it must be more than 0"),
+        ({"logging_steps": 0}, "--logging_steps is 0: it must be more than 0"),
+        (
+            {"gradient_checkpointing_kwargs": '{"use_reentrant": false}'},
+            "--gradient_checkpointing_kwargs has no effect without --gradient_checkpointing",
+        ),
         ({"generation_num_beams": 0}, "--generation_num_beams is 0: it must be at least 1"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": "no"}, "--lr_scheduler_kwargs no does not fit"),
         (

@@ -233,6 +233,7 @@ def test_missing_files(tiny_models, text, tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        ({"text_column": "content"}, "--text_column has no effect on .txt files: leave it out, or give JSON lines"),
         ({"max_target_length": 128}, "makes 114 targets of 512 inputs: leave the option out, or give 114"),
         ({"max_target_length": 100}, "makes 114 targets of 512 inputs"),
         ({"max_source_length": 2}, "too short for a span"),

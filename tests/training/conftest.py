@@ -18,12 +18,23 @@ Launcher = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory: pytest.TempPathFactory) -> Launcher:
-    """Runs `training/finetune.py` on the CPU through accelerate, with options as keywords, and returns the outcome."""
+    """Runs `training/finetune.py`, or another script, on the CPU through accelerate and returns the outcome.
+
+    Options of the script are keywords. Of several processes, `processes`, each is told to meet the others by gloo.
+    """
     cache = tmp_path_factory.mktemp("cache")
 
-    def run(launcher_options: tuple[str, ...] = (), **options: object) -> subprocess.CompletedProcess[str]:
-        script = REPOSITORY / "training" / "finetune.py"
+    def run(
+        processes: int = 1, script: Path = REPOSITORY / "training" / "finetune.py", **options: object
+    ) -> subprocess.CompletedProcess[str]:
+        # All that accelerate would otherwise choose and announce at length, before what went wrong.
+        launcher_options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        launcher_options += ["--num_processes", str(processes)]
         options = {"train_file": DATA / "restaurants_train.jsonl", "use_cpu": True, "disable_tqdm": True, **options}
+        if processes > 1:
+            # Port 0 is any that is free: launches of tests that run at the same time must not meet.
+            launcher_options += ["--multi_gpu", "--main_process_port", "0"]
+            options["ddp_backend"] = "gloo"
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         return subprocess.run(
             [sys.executable, "-m", "accelerate.commands.launch", *launcher_options, str(script), *flags],

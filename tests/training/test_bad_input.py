@@ -323,11 +323,7 @@ def test_model_folders(model, train_file, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_through_the_launcher(processes, launch, model, tmp_path):
-    launcher_options = ("--multi_gpu", "--num_processes", "2") if processes == 2 else ()
-    options = {"ddp_backend": "gloo"} if processes == 2 else {}
-    result = launch(
-        launcher_options, model_name_or_path=model, output_dir=tmp_path / "output", input_column="text", **options
-    )
+    result = launch(processes, model_name_or_path=model, output_dir=tmp_path / "output", input_column="text")
     assert result.returncode != 0
     assert result.stderr.count("no column 'text' among ['source', 'target']") == 1
     assert not (tmp_path / "output").exists()

@@ -3,7 +3,6 @@
 
 import ast
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -132,11 +131,10 @@ def test_two_processes_and_accumulation_equal_one_large_batch(tiny_models, launc
     }
     one = launch(**options, output_dir=tmp_path / "one", per_device_train_batch_size=8)
     two = launch(
-        ("--multi_gpu", "--num_processes", "2"),
+        processes=2,
         **options,
         output_dir=tmp_path / "two",
         per_device_train_batch_size=4,
-        ddp_backend="gloo",
     )
     accumulated = launch(
         **options, output_dir=tmp_path / "accumulated", per_device_train_batch_size=2, gradient_accumulation_steps=4
@@ -168,7 +166,7 @@ def test_evaluation_counts_every_example_once(tiny_models, launch, tmp_path):
     rows += [{"source": f"{number} Anchors", "target": "by the harbour"} for number in range(4)]
     (tmp_path / "five.jsonl").write_text("\n".join(map(json.dumps, rows)))
     result = launch(
-        ("--multi_gpu", "--num_processes", "2"),
+        processes=2,
         model_name_or_path=tiny_models["t5_v1_1"],
         output_dir=tmp_path / "output",
         validation_file=tmp_path / "five.jsonl",
@@ -180,7 +178,6 @@ def test_evaluation_counts_every_example_once(tiny_models, launch, tmp_path):
         learning_rate=0,
         max_steps=1,
         save_strategy="no",
-        ddp_backend="gloo",
     )
     assert result.returncode == 0, result.stderr
     assert "on 2 process(es)" in result.stdout
@@ -215,19 +212,17 @@ def test_non_finite_loss_stops_the_run(options, tiny_models, launch, tmp_path):
 
 
 @pytest.mark.slow
-def test_non_finite_loss_of_one_process_stops_all(tiny_models, tmp_path):
+def test_non_finite_loss_of_one_process_stops_all(tiny_models, launch, tmp_path):
     """Only the second process sees the loss; neither saves, both end, and the first one says why."""
     script = tmp_path / "script.py"
     script.write_text(ONE_BROKEN_LOSS)
-    options = f"--model_name_or_path {tiny_models['t5_v1_1']} --train_file {DATA / 'restaurants_train.jsonl'}"
-    more = f"--output_dir {tmp_path / 'output'} --use_cpu --ddp_backend gloo --max_steps 6 --save_steps 2"
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    result = subprocess.run(
-        [*launcher, str(script), *options.split(), *more.split()],
-        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
+    result = launch(
+        processes=2,
+        script=script,
+        model_name_or_path=tiny_models["t5_v1_1"],
+        output_dir=tmp_path / "output",
+        max_steps=6,
+        save_steps=2,
     )
     assert result.returncode != 0
     assert "on 2 process(es)" in result.stdout

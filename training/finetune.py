@@ -26,6 +26,7 @@ from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.estimate import print_estimate
 from t5_experimental.training.finetuning_arguments import DataArguments, FinetuningArguments
 from t5_experimental.training.finetuning_trainer import FinetuningTrainer
+from t5_experimental.training.loading import reads_in_parts
 from t5_experimental.training.models import load_config, load_model, load_tokenizer
 from t5_experimental.training.running import run_trainer
 from t5_experimental.training.trainer import T5Trainer
@@ -47,19 +48,20 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
 
 
 def build_trainer(
-    options: Options,
-    adapt: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Any] = lambda model, tokenizer: model,
+    options: Options, adapt: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Any] | None = None
 ) -> tuple[FinetuningTrainer, dict[str, Split]]:
     """The trainer, and the examples by split. Whatever is wrong with the options or the data is found out here.
 
     Args:
         options: of the run.
-        adapt: makes of the loaded model what is trained, such as one with adapters.
+        adapt: makes of the loaded model what is trained, such as one with adapters. Without, processes that share a
+            model's weights each read their own part, once training begins.
     """
     model_options, data, training = options
     folder = model_options.model_name_or_path
     tokenizer = load_tokenizer(folder)
-    model = load_model(folder, tokenizer, **model_options.dropout_fields())
+    device_map = "meta" if adapt is None and reads_in_parts(folder) else None
+    model = load_model(folder, tokenizer, device_map=device_map, **model_options.dropout_fields())
     # The first process fills the cache of `datasets`, the others find it there.
     with training.main_process_first(desc="reading the data"):
         splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
@@ -76,7 +78,7 @@ def build_trainer(
         splits,
         data,
         training.metric,
-        model=adapt(model, tokenizer),
+        model=model if adapt is None else adapt(model, tokenizer),
         args=training,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         processing_class=tokenizer,
@@ -93,14 +95,13 @@ def run(options: Options) -> None:
         return
     warn_of_float16(training)
     set_seed(training.seed)
-    trainer, splits = build_trainer(options, lambda model, tokenizer: _with_lora(model, training.lora_rank))
+    rank = training.lora_rank
+    trainer, splits = build_trainer(options, (lambda model, tokenizer: _with_lora(model, rank)) if rank else None)
     train_and_evaluate(trainer, splits, data)
 
 
 def _with_lora(model: PreTrainedModel, rank: int) -> Any:
-    """The model with adapters of this rank beside all of its linear layers; itself for rank 0."""
-    if not rank:
-        return model
+    """The model with adapters of this rank beside all of its linear layers."""
     dropout = model.config.dropout_rate
     return import_peft().get_peft_model(model, lora_config(model, rank, lora_targets(model), dropout))
 

@@ -79,7 +79,12 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: T5ExperimentalC
 
 
 def load_model(
-    folder: str, tokenizer: PreTrainedTokenizerBase, tokenizer_option: str | None = None, /, **fields: Any
+    folder: str,
+    tokenizer: PreTrainedTokenizerBase,
+    tokenizer_option: str | None = None,
+    /,
+    device_map: str | None = None,
+    **fields: Any,
 ) -> PreTrainedModel:
     """Model of a folder, in float32, checked against the tokenizer.
 
@@ -87,6 +92,7 @@ def load_model(
         folder: of the model.
         tokenizer: its own, or what an option names.
         tokenizer_option: that option with its value, for messages.
+        device_map: "meta" checks the files, but reads no weight.
         fields: of the configuration that shall be otherwise.
     """
     config = load_config(folder, **fields)
@@ -100,7 +106,12 @@ def load_model(
     # Weights are updated in float32 whatever they are stored in: small updates vanish in bfloat16's 8 significant bits.
     try:
         model, report = AutoModelForSeq2SeqLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
+            folder,
+            config=config,
+            dtype=torch.float32,
+            device_map=device_map,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"The weights of {folder} do not load: {_in_a_line(error)}") from error

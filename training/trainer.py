@@ -16,6 +16,7 @@ from t5_experimental.tasks_t5_experimental import T5ExperimentalForConditionalGe
 from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.engines import SayPartsCallback, check_engine
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.loading import cut_and_fill, is_empty
 from t5_experimental.training.losses import loss_arguments, with_all_positions
 from t5_experimental.training.nonfinite import FirstNonFinite, named, non_finite
 from t5_experimental.training.optimizers import build_optimizer
@@ -46,6 +47,7 @@ class T5Trainer(SavingTrainer):
             share_embedding(self.plain_model())
         self._first_bad: FirstNonFinite | None = None
         self._makes_optimizer = self.optimizer is None
+        self._parts: list[list[torch.nn.Parameter]] | None = None
         self._meter = TokenMeter(self.args.device)
         self._trained_tokens, self._trained_seconds = 0, 0.0
         self._evaluated: list[torch.Tensor] = []
@@ -162,6 +164,15 @@ class T5Trainer(SavingTrainer):
     # The optimizer.
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        is_cut_here = is_empty(self.plain_model())
+        if is_cut_here:
+            cut_and_fill(self.plain_model(), str(self.plain_model().name_or_path), self.accelerator)
+        optimizer = self._create_optimizer(model)
+        if is_cut_here:
+            self._parts = [list(group["params"]) for group in optimizer.param_groups]
+        return optimizer
+
+    def _create_optimizer(self, model: torch.nn.Module | None) -> torch.optim.Optimizer:
         args = self.args
         if args.optimizer_preset is None or self.optimizer is not None:
             return super().create_optimizer(model)
@@ -177,6 +188,14 @@ class T5Trainer(SavingTrainer):
         if self.lr_scheduler is None:
             self.lr_scheduler = schedule  # if there is none, transformers makes the one of --lr_scheduler_type
         return self.optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        # Comes right after accelerate has prepared the optimizer, whose parameters it replaced by those that begin at
+        # the same place in memory: all of which this process has no row begin at 0.
+        if self._parts is not None:
+            for group, parameters in zip(cast(Any, self.optimizer).param_groups, self._parts, strict=True):
+                group["params"] = parameters
+        return super().create_scheduler(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

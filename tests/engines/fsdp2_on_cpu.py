@@ -11,6 +11,7 @@ the processor; and our own check that refuses FSDP with `--use_cpu` is left out,
 import json
 import os
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ class Observed(finetune.FinetuningTrainer):
     """Reports, and leaves the process group to the runs that follow."""
 
     reports: list[dict[str, Any]] = []
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.report()["empty_at_first"] = all(parameter.is_meta for parameter in self.model.parameters())
 
     def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
         if "steps" not in self.report():
@@ -53,6 +58,8 @@ class Observed(finetune.FinetuningTrainer):
             "fsdp_modules": [
                 type(module).__name__ for module in self.model.modules() if isinstance(module, FSDPModule)
             ],
+            "optimized": len(set(chain.from_iterable(group["params"] for group in self.optimizer.param_groups))),
+            "without_rows": sum(part.numel() == 0 for part in held),
             "blocks": sum(isinstance(module, T5Block) for module in modules),
             "parameters_bytes_per_rank": sum(p.numel() * p.element_size() for p in held),
         }

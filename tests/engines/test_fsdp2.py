@@ -122,8 +122,10 @@ def reports(models: dict[str, Path], folder: Path, launching: SimpleNamespace) -
 def test_training_is_that_of_one_process(run: str, reports: dict[str, Any]) -> None:
     one, ranks = reports["one"][run], [rank[run] for rank in reports["two"]]
     assert one["type"] == "NO"
+    assert not one["empty_at_first"]
     assert one["distributed"] == one["distributed_states"] == 0
     for rank in ranks:
+        assert rank["empty_at_first"]
         assert (rank["type"], rank["is_fsdp2"], rank["class"]) == ("FSDP", True, f"FSDP{one['class']}")
         wrapped = rank["fsdp_modules"]
         assert wrapped.count("FSDPT5Block") == one["blocks"]

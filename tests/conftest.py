@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from t5_experimental import T5ExperimentalConfig
 
 
 torch.set_num_threads(1)  # tests run in several processes
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As in the background of a script; programs that tests start would inherit it, and Ctrl-C is tested.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REFERENCE = Path(__file__).parent / "reference"
 

@@ -112,9 +112,17 @@ def load_model(
             device_map=device_map,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the error that it would raise does not say which
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"The weights of {folder} do not load: {_in_a_line(error)}") from error
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        raise TrainingError(
+            f"The weights of {folder} do not fit its config.json: {name} has the shape {tuple(found)} and should have "
+            f"{tuple(expected)}{f', and {len(mismatched) - 1} more differ' if len(mismatched) > 1 else ''}; copy both "
+            "files from the same model, or convert it again."
+        )
     if missing := sorted(report["missing_keys"]):
         raise TrainingError(
             f"{folder} lacks {len(missing)} weights, {missing[0]} for one: give a whole encoder-decoder model."

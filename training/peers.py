@@ -9,9 +9,16 @@ import torch
 from t5_experimental.training.errors import ProcessError
 
 
-# gloo's and nccl's words; all of them come as RuntimeError.
+# gloo's, nccl's and the store's words; all of them come as RuntimeError.
 _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
-_LATE = ("Timed out waiting", "Timeout waiting", "timed out", "Watchdog caught collective operation timeout")
+# gloo closes a connection when one operation was too late, and says of all that come after it why it did.
+_LATE = (
+    "Timed out waiting",
+    "Application timeout caused pair closure",
+    "Watchdog caught collective operation timeout",
+    "Timeout waiting for key",
+    "wait timeout after",
+)
 
 
 def join_on_cpu(backend: str | None, timeout: timedelta) -> None:
@@ -32,7 +39,7 @@ def lost_peer(error: BaseException) -> ProcessError | None:
             f"{me} lost the connection to another process of this run, which has died: see what that one printed, or "
             f"whether the system ended it for lack of memory, {again}"
         )
-    if any(sign in text for sign in _LATE) and ("gloo" in text or "ollective" in text or "recv" in text):
+    if any(sign in text for sign in _LATE):
         return ProcessError(
             f"{me} waited in vain for another process of this run, which hangs: find it (a machine that does not "
             "answer, a file that cannot be read), or give --ddp_timeout more seconds if it only is slow; "

@@ -314,6 +314,13 @@ def test_model_folders(model, train_file, tmp_path):
     AutoModelForTextEncoding.from_pretrained(model).save_pretrained(encoder_only)
     assert "weights, decoder.block.0" in refusal(encoder_only)
 
+    other_shape = tmp_path / "other_shape"
+    shutil.copytree(model, other_shape)
+    config = (other_shape / "config.json").read_text()
+    (other_shape / "config.json").write_text(config.replace('"d_ff": 64', '"d_ff": 48'))
+    message = refusal(other_shape)
+    assert "has the shape (64, 32) and should have (48, 32), and 11 more differ; copy both" in message
+
     stock = tmp_path / "stock"
     shutil.copytree(model, stock, ignore=shutil.ignore_patterns("config.json", "*.safetensors", "*.py"))
     T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(stock)

@@ -1,6 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Bad input ends in one clear sentence and a non-zero exit, and leaves nothing behind."""
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -215,7 +216,8 @@ def test_weights_of_another_shape(model, tiny_models, train_file, tmp_path):
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(config.replace('"d_ff": 64', '"d_ff": 80'))
     message = complaint(tmp_path / "output", model_name_or_path=folder, train_file=train_file)
-    assert f"The weights of {folder} do not load" in message
+    assert f"The weights of {folder} do not fit its config.json: " in message
+    assert re.search(r"DenseReluDense\.w\w+\.weight has the shape \(\d+, \d+\)", message)
 
 
 def test_nothing_to_train_on(model, tmp_path):

@@ -10,35 +10,26 @@ The plan is a list of objects with `entry_point` (a module of `t5_experimental.t
 import functools
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from pretended_gpus import pretend_gpus
 from safetensors.torch import save_file
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from t5_experimental.training import finetune, pretrain
 from t5_experimental.training.engines import describe_engine, optimizer_bytes, parameter_bytes
+from t5_experimental.training.sharding import whole
 from t5_experimental.training.trainer import T5Trainer
 
 
 def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Copies of all parameters, put together from the parts of all processes; all processes call this."""
-    weights = {}
-    for name, parameter in model.named_parameters():
-        if hasattr(parameter, "ds_id"):
-            import deepspeed
-
-            with deepspeed.zero.GatheredParameters([parameter]):
-                weights[name] = parameter.detach().cpu().clone()
-        elif isinstance(parameter, DTensor):
-            weights[name] = parameter.detach().full_tensor().cpu()  # type: ignore[no-untyped-call]
-        else:
-            weights[name] = parameter.detach().cpu().clone()
-    return weights
+    return {name: whole(parameter) for name, parameter in model.named_parameters()}
 
 
 def _mean_of_means(trainer: T5Trainer) -> None:
@@ -168,10 +159,17 @@ def _watch(cell: dict[str, Any], is_last: bool) -> Callable[[], None]:
 _BUILD = {module.__name__: module.build_trainer for module in (finetune, pretrain)}  # type: ignore[attr-defined]
 
 
+def _wants_fsdp_on_cpu() -> bool:
+    """Whether the launcher asked for FSDP, which accelerate has on GPUs only."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true" and not torch.accelerator.is_available()
+
+
 def main() -> None:
     """Runs the plan."""
     cells = json.loads(Path(sys.argv[1]).read_text())
     for number, cell in enumerate(cells, start=1):
+        if _wants_fsdp_on_cpu():
+            pretend_gpus()
         finish = _watch(cell, is_last=number == len(cells))
         module = importlib.import_module(f"t5_experimental.training.{cell['entry_point']}")
         module.run(module.ENTRY_POINT.parse(cell["flags"]))

@@ -20,10 +20,22 @@ from pathlib import Path
 from types import TracebackType
 
 
+_FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "T5Block",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+}
+
 # What `accelerate launch` tells its processes under the files in `training/configs`.
 ENGINES: dict[str, dict[str, str]] = {
     "single": {},
     "ddp": {},
+    "fsdp2": _FSDP2,
+    "fsdp2_in_parts": {**_FSDP2, "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"},
     "deepspeed_zero2": {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"},
     "deepspeed_zero3": {
         "ACCELERATE_USE_DEEPSPEED": "true",
@@ -169,6 +181,10 @@ def _run(entry, arguments: list[str], environment: Mapping[str, str], log: Path,
     os.dup2(handle, 2)
     code = 0
     try:
+        if "ACCELERATE_USE_FSDP" in environment:
+            from pretended_gpus import pretend_gpus
+
+            pretend_gpus()
         exec(hook, {"RANK": rank})
         entry(arguments)
     except SystemExit as end:

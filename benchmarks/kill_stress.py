@@ -19,6 +19,8 @@ from typing import Any
 import torch
 import transformers
 from forking import ENGINES, LIMIT, Family, Nursery
+from launching import flags
+from pretended_gpus import FLAGS
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
@@ -42,9 +44,18 @@ def make_model(folder: Path) -> Path:
     return folder
 
 
+_GLOO = ("--ddp_backend", "gloo")
+# By the first word of the engine's name. transformers' own Adafactor runs where nothing else is chosen.
+_OF_ENGINES = {
+    "single": ("--use_cpu",),
+    "ddp": ("--use_cpu", *_GLOO),
+    "fsdp2": (*FLAGS, *_GLOO, "--optimizer_preset", "finetune"),
+    "deepspeed": (*_GLOO, "--optimizer_preset", "adamw"),
+}
+
+
 def arguments(model: Path, output: Path, engine: str) -> list[str]:
     """A run with dropout, accumulation and evaluation that saves at every other step, and logs at other steps."""
-    is_deepspeed = engine.startswith("deepspeed")
     options: dict[str, Any] = {
         "model_name_or_path": model,
         "train_file": DATA / "restaurants_train.jsonl",
@@ -62,10 +73,8 @@ def arguments(model: Path, output: Path, engine: str) -> list[str]:
         "dropout_rate": 0.3,
         "report_to": "none",
         "disable_tqdm": True,
-        **({"optimizer_preset": "adamw"} if is_deepspeed else {"use_cpu": True}),
-        **({} if engine == "single" else {"ddp_backend": "gloo"}),
     }
-    return [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    return [*flags(**options), *_OF_ENGINES[engine.partition("_")[0]]]
 
 
 def outcome(output: Path) -> dict[str, Any]:

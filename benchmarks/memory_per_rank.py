@@ -25,14 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import DistributedType
 from common import write_json
 from launching import flags, launch
+from pretended_gpus import FLAGS, pretend_gpus
 from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import preset_config
-from t5_experimental.training import arguments as training_arguments
 from t5_experimental.training import finetune
 
 
@@ -104,10 +102,7 @@ def work(plan: dict[str, Any]) -> None:
     """What every process does."""
     finetune.FinetuningTrainer = Watched  # type: ignore[misc]
     if WAYS[plan["way"]] == "fsdp2":
-        # accelerate has FSDP on GPUs only, see tests/engines/fsdp2_on_cpu.py.
-        training_arguments.settle_engine = lambda args: None
-        PartialState(cpu=True, backend="gloo")
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        pretend_gpus()
     if plan["way"] == "whole":
         finetune.reads_in_parts = lambda folder: False
     peak = Peak()
@@ -142,10 +137,9 @@ def measure(way: str, work_folder: Path, processes: int) -> list[dict[str, Any]]
         "report_to": "none",
         "disable_tqdm": True,
     }
-    if WAYS[way] == "fsdp2":
-        options |= {"use_cpu": True, "accelerator_config": '{"use_configured_state": true}'}
+    more = FLAGS if WAYS[way] == "fsdp2" else ()
     plan = work_folder / f"{way}.json"
-    plan.write_text(json.dumps({"way": way, "flags": flags(**options), "output": str(work_folder)}))
+    plan.write_text(json.dumps({"way": way, "flags": [*flags(**options), *more], "output": str(work_folder)}))
     outcome = launch(WAYS[way], __file__, ["--work", plan], processes=processes, timeout=550.0)
     files = [work_folder / f"{way}-{rank}.json" for rank in range(processes)]
     if not all(file.exists() for file in files):

@@ -98,19 +98,6 @@ def check_optimizer(args: TrainingArguments, preset: str | None) -> None:
         )
 
 
-def refuse_prompt(args: TrainingArguments) -> None:
-    """Refuses to tune a prompt under ZeRO-3: peft saves it by a forward pass on one process, which others must join.
-
-    Raises:
-        TrainingError: it is ZeRO-3.
-    """
-    if args.deepspeed_plugin is not None and args.deepspeed_plugin.zero_stage == 3:
-        raise TrainingError(
-            "A prompt cannot be tuned under DeepSpeed's ZeRO-3, which would cut it up as well: take "
-            "configs/deepspeed_zero2.yaml or configs/ddp.yaml."
-        )
-
-
 def _prepare_deepspeed_for_cpu() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed

@@ -26,13 +26,13 @@ from t5_experimental.training.adapters import add_prompt, import_peft
 from t5_experimental.training.arguments import ModelArguments
 from t5_experimental.training.commandline import EntryPoint
 from t5_experimental.training.description import describe_learning_rate, warn_of_float16
-from t5_experimental.training.engines import refuse_prompt
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.estimate import print_estimate
 from t5_experimental.training.finetuning_arguments import DataArguments, FinetuningArguments
 from t5_experimental.training.models import load_config
 from t5_experimental.training.prompts import PromptAdafactor, initial_rows, read_prompt, save_prompt
 from t5_experimental.training.report import card_of_import, write_card
+from t5_experimental.training.sharding import whole
 
 
 if TYPE_CHECKING:
@@ -142,7 +142,6 @@ def import_released(options: Options) -> None:
 def tune(options: Options) -> None:
     """Trains, saves, evaluates."""
     model_options, prompt, data, training = options
-    refuse_prompt(training)
     if training.estimate is not None:
         config = load_config(model_options.model_name_or_path, **model_options.dropout_fields())
         lengths = data.max_source_length, data.max_target_length
@@ -153,7 +152,7 @@ def tune(options: Options) -> None:
 
     def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "PeftModel":
         draws = torch.Generator().manual_seed(training.seed)
-        embedding = cast(torch.nn.Embedding, model.get_input_embeddings()).weight.detach()
+        embedding = whole(cast(torch.nn.Embedding, model.get_input_embeddings()).weight)
         rows = initial_rows(str(prompt.prompt_init), prompt.labels, embedding, tokenizer, prompt.prompt_length, draws)
         return add_prompt(model, rows)
 

@@ -9,7 +9,7 @@ whole, each process doing its rows. Sums over rows and norms are added up among 
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +25,8 @@ from t5_experimental.training.errors import TrainingError
 
 
 # What FSDP of the first kind and DeepSpeed's ZeRO-3 leave on parameters that they have cut up.
-_MARKS_OF_PARTS = ("_fsdp_flattened", "ds_id")
+_MARK_OF_ZERO3 = "ds_id"
+_MARKS_OF_PARTS = ("_fsdp_flattened", _MARK_OF_ZERO3)
 
 
 def check_optimizer_under_fsdp(preset: str | None, optim: OptimizerNames | str, accelerator: Accelerator) -> None:
@@ -90,6 +91,35 @@ def saving_whole(accelerator: Accelerator) -> Iterator[None]:
     usual, plugin.state_dict_type = plugin.state_dict_type, StateDictType.FULL_STATE_DICT
     yield
     plugin.state_dict_type = usual
+
+
+def whole(parameter: torch.Tensor) -> torch.Tensor:
+    """A copy of a parameter on the CPU, put together from the rows of all processes; all processes call this."""
+    if isinstance(parameter, DTensor):
+        return cast(DTensor, parameter.detach()).full_tensor().cpu()  # type: ignore[no-untyped-call]
+    if hasattr(parameter, _MARK_OF_ZERO3):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().cpu().clone()
+    return parameter.detach().cpu().clone()
+
+
+@contextmanager
+def whole_prompt(model: Any) -> Iterator[None]:
+    """peft finds a prompt as a whole meanwhile; all processes call this.
+
+    It would look its rows up on the process that saves alone, while the others hold some of them.
+    """
+    if not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        yield
+        return
+    rows = {name: whole(encoder.embedding.weight) for name, encoder in model.prompt_encoder.items()}
+    model.get_prompt_embedding_to_save = rows.__getitem__
+    try:
+        yield
+    finally:
+        del model.get_prompt_embedding_to_save  # that of the class again
 
 
 def refuse_parts(parameters: Iterable[torch.Tensor]) -> None:

@@ -23,7 +23,7 @@ from t5_experimental.training.optimizers import build_optimizer
 from t5_experimental.training.progress import TokenMeter, TokenProgressCallback
 from t5_experimental.training.resuming import use_learning_rate, write_record
 from t5_experimental.training.saving import SavingTrainer
-from t5_experimental.training.sharding import check_optimizer_under_fsdp, share_embedding
+from t5_experimental.training.sharding import check_optimizer_under_fsdp, share_embedding, whole_prompt
 from t5_experimental.training.xla import FixedShapes, StepBoundaries, is_xla, without_prefetching
 
 
@@ -42,7 +42,6 @@ class T5Trainer(SavingTrainer):
         super().__init__(*args, **kwargs)
         check_engine(self.args, self.accelerator)
         self.add_callback(SayPartsCallback())
-        check_optimizer_under_fsdp(self.args.optimizer_preset, self.args.optim, self.accelerator)
         if self.accelerator.is_fsdp2:
             share_embedding(self.plain_model())
         self._first_bad: FirstNonFinite | None = None
@@ -79,6 +78,8 @@ class T5Trainer(SavingTrainer):
     # What a step is watched for.
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        if self.optimizer_cls_and_kwargs is None:  # else it is one of ours
+            check_optimizer_under_fsdp(self.args.optimizer_preset, self.args.optim, self.accelerator)
         self._meter.read()
         return super().train(*args, **kwargs)
 
@@ -125,7 +126,8 @@ class T5Trainer(SavingTrainer):
         # Checkpoints come through here, too. The step before may have broken the weights after a loss that was fine.
         self._stop_at_bad_steps()
         self._stop_at_bad_weights()
-        super().save_model(output_dir, _internal_call)
+        with whole_prompt(self.model):
+            super().save_model(output_dir, _internal_call)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with self._meter.pause():

@@ -3,13 +3,12 @@
 
     accelerate launch --config_file training/configs/fsdp2.yaml tests/engines/fsdp2_on_cpu.py RUNS.json REPORT.json
 
-All goes through accelerate's own code for GPUs. The one thing that it lacks: `AcceleratorState` turns FSDP on for a
-list of devices that the processor is not in. So it is told of GPUs here, with gloo between the processes and tensors on
-the processor; and our own check that refuses FSDP with `--use_cpu` is left out, as it knows of that.
+All goes through accelerate's own code for GPUs, see benchmarks/pretended_gpus.py.
 """
 
 import json
 import os
+import runpy
 import sys
 from itertools import chain
 from pathlib import Path
@@ -17,14 +16,15 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from t5_experimental.stack_t5_experimental import T5Block
-from t5_experimental.training import arguments, finetune
+from t5_experimental.training import finetune
 from t5_experimental.training.errors import TrainingError
+
+
+PRETEND = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "pretended_gpus.py"))
 
 
 class Observed(finetune.FinetuningTrainer):
@@ -85,9 +85,7 @@ class Observed(finetune.FinetuningTrainer):
 def run(flags: list[str], environment: dict[str, str]) -> dict[str, Any]:
     before = dict(os.environ)
     os.environ.update(environment)
-    AcceleratorState._reset_state()
-    if "RANK" in os.environ:
-        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    PRETEND["pretend_gpus"]()
     Observed.reports.append({})
     try:
         finetune.run(finetune.parse(flags))
@@ -101,9 +99,8 @@ def run(flags: list[str], environment: dict[str, str]) -> dict[str, Any]:
 def main() -> None:
     runs, output = Path(sys.argv[1]), Path(sys.argv[2])
     finetune.FinetuningTrainer = Observed
-    arguments.settle_engine = lambda args: None
-    state = PartialState(cpu=True, backend="gloo" if "RANK" in os.environ else None)
     reports = {name: run(**options) for name, options in json.loads(runs.read_text()).items()}
+    state = PartialState()
     gathered: list[Any] = [reports]
     if "RANK" in os.environ:
         gathered = [None] * state.num_processes

@@ -180,3 +180,11 @@ def test_the_default_optimizer_is_refused(reports: dict[str, Any]) -> None:
         assert "steps" not in rank["refused"]
         assert "--optim adafactor" in rank["refused"]["refused"]
         assert "choose --optimizer_preset finetune" in rank["refused"]["refused"]
+
+
+def test_adapters_prompts_and_pre_training_equal_one_process(trained_alone: Path, engines: SimpleNamespace) -> None:
+    cells = [cell for cell in engines.CELLS if cell.entry_point != "finetune" or cell.name == "LoRA"]
+    engines.train("fsdp2", cells, trained_alone)
+    for cell in cells:
+        row = engines.compare(trained_alone, "fsdp2", cell)
+        assert row["engine_seen"].startswith("FSDP2, 2 process(es) on")

@@ -43,7 +43,7 @@ test-xla: $(VENV)-xla/.installed
 $(VENV)-xla/.installed: setup.py constraints-xla.txt
 	$(PYTHON) -m venv $(VENV)-xla
 	$(VENV)-xla/bin/python -m pip install --quiet --constraint constraints-xla.txt torch torch_xla
-	$(VENV)-xla/bin/python -m pip install --quiet --constraint constraints-xla.txt --editable ".[training,xla]" pytest
+	$(VENV)-xla/bin/python -m pip install --quiet --constraint constraints-xla.txt --editable ".[training,peft,xla]" pytest
 	touch $@
 
 # Times everything that runs on a CPU, side by side with its rivals.

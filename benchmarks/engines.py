@@ -292,14 +292,14 @@ def _saved_equal(root: Path) -> bool:
     """Whether the folder has the weights that the processes held after the last step, and loads."""
     gathered = load_file(root / "record" / "weights.safetensors")
     if (root / "model" / "adapter_config.json").is_file():
-        return _same_adapter(gathered, load_file(root / "model" / "adapter_model.safetensors"))
+        return same_adapter(gathered, load_file(root / "model" / "adapter_model.safetensors"))
     model, report = AutoModelForSeq2SeqLM.from_pretrained(root / "model", output_loading_info=True)
     loaded = dict(model.named_parameters())
     complete = not any(report.values()) and loaded.keys() == gathered.keys()
     return complete and all(torch.equal(loaded[name], weight) for name, weight in gathered.items())
 
 
-def _same_adapter(gathered: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> bool:
+def same_adapter(gathered: dict[str, torch.Tensor], saved: dict[str, torch.Tensor]) -> bool:
     """Whether an adapter is what was trained; peft leaves its own name out of the names, or gives another one."""
     trained = {
         name.replace(".default", ""): weight

@@ -5,8 +5,9 @@
 
 Needs an environment with torch_xla, as `make test-xla` creates it. Models are tiny and the data are the tests'. A row
 says by how much the losses differ at most, how many programs were compiled up to the second log, after it, in the
-first evaluation and in the second, how often a step waited for the device, and whether the saved folder holds the very
-weights of the run, gives the same loss on the CPU, and whether generated texts are the same.
+first evaluation and in the second, how often a step waited for the device, how much each device holds, whether the
+saved folder holds the very weights of the run and gives the same loss on the CPU, and whether generated texts are the
+same.
 """
 
 import argparse
@@ -19,15 +20,18 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from common import machine
+from engines import same_adapter
+from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForSeq2SeqLM, TrainerCallback
+from transformers import AutoModelForSeq2SeqLM, TrainerCallback, set_seed
 
 import t5_experimental
-from t5_experimental.training import finetune, pretrain
+from t5_experimental.training import finetune, pretrain, prompt_tune
+from t5_experimental.training.engines import describe_engine, optimizer_bytes, parameter_bytes
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -58,14 +62,41 @@ _TEXT = (
     f"--train_file {DATA / 'restaurants_train.jsonl'} --validation_file {DATA / 'restaurants_validation.jsonl'} "
     "--text_column target --max_source_length 32 --validation_rows 5 --shuffle_megabytes 0.01"
 )
+
+
+class Cell(NamedTuple):
+    """Something to train: a family by an entry point with flags, each step by so many devices together."""
+
+    family: str
+    entry_point: str
+    flags: str
+    devices: int = 1
+
+
+_PLAIN = "--dropout_rate 0 --bf16 False"
+_ADAMW = "--optimizer_preset adamw --learning_rate 3e-3"
 CELLS = {
-    **{family: (family, "finetune", f"{_PAIRS} --dropout_rate 0 --bf16 False") for family in FAMILIES},
-    "bfloat16": ("t5_v1_1", "finetune", f"{_PAIRS} --dropout_rate 0 --bf16 True"),
-    "dropout": ("t5_talking_heads", "finetune", f"{_PAIRS} --dropout_rate 0.1 --bf16 False"),
-    "pretrain": ("t5_lm_adapted", "pretrain", f"{_TEXT} --dropout_rate 0 --bf16 False"),
-    "packed": ("t5_talking_heads", "pretrain", f"{_TEXT} --dropout_rate 0 --bf16 False --pack"),
+    **{family: Cell(family, "finetune", f"{_PAIRS} {_PLAIN}") for family in FAMILIES},
+    "bfloat16": Cell("t5_v1_1", "finetune", f"{_PAIRS} --dropout_rate 0 --bf16 True"),
+    "dropout": Cell("t5_talking_heads", "finetune", f"{_PAIRS} --dropout_rate 0.1 --bf16 False"),
+    "pretrain": Cell("t5_lm_adapted", "pretrain", f"{_TEXT} {_PLAIN}"),
+    "packed": Cell("t5_talking_heads", "pretrain", f"{_TEXT} {_PLAIN} --pack"),
+    "the original's Adafactor": Cell("t5_talking_heads", "finetune", f"{_PAIRS} {_PLAIN} --optimizer_preset finetune"),
+    "adamw": Cell("t5_v1_1", "finetune", f"{_PAIRS} {_PLAIN} {_ADAMW}"),
+    "rms_adamw": Cell("t5_v1_1", "finetune", f"{_PAIRS} {_PLAIN} --optimizer_preset rms_adamw"),
+    "LoRA": Cell("t5_first_layers_narrow", "finetune", f"{_PAIRS} {_PLAIN} {_ADAMW} --lora_rank 4"),
+    "prompt": Cell("t5_lm_adapted", "prompt_tune", f"{_PAIRS} {_PLAIN} --prompt_length 5"),
+    **{
+        f"{family}, 4 devices": Cell(family, "finetune", f"{_PAIRS} {_PLAIN} {optimizer}", 4)
+        for family, optimizer in zip(
+            FAMILIES,
+            (_ADAMW, "--optimizer_preset finetune", "--optimizer_preset finetune", "--optimizer_preset rms_adamw"),
+            strict=True,
+        )
+    },
+    "pretrain, 4 devices": Cell("t5_v1_1", "pretrain", f"{_TEXT} {_PLAIN} --pack {_ADAMW}", 4),
 }
-"""Family, entry point and flags, by name."""
+"""By name."""
 
 
 def make_model(folder: Path, family: str) -> Path:
@@ -104,12 +135,15 @@ def _fallbacks() -> dict[str, int]:
 
 def train(cell: str, model: Path, output: Path, on_xla: bool) -> dict[str, Any]:
     """Trains, saves and evaluates in this process; returns what there is to compare."""
-    _, name, flags = CELLS[cell]
+    _, name, flags, devices = CELLS[cell]
     given = f"--model_name_or_path {model} --output_dir {output} {_COMMON} {flags}".split()
-    given += [] if on_xla else ["--use_cpu"]
+    given += ["--xla_spmd"] * (devices > 1) if on_xla else ["--use_cpu"]
+    set_seed(7)  # of adapters' weights, too, as the entry points do
     trainer: Any
     if name == "finetune":
         trainer, _ = finetune.build_trainer(finetune.parse(given))
+    elif name == "prompt_tune":
+        trainer, *_ = prompt_tune.build_trainer(prompt_tune.ENTRY_POINT.parse(given))
     else:
         trainer = pretrain.build_trainer(pretrain.parse(given))
     counts = _Counts()
@@ -123,7 +157,10 @@ def train(cell: str, model: Path, output: Path, on_xla: bool) -> dict[str, Any]:
         "device": str(next(trainer.model.parameters()).device.type),
         "processes": trainer.args.world_size,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "parameters_bytes_per_rank": sum(x.numel() * x.element_size() for x in trainer.model.parameters()),
+        "described": describe_engine(trainer.accelerator),
+        "parameters_bytes_per_device": parameter_bytes(trainer.model)[0],
+        "parameters_bytes": parameter_bytes(trainer.model)[1],
+        "optimizer_bytes_per_device": optimizer_bytes(trainer.optimizer),
     }
     if on_xla:
         warm, log = counts.compilations[2 * LOG], slice(2 * LOG, 3 * LOG)
@@ -132,27 +169,33 @@ def train(cell: str, model: Path, output: Path, on_xla: bool) -> dict[str, Any]:
         results["transfers_between_logs"] = counts.transfers[log][-1] - counts.transfers[log][0]
     trainer.save_finished_model()
     weights = {name: value.cpu() for name, value in trainer.model.state_dict().items()}
-    saved = load_file(output / "model.safetensors")
-    results["saved_equal"] = all(torch.equal(value, weights[name]) for name, value in saved.items())
+    if is_adapter := (output / "adapter_config.json").is_file():
+        results["saved_equal"] = same_adapter(weights, load_file(output / "adapter_model.safetensors"))
+    else:
+        saved = load_file(output / "model.safetensors")
+        results["saved_equal"] = all(torch.equal(value, weights[name]) for name, value in saved.items())
     for evaluation in ("first_evaluation", "second_evaluation"):
         before = _count("CompileTime") if on_xla else 0
         results["eval_loss"] = trainer.evaluate()["eval_loss"]
         if on_xla:
             results["compilations"][evaluation] = _count("CompileTime") - before
-    if name == "finetune":
+    if name != "pretrain":
         results["texts"] = [sample.prediction for sample in trainer.sample("eval")]
     if on_xla:
         results["fallbacks"] = _fallbacks()
-        results["loaded_eval_loss"] = _loss_of_saved(trainer, output)
+        loaded = AutoModelForSeq2SeqLM.from_pretrained(model if is_adapter else output)
+        results["loaded_eval_loss"] = _loss_of_saved(
+            trainer, PeftModel.from_pretrained(loaded, output) if is_adapter else loaded
+        )
     return results
 
 
-def _loss_of_saved(trainer: Any, folder: Path) -> float:
+def _loss_of_saved(trainer: Any, saved: torch.nn.Module) -> float:
     """Of a saved model on the first examples of the evaluation, minus that of the model in training."""
     loader = trainer.get_eval_dataloader()
     batch = {name: value for name, value in next(iter(loader)).items() if value is not None}
     losses = []
-    for model in (AutoModelForSeq2SeqLM.from_pretrained(folder), trainer.model):
+    for model in (saved, trainer.model):
         device = next(model.parameters()).device
         with torch.no_grad():
             loss = model.eval()(**{name: value.to(device) for name, value in batch.items()}).loss
@@ -164,6 +207,7 @@ def _in_a_process(cell: str, model: Path, folder: Path, on_xla: bool) -> dict[st
     kind = "xla" if on_xla else "cpu"
     environment = {**os.environ, "USE_TORCH_XLA": str(int(on_xla)), "HF_DATASETS_CACHE": str(folder / "cache")}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {"CPU_NUM_DEVICES": str(CELLS[cell].devices)}
     command = [sys.executable, __file__, "--cells", cell, "--worker", kind, str(model), str(folder / kind)]
     subprocess.run([*command, "--output", str(folder / f"{kind}.json")], env=environment, check=True)
     return json.loads((folder / f"{kind}.json").read_text())
@@ -171,14 +215,16 @@ def _in_a_process(cell: str, model: Path, folder: Path, on_xla: bool) -> dict[st
 
 def measure(cell: str, folder: Path) -> dict[str, Any]:
     """The row of a cell; works in an empty folder."""
-    family, entry_point, _ = CELLS[cell]
+    family, entry_point, _, devices = CELLS[cell]
     model = make_model(folder / "model", family)
     xla, cpu = (_in_a_process(cell, model, folder, on_xla) for on_xla in (True, False))
     if (cpu["device"], cpu["engine"]) != ("cpu", "NO"):
         raise RuntimeError(f"The run to compare with was on {cpu['device']}, by {cpu['engine']}, and not on the CPU.")
     pairs = [*zip(xla["losses"], cpu["losses"], strict=True), (xla["eval_loss"], cpu["eval_loss"])]
     row = {"cell": cell, "family": family, "entry_point": entry_point, "steps": STEPS}
-    row |= {name: xla[name] for name in ("engine", "device", "processes", "parameters_bytes_per_rank")}
+    row |= {"devices": devices, **{name: xla[name] for name in ("engine", "described", "device", "processes")}}
+    row |= {name: value for name, value in xla.items() if "_bytes" in name}
+    row["optimizer_bytes"] = cpu["optimizer_bytes_per_device"]
     row["max_loss_difference"] = max(abs(a - b) / abs(b) for a, b in pairs)
     row |= {name: xla[name] for name in ("compilations", "transfers_between_logs", "fallbacks", "saved_equal")}
     row["loaded_loss_difference"] = abs(xla["loaded_eval_loss"])

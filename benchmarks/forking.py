@@ -116,7 +116,7 @@ class Nursery:
         """Starts a run.
 
         Args:
-            entry: `"finetune"` or `"pretrain"`.
+            entry: `"finetune"`, `"pretrain"` or `"prompt_tune"`.
             arguments: its command line.
             engine: of [`ENGINES`].
             processes: how many.
@@ -157,11 +157,11 @@ class Nursery:
 
 def main(with_deepspeed: bool) -> None:
     """Follows orders, line by line."""
-    from t5_experimental.training import finetune, pretrain
+    from t5_experimental.training import finetune, pretrain, prompt_tune
 
     if with_deepspeed:
         import deepspeed  # noqa: F401
-    entries = {"finetune": finetune.main, "pretrain": pretrain.main}
+    entries = {"finetune": finetune.main, "pretrain": pretrain.main, "prompt_tune": prompt_tune.main}
     for line in sys.stdin:
         order = json.loads(line)
         pids = []

@@ -21,7 +21,7 @@ FLAGS = ("--use_cpu", "True", "--accelerator_config", '{"use_configured_state":t
 
 def pretend_gpus() -> None:
     """Comes before the options of a run are read; a process that trains on its own gets a plain accelerator."""
-    arguments.settle_engine = lambda args: None
+    arguments.settle_engine = lambda *unused: None
     has_others = "RANK" in os.environ
     AcceleratorState._reset_state()
     PartialState(cpu=True, backend="gloo" if has_others else None)

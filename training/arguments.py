@@ -181,6 +181,13 @@ class T5TrainingArguments(OptimizerArguments):
             "const": LAUNCHED,
         },
     )
+    xla_spmd: bool = field(
+        default=False,
+        metadata={
+            "help": "Through torch_xla, one process has all devices compute each step together: each holds its rows of "
+            "the weights and of the optimizer's state, and its part of the batch, whose size is that of all."
+        },
+    )
     bf16_there: bool = field(default=False, init=False)
     """Whether the devices that `estimate` names compute in bfloat16: unless another precision is asked for."""
     command: str = field(default="", init=False)
@@ -205,7 +212,7 @@ class T5TrainingArguments(OptimizerArguments):
         self.settle_optimizer()
         if self.report_to is None:
             self.report_to = "tensorboard" if is_tensorboard_available() else "none"
-        settle_engine(self)
+        settle_engine(self, self.xla_spmd)
         if self.use_cpu:
             join_on_cpu(self.ddp_backend, self.ddp_timeout_delta)
         super().__post_init__()

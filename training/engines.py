@@ -20,6 +20,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import is_torch_xla_available
 
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.xla import devices_of_a_step, is_xla, rows_held, spread_steps
 
 
 _NAMES = {DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.FSDP: "FSDP"}
@@ -48,11 +49,15 @@ def _is_true(variable: str) -> bool:
     return os.environ.get(variable, "").lower() in ("1", "true")
 
 
-def settle_engine(args: TrainingArguments) -> None:
+def settle_engine(args: TrainingArguments, is_spread: bool = False) -> None:
     """Sets what the engine of a run needs where there is no GPU; comes before transformers sets its own.
 
+    Args:
+        args: of the run.
+        is_spread: `--xla_spmd`.
+
     Raises:
-        TrainingError: the options turn the engine off.
+        TrainingError: the options turn the engine off, or it cannot be had.
     """
     engine = wanted_engine(args)
     if engine is not None and (args.use_cpu or _is_true("ACCELERATE_USE_CPU")):
@@ -61,6 +66,7 @@ def settle_engine(args: TrainingArguments) -> None:
             f"--use_cpu, or use_cpu in the launcher's configuration, turns {name} off: leave it out (DeepSpeed runs on "
             "the CPU of a machine without GPUs anyway), or take configs/ddp.yaml."
         )
+    _settle_xla(args, is_spread)
     if torch.accelerator.is_available() or is_torch_xla_available():
         return
     if engine == DistributedType.DEEPSPEED:
@@ -70,6 +76,19 @@ def settle_engine(args: TrainingArguments) -> None:
         args.use_cpu = True  # otherwise accelerate lets each process train on its own
     if "LOCAL_RANK" in os.environ and args.ddp_backend is None:
         args.ddp_backend = "gloo"
+
+
+def _settle_xla(args: TrainingArguments, is_spread: bool) -> None:
+    """Has XLA divide steps among its devices, if that is asked for; comes before anything is on a device."""
+    if args.fsdp and '"xla' in str(args.fsdp_config):
+        raise TrainingError(
+            "transformers' FSDP for XLA knows decoders only: leave --fsdp and --fsdp_config out, and give --xla_spmd."
+        )
+    if not is_spread:
+        return
+    if not is_torch_xla_available():
+        raise TrainingError("--xla_spmd needs the package torch_xla: install it, or leave the option out.")
+    spread_steps()
 
 
 def optimizer_option(preset: str | None, optim: OptimizerNames | str) -> str:
@@ -120,6 +139,10 @@ def check_engine(args: TrainingArguments, accelerator: Accelerator) -> None:
             f"{_NAMES[wanted]} was asked for, but accelerate runs {describe_engine(accelerator)}: start the script "
             "with `accelerate launch`; FSDP needs GPUs, where DeepSpeed also takes CPUs."
         )
+    if active == DistributedType.XLA and processes > 1 and devices_of_a_step() > 1:
+        raise TrainingError(
+            f"--xla_spmd has one process drive all devices, and {processes} were started: give --num_processes 1."
+        )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != processes and not is_torch_xla_available():
         raise TrainingError(
@@ -139,7 +162,8 @@ def describe_engine(accelerator: Accelerator) -> str:
     elif active == DistributedType.FSDP:
         name = f"FSDP{state.fsdp_plugin.fsdp_version}"
     elif active == DistributedType.XLA:
-        name = "XLA"
+        devices = devices_of_a_step()
+        name = f"XLA, each step on {devices} devices" if devices > 1 else "XLA"
     else:
         name = "none" if accelerator.num_processes == 1 else "data parallelism"
     backend = "" if state.backend is None else f" over {state.backend}"
@@ -147,7 +171,7 @@ def describe_engine(accelerator: Accelerator) -> str:
 
 
 def parameter_bytes(model: torch.nn.Module) -> tuple[int, int]:
-    """Bytes of a model's parameters that this process holds now, and those of the whole model.
+    """Bytes of a model's parameters that this process (with XLA, each of its devices) holds, and of the whole model.
 
     Under DeepSpeed's ZeRO-3 small parameters, which it leaves whole once it has gathered them, count twice: its part of
     them is a tensor of its own.
@@ -176,6 +200,8 @@ def _tensors(values: dict[Any, Any]) -> Iterator[torch.Tensor]:
 
 
 def _local_bytes(tensor: torch.Tensor) -> int:
+    if is_xla(tensor.device) and tensor.dim():
+        return rows_held(tensor) * tensor[0].numel() * tensor.element_size()
     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return local.numel() * local.element_size()
 
@@ -188,4 +214,5 @@ class SayPartsCallback(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             held, whole = parameter_bytes(model)
-            print(f"{'parts':<11} this process holds {held:,} of {whole:,} bytes of parameters", flush=True)
+            who = "each device" if is_xla(next(model.parameters()).device) else "this process"
+            print(f"{'parts':<11} {who} holds {held:,} of {whole:,} bytes of parameters", flush=True)

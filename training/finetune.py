@@ -54,10 +54,12 @@ def build_trainer(
 
     Args:
         options: of the run.
-        adapt: makes of the loaded model what is trained, such as one with adapters. Without, processes that share a
-            model's weights each read their own part, once training begins.
+        adapt: makes of the loaded model what is trained; by default, one with the adapters that the options ask for, or
+            the model itself. Then processes that share its weights each read their own part, once training begins.
     """
     model_options, data, training = options
+    if adapt is None and training.lora_rank:
+        adapt = _with_lora(training.lora_rank)
     folder = model_options.model_name_or_path
     tokenizer = load_tokenizer(folder)
     device_map = "meta" if adapt is None and reads_in_parts(folder) else None
@@ -95,15 +97,18 @@ def run(options: Options) -> None:
         return
     warn_of_float16(training)
     set_seed(training.seed)
-    rank = training.lora_rank
-    trainer, splits = build_trainer(options, (lambda model, tokenizer: _with_lora(model, rank)) if rank else None)
+    trainer, splits = build_trainer(options)
     train_and_evaluate(trainer, splits, data)
 
 
-def _with_lora(model: PreTrainedModel, rank: int) -> Any:
-    """The model with adapters of this rank beside all of its linear layers."""
-    dropout = model.config.dropout_rate
-    return import_peft().get_peft_model(model, lora_config(model, rank, lora_targets(model), dropout))
+def _with_lora(rank: int) -> Callable[[PreTrainedModel, PreTrainedTokenizerBase], Any]:
+    """What puts adapters of this rank beside all linear layers of a model."""
+
+    def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
+        config = lora_config(model, rank, lora_targets(model), model.config.dropout_rate)
+        return import_peft().get_peft_model(model, config)
+
+    return adapt
 
 
 def train_and_evaluate(

@@ -35,6 +35,7 @@ from t5_experimental.training.sharding import (
     root_mean_square,
 )
 from t5_experimental.training.slots import State, read_slots
+from t5_experimental.training.xla import is_xla
 
 
 # The original's epsilon1 and epsilon2, and the root mean square that updates are clipped to.
@@ -355,7 +356,9 @@ def _make_adafactor(model: nn.Module, learning_rate: float, weight_decay: float)
 
 
 def _make_adamw(model: nn.Module, learning_rate: float, weight_decay: float, **moments: Any) -> Optimizer:
-    return AdamW(_with_decay(model, weight_decay), learning_rate, fused=True, **moments)
+    # XLA has no fused kernel; with its step on the device, no step takes a program of its own.
+    on_xla = is_xla(next(model.parameters()).device)
+    return AdamW(_with_decay(model, weight_decay), learning_rate, fused=not on_xla, capturable=on_xla, **moments)
 
 
 def _make_rms_adamw(model: nn.Module, learning_rate: float, weight_decay: float, **moments: Any) -> Optimizer:

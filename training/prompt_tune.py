@@ -25,10 +25,12 @@ from t5_experimental.training import finetune
 from t5_experimental.training.adapters import add_prompt, import_peft
 from t5_experimental.training.arguments import ModelArguments
 from t5_experimental.training.commandline import EntryPoint
+from t5_experimental.training.data import Split
 from t5_experimental.training.description import describe_learning_rate, warn_of_float16
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.estimate import print_estimate
 from t5_experimental.training.finetuning_arguments import DataArguments, FinetuningArguments
+from t5_experimental.training.finetuning_trainer import FinetuningTrainer
 from t5_experimental.training.models import load_config
 from t5_experimental.training.prompts import PromptAdafactor, initial_rows, read_prompt, save_prompt
 from t5_experimental.training.report import card_of_import, write_card
@@ -139,6 +141,27 @@ def import_released(options: Options) -> None:
         print(f"The prompt of {len(rows)} rows is in {training.output_dir}", flush=True)
 
 
+def build_trainer(options: Options) -> tuple[FinetuningTrainer, dict[str, Split], dict[str, str]]:
+    """The trainer, the examples by split, and what to say of the prompt, by heading; see `finetune.build_trainer`."""
+    model_options, prompt, data, training = options
+
+    def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "PeftModel":
+        draws = torch.Generator().manual_seed(training.seed)
+        embedding = whole(cast(torch.nn.Embedding, model.get_input_embeddings()).weight)
+        rows = initial_rows(str(prompt.prompt_init), prompt.labels, embedding, tokenizer, prompt.prompt_length, draws)
+        return add_prompt(model, rows)
+
+    trainer, splits = finetune.build_trainer((model_options, data, training), adapt)
+    said = {"prompt": f"{prompt.prompt_length} rows, begun with {prompt.prompt_init}; all else is frozen"}
+    if OptimizerNames(training.optim) == OptimizerNames.ADAFACTOR:
+        settings = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
+        trainer.optimizer_cls_and_kwargs = (PromptAdafactor, settings)
+        said["optimizer"] = (
+            f"adafactor without parameter scaling, {describe_learning_rate(training)}, decay {training.weight_decay:g}"
+        )
+    return trainer, splits, said
+
+
 def tune(options: Options) -> None:
     """Trains, saves, evaluates."""
     model_options, prompt, data, training = options
@@ -149,22 +172,8 @@ def tune(options: Options) -> None:
         return
     warn_of_float16(training)
     set_seed(training.seed)
-
-    def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "PeftModel":
-        draws = torch.Generator().manual_seed(training.seed)
-        embedding = whole(cast(torch.nn.Embedding, model.get_input_embeddings()).weight)
-        rows = initial_rows(str(prompt.prompt_init), prompt.labels, embedding, tokenizer, prompt.prompt_length, draws)
-        return add_prompt(model, rows)
-
-    trainer, splits = finetune.build_trainer((model_options, data, training), adapt)
-    more = {"prompt": f"{prompt.prompt_length} rows, begun with {prompt.prompt_init}; all else is frozen"}
-    if OptimizerNames(training.optim) == OptimizerNames.ADAFACTOR:
-        settings = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
-        trainer.optimizer_cls_and_kwargs = (PromptAdafactor, settings)
-        more["optimizer"] = (
-            f"adafactor without parameter scaling, {describe_learning_rate(training)}, decay {training.weight_decay:g}"
-        )
-    finetune.train_and_evaluate(trainer, splits, data, "Prompt tuning", more)
+    trainer, splits, said = build_trainer(options)
+    finetune.train_and_evaluate(trainer, splits, data, "Prompt tuning", said)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

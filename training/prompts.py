@@ -179,8 +179,9 @@ def save_prompt(rows: torch.Tensor, model_folder: str, config: T5ExperimentalCon
 class PromptAdafactor(Adafactor):
     """Adafactor as the original tunes prompts with: not scaled by the parameter, and with a decay of weights.
 
-    The decay is the share of a number that is lost in a step, not multiplied by the learning rate. Source:
-    t5x/adafactor.py with `multiply_by_parameter_scale = False`, as google-research/prompt-tuning sets it.
+    The decay is the share of a number that is lost in a step, not multiplied by the learning rate (but nothing is lost
+    where that is 0). Source: t5x/adafactor.py with `multiply_by_parameter_scale = False`, as in
+    google-research/prompt-tuning.
 
     Args:
         parameters: or groups of them, as of any optimizer.
@@ -196,5 +197,7 @@ class PromptAdafactor(Adafactor):
     def update(
         self, values: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor], group: Mapping[str, Any]
     ) -> None:
-        values.mul_(1 - group["weight_decay"])
+        # torch makes states for FSDP's checkpoints by a step with a rate of 0, which must not move anything.
+        if group["lr"]:
+            values.mul_(1 - group["weight_decay"])
         super().update(values, gradient, state, group)

@@ -81,6 +81,13 @@ def share_embedding(model: PreTrainedModel) -> None:
     model.register_load_state_dict_pre_hook(restore)
 
 
+def keep_checkpoints_whole(accelerator: Accelerator) -> None:
+    """FSDP's checkpoints are in one piece whatever the launcher was told: peft makes and takes no parts of a prompt."""
+    plugin = accelerator.state.fsdp_plugin
+    plugin.state_dict_config = plugin.optim_state_dict_config = None  # both follow from the type where they are None
+    plugin.set_state_dict_type(StateDictType.FULL_STATE_DICT)
+
+
 @contextmanager
 def saving_whole(accelerator: Accelerator) -> Iterator[None]:
     """The trainer saves a model in one piece meanwhile, even if FSDP's checkpoints are in parts; it would save none."""
@@ -96,7 +103,7 @@ def saving_whole(accelerator: Accelerator) -> Iterator[None]:
 def whole(parameter: torch.Tensor) -> torch.Tensor:
     """A copy of a parameter on the CPU, put together from the rows of all processes; all processes call this."""
     if isinstance(parameter, DTensor):
-        return cast(DTensor, parameter.detach()).full_tensor().cpu()  # type: ignore[no-untyped-call]
+        return cast(DTensor, parameter.detach()).full_tensor().cpu()
     if hasattr(parameter, _MARK_OF_ZERO3):
         import deepspeed
 
@@ -105,13 +112,18 @@ def whole(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.detach().cpu().clone()
 
 
+def has_prompt(model: Any) -> bool:
+    """Whether what is trained of a model are peft's rows in front of its input."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
+
+
 @contextmanager
 def whole_prompt(model: Any) -> Iterator[None]:
     """peft finds a prompt as a whole meanwhile; all processes call this.
 
     It would look its rows up on the process that saves alone, while the others hold some of them.
     """
-    if not getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+    if not has_prompt(model):
         yield
         return
     rows = {name: whole(encoder.embedding.weight) for name, encoder in model.prompt_encoder.items()}

@@ -23,8 +23,22 @@ from t5_experimental.training.optimizers import build_optimizer
 from t5_experimental.training.progress import TokenMeter, TokenProgressCallback
 from t5_experimental.training.resuming import use_learning_rate, write_record
 from t5_experimental.training.saving import SavingTrainer
-from t5_experimental.training.sharding import check_optimizer_under_fsdp, share_embedding, whole_prompt
-from t5_experimental.training.xla import FixedShapes, StepBoundaries, is_xla, without_prefetching
+from t5_experimental.training.sharding import (
+    check_optimizer_under_fsdp,
+    has_prompt,
+    keep_checkpoints_whole,
+    share_embedding,
+    whole_prompt,
+)
+from t5_experimental.training.xla import (
+    FixedShapes,
+    SpreadCallback,
+    StepBoundaries,
+    devices_of_a_step,
+    is_xla,
+    spread,
+    without_prefetching,
+)
 
 
 class T5Trainer(SavingTrainer):
@@ -41,9 +55,14 @@ class T5Trainer(SavingTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_engine(self.args, self.accelerator)
+        self._is_spread = is_xla(self.args.device) and devices_of_a_step() > 1
+        if self._is_spread:
+            self.add_callback(SpreadCallback())
         self.add_callback(SayPartsCallback())
         if self.accelerator.is_fsdp2:
             share_embedding(self.plain_model())
+            if has_prompt(self.model):
+                keep_checkpoints_whole(self.accelerator)
         self._first_bad: FirstNonFinite | None = None
         self._makes_optimizer = self.optimizer is None
         self._parts: list[list[torch.nn.Parameter]] | None = None
@@ -74,6 +93,14 @@ class T5Trainer(SavingTrainer):
             return without_prefetching(super()._get_dataloader(dataset, description, batch_size, *args, **kwargs))
         finally:
             self.data_collator = collate
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        prepared = super()._prepare_inputs(inputs)
+        if self._is_spread:
+            for values in prepared.values():
+                if isinstance(values, torch.Tensor) and values.dim():
+                    spread(values)
+        return prepared
 
     # What a step is watched for.
 

@@ -44,6 +44,57 @@ def as_input(number: int, device: torch.device) -> torch.Tensor:
     return torch.tensor([number]).to(device)[0] if is_xla(device) else torch.full((), number, device=device)
 
 
+# One process for all devices: XLA makes one program of a step and divides it among them (SPMD). It follows the
+# divisions that some tensors are given, so that a batch divided by examples, and weights and optimizer divided by rows,
+# are FSDP: XLA itself gathers what a device needs of a weight, and adds up gradients where they belong.
+
+
+def spread_steps() -> None:
+    """Has every step computed by all devices together, from now on."""
+    import numpy as np
+    import torch_xla.distributed.spmd as spmd
+    import torch_xla.runtime as runtime
+
+    runtime.use_spmd()
+    devices = runtime.global_runtime_device_count()
+    spmd.set_global_mesh(spmd.Mesh(np.arange(devices), (devices,), ("rows",)))
+
+
+def devices_of_a_step() -> int:
+    """How many devices compute this process's steps together."""
+    import torch_xla.runtime as runtime
+
+    return runtime.global_runtime_device_count() if runtime.is_spmd() else 1
+
+
+def spread(tensor: torch.Tensor) -> None:
+    """Divides a tensor by its rows among the devices, now and in what is computed in its place."""
+    import torch_xla.distributed.spmd as spmd
+
+    spmd.mark_sharding(tensor, spmd.get_global_mesh(), ("rows", *[None] * (tensor.dim() - 1)))
+
+
+def rows_held(tensor: torch.Tensor) -> int:
+    """Of how many rows of a tensor each device holds; XLA fills up what does not come out even."""
+    import torch_xla
+
+    spec = torch_xla._XLAC._get_xla_sharding_spec(tensor)
+    return -(-tensor.shape[0] // devices_of_a_step()) if "devices=[" in spec else tensor.shape[0]
+
+
+class SpreadCallback(TrainerCallback):
+    """Divides weights and the optimizer's state, which may come from a checkpoint."""
+
+    def on_train_begin(self, *unused: Any, model: Any = None, optimizer: Any = None, **more: Any) -> None:
+        while hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        for parameter in model.parameters():
+            spread(parameter)
+            for value in optimizer.state.get(parameter, {}).values():
+                if torch.is_tensor(value) and value.dim() and value.shape[0] == parameter.shape[0]:
+                    spread(value)
+
+
 class StepBoundaries(TrainerCallback):
     """Ends a program with each batch, wherever the batches come from."""
 

@@ -70,6 +70,13 @@ def test_processes_without_gpus_talk_over_gloo(monkeypatch):
     assert (args.use_cpu, args.ddp_backend) == (False, None)
 
 
+def test_sharding_by_xla_without_it():
+    with pytest.raises(TrainingError, match="--xla_spmd needs the package torch_xla"):
+        settle_engine(arguments(), is_spread=True)
+    with pytest.raises(TrainingError, match="leave --fsdp and --fsdp_config out, and give --xla_spmd"):
+        settle_engine(arguments(fsdp="full_shard", fsdp_config='{"xla": true, "xla_fsdp_v2": true}'))
+
+
 def test_optimizers_of_whole_parameters_are_refused_under_zero():
     plugin = SimpleNamespace(zero_stage=2)
     with pytest.raises(TrainingError, match="--optim adafactor takes means over whole parameters"):

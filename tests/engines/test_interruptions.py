@@ -99,7 +99,8 @@ def outcome(output: Path) -> tuple[list[dict], float, dict]:
     timed = ("runtime", "per_second")
     logged = [{name: value for name, value in entry.items() if not name.endswith(timed)} for entry in history]
     mean = json.loads((output / "train_results.json").read_text())["train_loss"]
-    return logged, mean, load_file(output / "model.safetensors")
+    is_whole = (output / "model.safetensors").is_file()
+    return logged, mean, load_file(output / ("model.safetensors" if is_whole else "adapter_model.safetensors"))
 
 
 def assert_same(found: Path, expected: Path) -> None:
@@ -134,6 +135,32 @@ def test_killed_runs_go_on_exactly(engine, nursery, tiny_models, tmp_path):
     run = nursery.start("finetune", options(model, killed, engine), engine, processes)
     assert 1 in run.wait()
     assert "already holds a model, and its run is finished" in run.read()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("entry", "more"),
+    [
+        ("prompt_tune", {"prompt_length": 5, "weight_decay": 0.01}),
+        ("finetune", {"lora_rank": 4, "optimizer_preset": "adamw"}),
+    ],
+)
+def test_adapters_that_fsdp_cuts_up_go_on_exactly(entry, more, nursery, tiny_models, tmp_path):
+    """The launcher asks for checkpoints in parts, which a prompt's cannot be."""
+    outputs = [tmp_path / "whole", tmp_path / "killed"]
+    for output in outputs:
+        arguments = options(
+            tiny_models["t5_v1_1"], output, "fsdp2", accelerator_config='{"use_configured_state": true}', **more
+        )
+        if output.name == "killed":
+            stop = hook("T5Trainer", "training_step", 5, False)
+            run = nursery.start(entry, arguments, "fsdp2_in_parts", 2, stop)
+            assert -9 in run.wait(), run.read()
+        run = nursery.start(entry, arguments, "fsdp2_in_parts", 2)
+        assert run.wait() == [0, 0], run.read()
+    assert "goes on from " in run.read()
+    assert "FSDP2, 2 process(es)" in run.read()
+    assert_same(*outputs)
 
 
 @pytest.mark.slow

@@ -162,6 +162,14 @@ def test_the_optimizer_is_that_of_the_paper():
     assert set(optimizer.state[parameter]) == {"step", "v"}
 
 
+def test_a_step_without_a_rate_moves_nothing():
+    """FSDP's checkpoints take one before they give the optimizer its state."""
+    parameter = torch.nn.Parameter(torch.ones(5, 8))
+    parameter.grad = torch.ones(5, 8)
+    PromptAdafactor([parameter], lr=0.0, weight_decay=0.1).step()
+    assert torch.equal(parameter, torch.ones(5, 8))
+
+
 def test_the_recipe_is_the_paper(tiny_models, tmp_path):
     paper = words(model_name_or_path=tiny_models["t5_lm_adapted"], train_file=TRAIN, output_dir=tmp_path / "adapter")
     recipe = RECIPES / "prompt_tune.yaml"

@@ -35,6 +35,16 @@ CELLS = {
     "dropout": (5e-2, False),
     "pretrain": (1e-4, False),
     "packed": (1e-4, False),
+    "the original's Adafactor": (1e-4, True),
+    "adamw": (1e-4, True),
+    "rms_adamw": (1e-4, True),
+    "LoRA": (1e-4, True),
+    "prompt": (1e-4, True),
+    "t5_v1_1, 4 devices": (1e-4, True),
+    "t5_lm_adapted, 4 devices": (1e-4, True),
+    "t5_talking_heads, 4 devices": (1e-4, True),
+    "t5_first_layers_narrow, 4 devices": (1e-4, True),
+    "pretrain, 4 devices": (1e-4, False),
 }
 
 
@@ -49,11 +59,15 @@ def test_equals_the_run_on_the_cpu(cell: str, tmp_path: Path) -> None:
     assert row["loaded_loss_difference"] < (1e-3 if cell == "bfloat16" else 1e-5)
     assert not compares_texts or row["generated_equal"]
     _check_programs(row)
+    if cell.endswith("4 devices"):
+        assert row["described"].startswith("XLA, each step on 4 devices, 1 process(es)")
+        for what in ("parameters", "optimizer"):
+            assert row[f"{what}_bytes_per_device"] < 0.27 * row[f"{what}_bytes"]
 
 
 def _check_programs(row: dict[str, Any]) -> None:
     """Two programs for steps (the first update of an optimizer is special), the others for the first logs."""
-    assert row["compilations"]["until_second_log"] <= 12
+    assert row["compilations"]["until_second_log"] <= 13
     assert row["compilations"]["after"] == 0
     assert row["compilations"]["first_evaluation"] <= 30
     assert row["compilations"]["second_evaluation"] == 0

@@ -32,6 +32,7 @@ EXTRAS = {
         "protobuf",
         "pyyaml",
         "jinja2",
+        "psutil",
         "sacrebleu>=2.4",
         "rouge_score>=0.1.2",
     ],

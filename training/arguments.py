@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers.integrations import (
@@ -15,6 +15,7 @@ from transformers.integrations import (
     is_tensorboard_available,
 )
 
+from t5_experimental.checkpointing_t5_experimental import OPTION
 from t5_experimental.training.checkpoints import choose_checkpoint, find_checkpoints
 from t5_experimental.training.engines import check_optimizer, settle_engine
 from t5_experimental.training.errors import TrainingError
@@ -28,6 +29,8 @@ LAUNCHED = "launched"
 
 # Files that make a folder what it is, and are written last.
 FINISHED = {"config.json": "a model", "adapter_config.json": "an adapter"}
+# Keys of `--gradient_checkpointing_kwargs`: ours, and those of torch's checkpoint function.
+_CHECKPOINTING = {OPTION, "use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop"}
 # The last things that a run writes.
 _REPORT = ("report.html", "README.md")
 
@@ -208,6 +211,12 @@ class T5TrainingArguments(OptimizerArguments):
             unspecified = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no" and not self.fp16
             self.bf16 = unspecified and bfloat16_is_fast(self.use_cpu)
         self._check_amount()
+        if self.load_best_model_at_end and str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
+            raise TrainingError(
+                "--load_best_model_at_end needs evaluations to compare: give --validation_file and --eval_strategy."
+            )
+        if isinstance(self.deepspeed, str) and self.deepspeed.endswith(".json") and not Path(self.deepspeed).is_file():
+            raise TrainingError(f"--deepspeed {self.deepspeed} does not exist: give the path of a configuration.")
         check_loss_options(self.z_loss, self.label_smoothing_factor)
         self.settle_optimizer()
         if self.report_to is None:
@@ -239,6 +248,11 @@ class T5TrainingArguments(OptimizerArguments):
         if self.gradient_checkpointing_kwargs is not None and not self.gradient_checkpointing:
             raise TrainingError(
                 "--gradient_checkpointing_kwargs has no effect without --gradient_checkpointing: give both, or none."
+            )
+        if unknown := sorted(set(cast(dict[str, Any], self.gradient_checkpointing_kwargs or {})) - _CHECKPOINTING):
+            raise TrainingError(
+                f"--gradient_checkpointing_kwargs has {unknown[0]!r}, which is none of "
+                f"{', '.join(sorted(_CHECKPOINTING))}."
             )
         if self.do_train is False:
             raise TrainingError("--do_train False leaves nothing to do, since every run trains: leave it out.")

@@ -6,9 +6,9 @@ import dataclasses
 import difflib
 import errno
 import os
-import shlex
 import sys
 import time
+import warnings
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from transformers import HfArgumentParser
 
 from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.errors import ProcessError, TrainingError
+from t5_experimental.training.invocation import as_text, own_command
 from t5_experimental.training.peers import lost_peer
 
 
@@ -27,6 +28,14 @@ RECIPES = Path(__file__).parent / "recipes"
 
 # Longer than it takes a launcher to end the other processes when the first one has failed, slow imports included.
 SECONDS_TO_BE_ENDED = 60
+
+# Of options that users of older versions of transformers know, or of its callbacks.
+_INSTEAD = {
+    "early_stopping_patience": "no run ends early, but --load_best_model_at_end writes the best model",
+    "group_by_length": "it is --train_sampling_strategy group_by_length now",
+    "warmup_ratio": "a share is given by --warmup_steps now, as 0.1",
+    "evaluation_strategy": "it is --eval_strategy now",
+}
 
 _NULL = "tag:yaml.org,2002:null"
 
@@ -85,17 +94,20 @@ class EntryPoint:
             raise TrainingError(" ".join(str(error).split())) from error
         if unknown:
             flag = unknown[0].partition("=")[0]
-            near = _nearest(flag.removeprefix("--"), names)
-            raise TrainingError(f"There is no option {flag}; the nearest is --{near}, and --help lists all.")
+            name = flag.removeprefix("--").replace("-", "_")
+            hint = _INSTEAD.get(name) or f"the nearest is --{_nearest(name, names)}"
+            raise TrainingError(f"There is no option {flag}; {hint}, and --help lists all.")
         for option in options:
             if isinstance(option, T5TrainingArguments):
-                option.command = _command([f"{self.name}.py" if arguments is not None else sys.argv[0], *given])
+                option.command = as_text(own_command() if arguments is None else [f"{self.name}.py", *given])
                 option.given = frozenset(_names_of(flags, names))
         return tuple(options)
 
     def start(self, run: Callable[[Any], None], arguments: Sequence[str] | None = None) -> None:
         """Runs `run` with the options; what the user can solve ends it with a sentence, from one process of each
         machine."""
+        # transformers has another name for the option since 5.23, and takes both.
+        warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
         try:
             run(self.parse(arguments))
         except TrainingError as error:
@@ -188,16 +200,3 @@ def _names_of(flags: Sequence[str], names: Sequence[str]) -> Iterator[str]:
 
 def _nearest(name: str, names: Sequence[str]) -> str:
     return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-
-
-def _command(words: Sequence[str]) -> str:
-    """A command line to show and store: quoted for a shell, without access tokens."""
-    shown = []
-    for before, word in zip(["", *words], words, strict=False):
-        flag, _, value = word.partition("=")
-        if flag.startswith("--") and flag.endswith("token") and value:
-            word = f"{flag}=..."
-        elif before.startswith("--") and before.endswith("token"):
-            word = "..."
-        shown.append(word)
-    return shlex.join(shown)

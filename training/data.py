@@ -218,11 +218,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Cut:
-    """What a limit does to texts: `count` of `total` are longer than it, the longest has `longest` tokens."""
+    """What a limit does to texts: `count` of `total` are longer than it, the longest has `longest` tokens; and how many
+    are nothing but their end."""
 
     count: int
     total: int
     longest: int
+    empty: int
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) -> tuple[list[list[int]], list[int]]:
@@ -260,5 +262,5 @@ def make_split(examples: Dataset, options: DataArguments, tokenizer: PreTrainedT
     cut = {}
     for kind, limit in limits.items():
         lengths = pairs.with_format("numpy")[f"{kind}_length"][:]
-        cut[f"{kind}s"] = Cut(int((lengths > limit).sum()), len(lengths), int(lengths.max()))
+        cut[f"{kind}s"] = Cut(int((lengths > limit).sum()), len(lengths), int(lengths.max()), int((lengths <= 1).sum()))
     return Split(pairs.remove_columns(["input_length", "target_length"]), examples, cut)

@@ -69,9 +69,13 @@ def build_trainer(
         splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
     training.check_data("eval" in splits, "test" in splits)
     if training.metric and not {"eval", "test"} & set(splits):
+        asked = f"--metric {' '.join(training.metric)}" if "metric" in training.given else "--predict_with_generate"
+        raise TrainingError(f"{asked} needs references to compare with: give --validation_file or --test_file, too.")
+    batch = training.train_batch_size * training.world_size
+    if training.dataloader_drop_last and len(splits["train"].pairs) < batch:
         raise TrainingError(
-            f"--metric {' '.join(training.metric)} needs references to compare with: give --validation_file or "
-            "--test_file, too."
+            f"--dataloader_drop_last leaves nothing of {len(splits['train'].pairs)} examples, of which {batch} make a "
+            "batch: leave it out, or lower --per_device_train_batch_size."
         )
     if training.generation_max_length is None:
         # The limit counts the decoder's start token, which is not part of a target.
@@ -154,6 +158,14 @@ def _describe_data(trainer: T5Trainer, splits: dict[str, Split], data: DataArgum
     ]
     if cuts:
         lines["cut off"] = f"{'; '.join(cuts)} (--max_source_length and --max_target_length are the limits)"
+    empty = [
+        f"{cut.empty:,} {split} {kind}"
+        for split, features in splits.items()
+        for kind, cut in features.cut.items()
+        if cut.empty
+    ]
+    if empty:
+        lines["empty"] = f"{', '.join(empty)} have no text"
     return lines
 
 

@@ -16,6 +16,10 @@ from t5_experimental.training.metrics import check_metrics, figures_of
 DATA_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
 
+# Options of how transformers collects the logits of an evaluation, with their defaults.
+_OF_LOGITS = {"prediction_loss_only": False, "batch_eval_metrics": False, "eval_do_concat_batches": True}
+
+
 @dataclass
 class DataArguments:
     """Which text it is trained on, and how much of it."""
@@ -92,6 +96,12 @@ class FinetuningArguments(T5TrainingArguments):
         check_metrics(self.metric)
         if self.predict_with_generate and not self.metric:
             self.metric = ["exact_match"]
+        for option in _OF_LOGITS:
+            if getattr(self, option) != _OF_LOGITS[option]:
+                raise TrainingError(
+                    f"--{option} has no place in fine-tuning, where losses are computed without logits and texts are "
+                    "generated apart from them: leave it out."
+                )
         self.check_best_metric(["loss", *figures_of(self.metric)])
         if self.lora_rank < 0:
             raise TrainingError(f"--lora_rank is {self.lora_rank}: it must be at least 1, or 0 for all weights.")

@@ -8,11 +8,19 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
-from t5_experimental.training.xla import as_input
+from t5_experimental.training.xla import as_input, is_xla
 
 
 _NEVER = 2**40  # more steps than any run has
 _NAMED = 3  # tensors of a complaint that are named; the others are counted
+
+
+def steps_unseen(device: torch.device, processes: int) -> int:
+    """How many steps go by until somebody looks at what was found in them, besides logs and saves: one if it costs
+    nothing. Elsewhere a look waits for the device or for other processes, and on XLA's devices it takes a program."""
+    if is_xla(device):
+        return _NEVER
+    return 1 if device.type == "cpu" and processes == 1 else 10
 
 
 def non_finite(tensors: Iterable[torch.Tensor | None], device: torch.device) -> torch.Tensor:

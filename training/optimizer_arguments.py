@@ -187,7 +187,10 @@ class OptimizerArguments(Seq2SeqTrainingArguments):
             get_scheduler(schedule, torch.optim.SGD([torch.zeros(1)]), 1, 10, settings)
         except (TypeError, ValueError) as error:
             if self.lr_scheduler_kwargs is None:
-                return  # as of schedules that cannot do without; transformers says so itself
+                raise TrainingError(
+                    f"--lr_scheduler_type {schedule.value} cannot do without --lr_scheduler_kwargs ({error}): give a "
+                    "JSON object of what that schedule takes."
+                ) from error
             raise TrainingError(
                 f"--lr_scheduler_kwargs {self.lr_scheduler_kwargs} does not fit --lr_scheduler_type {schedule.value} "
                 f"({error}): give a JSON object of what that schedule takes."

@@ -108,8 +108,8 @@ class PretrainingDataArguments:
             "share, default 0.5."
         },
     )
-    mean_noise_span_length: float = field(
-        default=3.0, metadata={"help": "Tokens in a span that span_corruption leaves out, on average."}
+    mean_noise_span_length: float | None = field(
+        default=None, metadata={"help": "Tokens in a span that span_corruption leaves out, on average. Default: 3."}
     )
     max_source_length: int | None = field(
         default=None, metadata={"help": "Tokens of inputs. Default: 512; with lm there are none."}
@@ -142,8 +142,13 @@ class PretrainingDataArguments:
                 raise TrainingError(f"--{option} is {value}: it must be at least 1.")
         if self.shuffle_megabytes <= 0:
             raise TrainingError(f"--shuffle_megabytes is {self.shuffle_megabytes}: it must be more than 0.")
-        if self.mean_noise_span_length < 1:
-            raise TrainingError(f"--mean_noise_span_length is {self.mean_noise_span_length}: it must be at least 1.")
+        if self.mean_noise_span_length is not None:
+            if self.mean_noise_span_length < 1:
+                raise TrainingError(
+                    f"--mean_noise_span_length is {self.mean_noise_span_length}: it must be at least 1."
+                )
+            if self.objective != "span_corruption":
+                raise TrainingError(f"--objective {self.objective} has no spans: leave --mean_noise_span_length out.")
         if self.objective == "lm" and self.max_source_length is not None:
             raise TrainingError("--objective lm has no inputs: leave --max_source_length out.")
         if self.objective == "lm" and self.pack:
@@ -174,7 +179,7 @@ class PretrainingDataArguments:
         return self._span_corruption(inputs, tokenizer)
 
     def _span_corruption(self, inputs: int, tokenizer: PreTrainedTokenizerBase) -> SpanCorruption:
-        density, mean = self.noise_density or 0.15, self.mean_noise_span_length
+        density, mean = self.noise_density or 0.15, self.mean_noise_span_length or 3.0
         chunk, targets = span_corruption_lengths(inputs, density, mean)
         noise, spans = noise_counts(max(chunk, 2), density, mean)
         if noise + spans + 1 > targets:

@@ -18,7 +18,7 @@ from t5_experimental.training.engines import SayPartsCallback, check_engine
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.loading import cut_and_fill, is_empty
 from t5_experimental.training.losses import loss_arguments, with_all_positions
-from t5_experimental.training.nonfinite import FirstNonFinite, named, non_finite
+from t5_experimental.training.nonfinite import FirstNonFinite, named, non_finite, steps_unseen
 from t5_experimental.training.optimizers import build_optimizer
 from t5_experimental.training.progress import TokenMeter, TokenProgressCallback
 from t5_experimental.training.resuming import use_learning_rate, write_record
@@ -45,7 +45,8 @@ class T5Trainer(SavingTrainer):
     """`Seq2SeqTrainer` that counts every example and token once, saves no broken weights, and the final model all at
     once.
 
-    A loss or gradient that is infinite or not a number ends the run at the next log or save, whichever comes first.
+    A loss or gradient that is infinite or not a number ends the run: at once if it is one process on a CPU, and else
+    within ten steps, and before anything is logged or saved.
     Every process only sees the losses of its own examples, so they agree before one of them stops: the others would
     wait for it forever.
     """
@@ -64,6 +65,7 @@ class T5Trainer(SavingTrainer):
             if has_prompt(self.model):
                 keep_checkpoints_whole(self.accelerator)
         self._first_bad: FirstNonFinite | None = None
+        self._steps_unseen = steps_unseen(self.args.device, self.args.world_size)
         self._makes_optimizer = self.optimizer is None
         self._parts: list[list[torch.nn.Parameter]] | None = None
         self._meter = TokenMeter(self.args.device)
@@ -126,6 +128,8 @@ class T5Trainer(SavingTrainer):
         is_last = self.accelerator.sync_gradients and self.accelerator.scaler is None
         gradients = [weight.grad for weight in weights.values()] if is_last else None
         self._first_bad.look(self.state.global_step + 1, loss, gradients)
+        if self.accelerator.sync_gradients and (self.state.global_step + 1) % self._steps_unseen == 0:
+            self._stop_at_bad_steps()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs or "train_loss" in logs:
@@ -185,10 +189,27 @@ class T5Trainer(SavingTrainer):
         return bool(self.accelerator.gather(finite.int().reshape(1)).all().item())
 
     def _stop(self, problem: str) -> NoReturn:
-        raise TrainingError(
-            f"{problem}: nothing more is saved; lower --learning_rate, and use --bf16 or full precision instead of "
-            "--fp16."
-        )
+        instead = ", and use --bf16 or full precision instead of --fp16" if self.args.fp16 else ""
+        raise TrainingError(f"{problem}: nothing more is saved; lower --learning_rate{instead}.")
+
+    # Going on.
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # Under all names but the first, shared parameters are missing from files, and need not be there.
+        shared = set(getattr(self.plain_model(), "all_tied_weights_keys", ()))
+        missing = [name for name in load_result.missing_keys if name not in shared]
+        load_result.missing_keys[:] = missing
+        super()._issue_warnings_after_load(load_result)
+
+    def init_hf_repo(self, token: str | None = None) -> None:
+        try:
+            super().init_hf_repo(token)
+        except Exception as error:  # the hub's client has errors of several libraries
+            reason = " ".join(str(error).split())[:300]
+            raise TrainingError(
+                f"--push_to_hub cannot make the repository ({reason}): log in with `hf auth login`, or leave it out "
+                "and upload the finished folder later."
+            ) from error
 
     # The optimizer.
 

@@ -184,7 +184,27 @@ def test_missing_files(option, model, train_file, tmp_path):
         ({"report_to": "carrier_pigeon"}, "carrier_pigeon is not supported"),
         ({"resume_from_checkpoint": "checkpoint-1"}, "checkpoint-1 is not a whole checkpoint"),
         ({"resume_from_checkpoint": True}, "needs a checkpoint in --output_dir"),
-        ({"load_best_model_at_end": True, "save_strategy": "steps"}, "the save and eval strategy to match"),
+        ({"load_best_model_at_end": True, "save_strategy": "steps"}, "needs evaluations to compare: give --valid"),
+        (
+            {"load_best_model_at_end": True, "save_strategy": "epoch", "eval_strategy": "steps"},
+            "the save and eval strategy to match",
+        ),
+        ({"group_by_length": True}, "it is --train_sampling_strategy group_by_length now"),
+        ({"warmup-ratio": 0.1}, "There is no option --warmup-ratio; a share is given by --warmup_steps now"),
+        ({"prediction_loss_only": True}, "--prediction_loss_only has no place in fine-tuning"),
+        ({"batch_eval_metrics": True}, "--batch_eval_metrics has no place in fine-tuning"),
+        ({"eval_do_concat_batches": False}, "--eval_do_concat_batches has no place in fine-tuning"),
+        (
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": '{"keep_attentions": true}'},
+            "--gradient_checkpointing_kwargs has 'keep_attentions', which is none of debug, determinism_check, early_",
+        ),
+        (
+            {"dataloader_drop_last": True, "per_device_train_batch_size": 2},
+            "--dataloader_drop_last leaves nothing of 1 examples, of which 2 make a batch",
+        ),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "cannot do without --lr_scheduler_kwargs (One of min_lr"),
+        ({"deepspeed": "nope.json"}, "--deepspeed nope.json does not exist"),
+        ({"predict_with_generate": True}, "--predict_with_generate needs references to compare with"),
     ],
 )
 def test_options(options, expected, model, train_file, tmp_path):

@@ -68,7 +68,11 @@ def test_features_and_cache(tiny_models, tmp_path, monkeypatch):
     assert row["attention_mask"] == [1] * 4
     assert row["labels"] == tokenizer("by the harbour").input_ids
     assert row["labels"][-1] == tokenizer.eos_token_id
-    assert split.cut == {"inputs": Cut(1, 1, len(whole)), "targets": Cut(0, 1, len(row["labels"]))}
+    assert split.cut == {"inputs": Cut(1, 1, len(whole), 0), "targets": Cut(0, 1, len(row["labels"]), 0)}
+
+    path.write_text('{"source": "", "target": ""}\n{"source": "Thai", "target": ""}\n')
+    split = make_split(load_splits(DataArguments(train_file=str(path)))["train"], DataArguments(), tokenizer)
+    assert [cut.empty for cut in split.cut.values()] == [1, 2]
 
     path.write_text('{"source": "Thai", "target": "food"}\n')
     (row,) = make_split(load_splits(options)["train"], options, tokenizer).pairs

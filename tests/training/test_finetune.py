@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from t5_experimental.training import finetune
+from t5_experimental.training import finetune, nonfinite
 from t5_experimental.training.arguments import bfloat16_is_fast
 from t5_experimental.training.trainer import T5Trainer
 
@@ -233,7 +233,7 @@ def test_non_finite_loss_of_one_process_stops_all(tiny_models, launch, tmp_path)
 # The loss that the trainer is told is not the one that the gradients came from, so that all weights stay finite.
 ONE_BROKEN_LOSS = """
 from transformers import Seq2SeqTrainer
-from t5_experimental.training import finetune
+from t5_experimental.training import finetune, nonfinite
 
 right = Seq2SeqTrainer.training_step
 
@@ -263,9 +263,19 @@ def test_non_finite_weights_are_not_saved(tiny_models, tmp_path, monkeypatch):
         assert list((tmp_path / "output").iterdir()) == []
 
 
-def test_steps_do_not_wait_for_the_check(tiny_models, tmp_path, monkeypatch):
-    """Between two logs, nothing reads the flag back from the device."""
+@pytest.mark.parametrize(
+    ("device", "processes", "expected"),
+    [
+        ("cpu", 1, [0, 1, 2, 3, 3, 4, 5, 5, 5]),
+        # Between two logs nothing reads the flag back: the log, the summary of the run, two checks of the final save.
+        ("cuda", 1, [3, 5, 5, 5]),
+        ("cpu", 2, [3, 5, 5, 5]),
+    ],
+)
+def test_steps_wait_for_the_check_where_it_is_free(device, processes, expected, tiny_models, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    unseen = nonfinite.steps_unseen(torch.device(device), processes)
+    monkeypatch.setattr("t5_experimental.training.trainer.steps_unseen", lambda *unused: unseen)
     checks = []
     right = T5Trainer._holds_everywhere
 
@@ -277,8 +287,7 @@ def test_steps_do_not_wait_for_the_check(tiny_models, tmp_path, monkeypatch):
     folders = f"--model_name_or_path {tiny_models['t5_v1_1']} --output_dir {tmp_path / 'output'}"
     data = f"--train_file {DATA / 'restaurants_train.jsonl'}"
     finetune.main(f"{folders} {data} --use_cpu --max_steps 5 --logging_steps 3 --save_strategy no".split())
-    # The log, the summary of the run, and the two checks of the final save.
-    assert checks == [3, 5, 5, 5]
+    assert checks == expected
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

@@ -242,6 +242,7 @@ def test_missing_files(tiny_models, text, tmp_path):
         ({"objective": "lm", "pack": True}, "leave --pack out"),
         ({"objective": "lm", "max_source_length": 512}, "leave --max_source_length out"),
         ({"objective": "lm", "noise_density": 0.1}, "leave --noise_density out"),
+        ({"objective": "prefix_lm", "mean_noise_span_length": 5}, "has no spans: leave --mean_noise_span_length out"),
         ({"objective": "prefix_lm", "noise_density": 0.6}, "more than 0 and at most 0.5"),
         ({"objective": "prefix_lm", "max_source_length": 2}, "at least 3 tokens"),
         ({"noise_density": 0}, "--noise_density is 0.0"),

@@ -139,10 +139,6 @@ def check_engine(args: TrainingArguments, accelerator: Accelerator) -> None:
             f"{_NAMES[wanted]} was asked for, but accelerate runs {describe_engine(accelerator)}: start the script "
             "with `accelerate launch`; FSDP needs GPUs, where DeepSpeed also takes CPUs."
         )
-    if active == DistributedType.XLA and processes > 1 and devices_of_a_step() > 1:
-        raise TrainingError(
-            f"--xla_spmd has one process drive all devices, and {processes} were started: give --num_processes 1."
-        )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != processes and not is_torch_xla_available():
         raise TrainingError(

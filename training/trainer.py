@@ -4,6 +4,7 @@ save, and losses without the memory for all logits."""
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, NoReturn, cast
 
 import torch
@@ -32,12 +33,14 @@ from t5_experimental.training.sharding import (
 )
 from t5_experimental.training.xla import (
     FixedShapes,
+    PlainLoader,
+    RandomState,
     SpreadCallback,
     StepBoundaries,
     devices_of_a_step,
     is_xla,
+    skipping_plainly,
     spread,
-    without_prefetching,
 )
 
 
@@ -78,6 +81,7 @@ class T5Trainer(SavingTrainer):
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TokenProgressCallback())
         self.fixed_lengths: Mapping[str, int] = {}
+        self._written_random_state: RandomState | None = None
         if is_xla(self.args.device):
             self.add_callback(StepBoundaries())
 
@@ -92,9 +96,14 @@ class T5Trainer(SavingTrainer):
         collate, pad = self.data_collator, cast(int, cast(Any, self.processing_class).pad_token_id)
         self.data_collator = FixedShapes(collate, batch_size, self.fixed_lengths, pad)
         try:
-            return without_prefetching(super()._get_dataloader(dataset, description, batch_size, *args, **kwargs))
+            loader = super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+            return cast(DataLoader, PlainLoader(loader, self.args.device))
         finally:
             self.data_collator = collate
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        with skipping_plainly() if is_xla(self.args.device) else nullcontext():
+            super()._run_epoch(*args, **kwargs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         prepared = super()._prepare_inputs(inputs)
@@ -114,6 +123,9 @@ class T5Trainer(SavingTrainer):
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         self._meter.add(inputs)
+        if self._written_random_state is not None:
+            self._written_random_state.restore()
+            self._written_random_state = None
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not self.args.logging_nan_inf_filter:
             self._look_for_bad_numbers(loss)
@@ -163,6 +175,11 @@ class T5Trainer(SavingTrainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with self._meter.pause():
             super()._save_checkpoint(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if is_xla(self.args.device):
+            self._written_random_state = RandomState()
+        super()._save_rng_state(output_dir)
 
     def _stop_at_bad_steps(self, *otherwise: str) -> None:
         """Ends the run if a step had a bad loss or gradient, or for what is wrong `otherwise`; all processes call

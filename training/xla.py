@@ -6,10 +6,13 @@ So batches are filled up to one shape, and texts are generated into room of a fi
 or unused on other devices.
 """
 
-from collections.abc import Callable, Mapping
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+import transformers.trainer
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback
@@ -50,7 +53,16 @@ def as_input(number: int, device: torch.device) -> torch.Tensor:
 
 
 def spread_steps() -> None:
-    """Has every step computed by all devices together, from now on."""
+    """Has every step computed by all devices together, from now on.
+
+    Raises:
+        TrainingError: the process is one of those that a launcher starts for a device each.
+    """
+    if multiprocessing.parent_process() is not None:
+        raise TrainingError(
+            "--xla_spmd has one process drive all devices, and the launcher's configuration asks for one process for "
+            "each: start with training/configs/single.yaml."
+        )
     import numpy as np
     import torch_xla.distributed.spmd as spmd
     import torch_xla.runtime as runtime
@@ -95,6 +107,25 @@ class SpreadCallback(TrainerCallback):
                     spread(value)
 
 
+class RandomState:
+    """What XLA's random numbers depend on, as it was when it was read.
+
+    It changes with the end of every program, and so while a checkpoint is written: the run that has written one has to
+    go on from what it wrote, as a run that goes on from the checkpoint does.
+    """
+
+    def __init__(self) -> None:
+        import torch_xla.core.xla_model as xla_model
+
+        self._state = xla_model.get_rng_state()
+
+    def restore(self) -> None:
+        """Goes back to it."""
+        import torch_xla.core.xla_model as xla_model
+
+        xla_model.set_rng_state(self._state)
+
+
 class StepBoundaries(TrainerCallback):
     """Ends a program with each batch, wherever the batches come from."""
 
@@ -133,16 +164,46 @@ class FixedShapes:
         return F.pad(values, more, value=self._values.get(name, 0))
 
 
-def without_prefetching(loader: DataLoader) -> DataLoader:
+class PlainLoader:
     """The loader inside the one that accelerate makes for XLA.
 
     accelerate's has threads that fetch batches ahead, and the state in which it says that the last batch has come is
-    that of the thread: evaluation would take the batches before for the last one and cut them to its size. What the
-    threads save is small, since programs run while Python records the next one.
+    that of the thread: evaluation would take the batches before for the last one and cut them to its size. It also ends
+    a program with each batch, and random numbers depend on how many there were. What the threads save is small, since
+    programs run while Python records the next one.
+
+    Args:
+        loader: accelerate's.
+        device: that it sends batches to.
     """
-    inner = cast(Any, loader).dataloader
-    inner.rng_types = cast(Any, loader)._rng_types  # set aside for the threads' sake
-    return inner
+
+    def __init__(self, loader: DataLoader, device: torch.device):
+        self.dataloader, self.device = cast(Any, loader).dataloader, device
+        self.dataloader.rng_types = cast(Any, loader)._rng_types  # set aside for the threads' sake
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.dataloader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.dataloader)
+
+    def __len__(self) -> int:
+        return len(self.dataloader)
+
+
+@contextmanager
+def skipping_plainly() -> Iterator[None]:
+    """Where transformers goes on in the middle of an epoch meanwhile, what it skips batches of stays a plain loader."""
+    usual = transformers.trainer.skip_first_batches
+
+    def skip(loader: PlainLoader, batches: int) -> PlainLoader:
+        return PlainLoader(usual(loader, batches), loader.device)
+
+    transformers.trainer.skip_first_batches = skip
+    try:
+        yield
+    finally:
+        transformers.trainer.skip_first_batches = usual
 
 
 def check_search(beams: int | None) -> None:

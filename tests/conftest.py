@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,8 @@ with contextlib.suppress(ImportError):
     # It comes with torch's CUDA builds; the process aborts if TensorFlow, which some tests use, is imported before it.
     import triton  # noqa: F401
 
+import transformers
+
 import t5_experimental
 from t5_experimental import T5ExperimentalConfig
 
@@ -32,6 +34,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 REFERENCE = Path(__file__).parent / "reference"
 
 TINY = {"vocab_size": 1152, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2}
+
+
+@pytest.fixture(autouse=True)
+def _verbosity() -> Iterator[None]:
+    """Programs that a test runs in its own process may silence transformers, whose trainer then shows no bar."""
+    before = transformers.logging.get_verbosity()
+    yield
+    transformers.logging.set_verbosity(before)
 
 
 def tiny_config(name: str, **overrides: object) -> T5ExperimentalConfig:

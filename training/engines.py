@@ -80,7 +80,7 @@ def settle_engine(args: TrainingArguments, is_spread: bool = False) -> None:
 
 def _settle_xla(args: TrainingArguments, is_spread: bool) -> None:
     """Has XLA divide steps among its devices, if that is asked for; comes before anything is on a device."""
-    if args.fsdp and '"xla' in str(args.fsdp_config):
+    if args.fsdp and "xla" in str(args.fsdp_config):
         raise TrainingError(
             "transformers' FSDP for XLA knows decoders only: leave --fsdp and --fsdp_config out, and give --xla_spmd."
         )

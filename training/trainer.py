@@ -49,7 +49,7 @@ class T5Trainer(SavingTrainer):
     once.
 
     A loss or gradient that is infinite or not a number ends the run: at once if it is one process on a CPU, and else
-    within ten steps, and before anything is logged or saved.
+    within ten steps (through XLA, when something is logged), and before anything is logged or saved.
     Every process only sees the losses of its own examples, so they agree before one of them stops: the others would
     wait for it forever.
     """

@@ -203,6 +203,7 @@ def test_missing_files(option, model, train_file, tmp_path):
             "--dataloader_drop_last leaves nothing of 1 examples, of which 2 make a batch",
         ),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "cannot do without --lr_scheduler_kwargs (One of min_lr"),
+        ({"push_to_hub": True}, "--push_to_hub cannot make the repository ("),
         ({"deepspeed": "nope.json"}, "--deepspeed nope.json does not exist"),
         ({"predict_with_generate": True}, "--predict_with_generate needs references to compare with"),
     ],

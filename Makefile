@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := convert,remote,training,deepspeed,peft,dev
 
-.PHONY: install demo test test-oldest test-xla bench style format types reference reference-export clean
+.PHONY: install demo test fuzz test-oldest test-xla bench style format types reference reference-export clean
 
 install: $(VENV)/.installed
 
@@ -23,6 +23,11 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+# All fuzzers at length: this many inputs each. The tests run the same ones for some seconds.
+FUZZ_INPUTS ?= 100000
+fuzz: install
+	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/fuzz
 
 # The models on the oldest releases that setup.py admits; for the rest of the code the versions hardly matter.
 test-oldest: $(VENV)-oldest/.installed

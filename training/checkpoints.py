@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -213,8 +214,20 @@ def _with_engine(engine: str) -> str:
 
 def complete(folder: Path, record: Record) -> None:
     """Lists what has been written as all that there is, and has the disk hold it."""
+    share_as_usual(folder)
     (folder / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n")
     force_to_disk(folder)
+
+
+def share_as_usual(folder: Path) -> None:
+    """Lets those read the files of a folder who may read any new file there: safetensors writes its own for their owner
+    alone, whatever the umask says."""
+    sample = folder / ".permissions"
+    sample.touch()
+    usual = stat.S_IMODE(sample.stat().st_mode)
+    sample.unlink()
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(usual)
 
 
 def force_to_disk(folder: Path) -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.training.adapters import prompt_config
+from t5_experimental.training.checkpoints import share_as_usual
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.optimizers import Adafactor
 
@@ -172,6 +173,7 @@ def save_prompt(rows: torch.Tensor, model_folder: str, config: T5ExperimentalCon
     with TemporaryDirectory(dir=folder, prefix="unfinished-") as aside:
         save_file({"prompt_embeddings": rows.contiguous()}, Path(aside) / "adapter_model.safetensors")
         adapter.save_pretrained(aside)
+        share_as_usual(Path(aside))
         for name in ("adapter_model.safetensors", "adapter_config.json"):
             os.replace(Path(aside) / name, folder / name)
 

@@ -30,6 +30,7 @@ from t5_experimental.training.checkpoints import (
     force_to_disk,
     put_in_place,
     remove_oldest,
+    share_as_usual,
     why_not_written,
 )
 from t5_experimental.training.errors import ProcessError, TrainingError
@@ -208,6 +209,7 @@ class SavingTrainer(Seq2SeqTrainer):
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
                 (aside / "training_args.bin").unlink(missing_ok=True)
+                share_as_usual(aside)
                 force_to_disk(aside)
                 for path in sorted(aside.iterdir(), key=lambda path: path.name in FINISHED):
                     os.replace(path, folder / path.name)

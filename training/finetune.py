@@ -26,6 +26,7 @@ from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.estimate import print_estimate
 from t5_experimental.training.finetuning_arguments import DataArguments, FinetuningArguments
 from t5_experimental.training.finetuning_trainer import FinetuningTrainer
+from t5_experimental.training.generation import settle_generation
 from t5_experimental.training.loading import reads_in_parts
 from t5_experimental.training.models import load_config, load_model, load_tokenizer
 from t5_experimental.training.running import run_trainer
@@ -77,9 +78,7 @@ def build_trainer(
             f"--dataloader_drop_last leaves nothing of {len(splits['train'].pairs)} examples, of which {batch} make a "
             "batch: leave it out, or lower --per_device_train_batch_size."
         )
-    if training.generation_max_length is None:
-        # The limit counts the decoder's start token, which is not part of a target.
-        training.generation_max_length = data.max_target_length + 1
+    settle_generation(model, training, data.max_target_length)
     trainer = FinetuningTrainer(
         splits,
         data,

@@ -29,6 +29,7 @@ from t5_experimental.training.documents import Windows, find_files
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.estimate import print_estimate
 from t5_experimental.training.fresh_models import fresh_model, load_any_tokenizer
+from t5_experimental.training.generation import settle_generation
 from t5_experimental.training.loading import reads_in_parts
 from t5_experimental.training.models import load_config, load_model, load_tokenizer
 from t5_experimental.training.objectives import Objective
@@ -146,6 +147,7 @@ def build_trainer(options: Options) -> PretrainingTrainer:
         whose = f"--tokenizer_name {tokenizer_name}" if tokenizer_name is not None else None
         device_map = "meta" if reads_in_parts(folder) else None
         model = load_model(folder, tokenizer, whose, device_map=device_map, **model_options.dropout_fields())
+    settle_generation(model, training, objective.targets_length)
     return PretrainingTrainer(
         loader,
         model=model,

@@ -17,6 +17,7 @@ from t5_experimental.tasks_t5_experimental import T5ExperimentalForConditionalGe
 from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.engines import SayPartsCallback, check_engine
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.generation import keeping_generation
 from t5_experimental.training.loading import cut_and_fill, is_empty
 from t5_experimental.training.losses import loss_arguments, with_all_positions
 from t5_experimental.training.nonfinite import FirstNonFinite, named, non_finite, steps_unseen
@@ -312,7 +313,8 @@ class T5Trainer(SavingTrainer):
             # Each token gathers parameters from all processes, so one whose texts are finished goes on until all are.
             # transformers does so if it sees FSDP, but not that of the second kind.
             self._gen_kwargs = {**getattr(self, "_gen_kwargs", {}), "synced_gpus": True}
-        loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
+        with keeping_generation(self.plain_model()):
+            loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
         if loss is not None:
             mean = cast(torch.Tensor, loss).float()
             count = (inputs["labels"] != IGNORE_INDEX).sum().to(mean)

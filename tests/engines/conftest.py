@@ -1,9 +1,12 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """The launcher of several processes, and what `benchmarks/engines.py` trains, for the tests of engines."""
 
+import json
 import runpy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -11,6 +14,11 @@ from filelock import FileLock
 
 REPOSITORY = Path(__file__).parents[2]
 DATA = REPOSITORY / "tests" / "data"
+
+# Settings of generation: those that a run knows, and those that transformers takes from a model's configuration.
+_LIMITS = {"max_length", "max_new_tokens", "num_beams"}
+_OF_MODELS = {"decoder_start_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
+_OF_MODELS |= {"use_cache", "output_attentions", "output_hidden_states"}
 
 
 def _defined_by(name: str) -> SimpleNamespace:
@@ -42,6 +50,46 @@ def trained_alone(engines, tmp_path_factory: pytest.TempPathFactory, worker_id: 
             engines.make_models(folder)
             engines.train("single", engines.CELLS, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def check_generation_config() -> Callable[[Path, Sequence[Any]], None]:
+    """`check_generation_config(folder, cells)` compares the settings of generation that cells have saved in the folder
+    of an engine: nothing but the model's own and what the run knows, after evaluations that generate."""
+
+    def check(folder: Path, cells: Sequence[Any]) -> None:
+        checked = 0
+        for cell in cells:
+            model = folder / cell.name / "model"
+            if (model / "adapter_config.json").is_file():
+                assert not (model / "generation_config.json").exists()
+                continue
+            found = json.loads((model / "generation_config.json").read_text())
+            texts = {"max_length": 12, "num_beams": 2}
+            pretraining = {"max_length": 33} if "prefix_lm" in cell.flags else {"max_length": 9}
+            assert found.items() >= {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}.items()
+            known = {name: value for name, value in found.items() if name in _LIMITS}
+            assert known == (texts if cell.entry_point == "finetune" else pretraining), cell.name
+            assert found.keys() <= {*_OF_MODELS, *_LIMITS}, cell.name
+            checked += 1
+        assert checked > 0
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def check_permissions() -> Callable[[Path], None]:
+    """`check_permissions(folder)`: all that processes have written there has the permissions of any new file."""
+
+    def check(folder: Path) -> None:
+        (folder / "new").touch()
+        usual = (folder / "new").stat().st_mode
+        (folder / "new").unlink()
+        modes = {str(path.relative_to(folder)): path.stat().st_mode for path in folder.rglob("*") if path.is_file()}
+        assert modes == dict.fromkeys(modes, usual)
+        assert any(name.endswith(".safetensors") for name in modes)
+
+    return check
 
 
 @pytest.fixture(autouse=True)

@@ -23,11 +23,14 @@ def trained(trained_alone: Path, engines, spoiled) -> Path:
 
 
 @pytest.mark.slow
-def test_all_cells_equal_one_process(trained, engines):
+def test_all_cells_equal_one_process(trained, engines, check_generation_config, check_permissions):
     for cell in engines.CELLS:
         row = engines.compare(trained, "ddp", cell)
         assert row["engine_seen"].startswith("data parallelism, 2 process(es) on")
         assert row["max_loss_difference"] < 1e-5  # that of another order of additions
+    check_generation_config(trained / "ddp", engines.CELLS)
+    for cell in engines.CELLS:
+        check_permissions(trained / "ddp" / cell.name / "model")
     said = (trained / "ddp" / "output.txt").read_text()
     assert "engine      data parallelism, 2 process(es)" in said
     assert "bytes of parameters" in said

@@ -6,7 +6,7 @@ import pytest
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
-def test_all_cells_equal_one_process(stage, trained_alone, engines):
+def test_all_cells_equal_one_process(stage, trained_alone, engines, check_generation_config, check_permissions):
     engine = f"deepspeed_zero{stage}"
     cells = engines.cells_of(engine)
     engines.train(engine, cells, trained_alone)
@@ -14,6 +14,10 @@ def test_all_cells_equal_one_process(stage, trained_alone, engines):
         row = engines.compare(trained_alone, engine, cell)
         assert row["engine_seen"].startswith(f"DeepSpeed ZeRO-{stage}, 2 process(es) on")
         assert row["engine_seen"].endswith("DeepSpeedEngine")
+    check_generation_config(trained_alone / engine, cells)
+    for cell in cells:
+        check_permissions(trained_alone / engine / cell.name / "model")
+    check_generation_config(trained_alone / "single", cells)
     assert (
         f"engine      DeepSpeed ZeRO-{stage}, 2 process(es) on" in (trained_alone / engine / "output.txt").read_text()
     )

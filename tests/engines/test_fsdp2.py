@@ -149,11 +149,16 @@ def test_training_is_that_of_one_process(run: str, reports: dict[str, Any]) -> N
 
 @pytest.mark.parametrize("run", RUNS)
 def test_the_saved_model_is_that_of_one_process(
-    run: str, reports: dict[str, Any], folder: Path, batch: dict[str, torch.Tensor]
+    run: str, reports: dict[str, Any], folder: Path, batch: dict[str, torch.Tensor], check_permissions: Any
 ) -> None:
+    check_permissions(folder / "two" / run)  # checkpoints in parts among them
     ours, one = (AutoModelForSeq2SeqLM.from_pretrained(folder / name / run).eval() for name in ("two", "one"))
     with torch.no_grad():
         torch.testing.assert_close(ours(**batch).logits, one(**batch).logits, atol=1e-4, rtol=0)
+    settings = [json.loads((folder / name / run / "generation_config.json").read_text()) for name in ("two", "one")]
+    assert settings[0] == settings[1]
+    assert len(settings[0]) == 8  # what a model without settings has, and max_length
+    assert settings[0]["max_length"] == MAX_LENGTH
     tokenizer = AutoTokenizer.from_pretrained(folder / "two" / run)
     lines = map(json.loads, (folder / "validation.jsonl").read_text().splitlines())
     sources = list(dict.fromkeys(line["source"] for line in lines))[: len(reports["one"][run]["predictions"])]
@@ -182,9 +187,12 @@ def test_the_default_optimizer_is_refused(reports: dict[str, Any]) -> None:
         assert "choose --optimizer_preset finetune" in rank["refused"]["refused"]
 
 
-def test_adapters_prompts_and_pre_training_equal_one_process(trained_alone: Path, engines: SimpleNamespace) -> None:
+def test_adapters_prompts_and_pre_training_equal_one_process(
+    trained_alone: Path, engines: SimpleNamespace, check_generation_config: Any
+) -> None:
     cells = [cell for cell in engines.CELLS if cell.entry_point != "finetune" or cell.name == "LoRA"]
     engines.train("fsdp2", cells, trained_alone)
     for cell in cells:
         row = engines.compare(trained_alone, "fsdp2", cell)
         assert row["engine_seen"].startswith("FSDP2, 2 process(es) on")
+    check_generation_config(trained_alone / "fsdp2", cells)

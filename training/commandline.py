@@ -5,12 +5,15 @@ help."""
 import dataclasses
 import difflib
 import errno
+import json
 import os
+import re
 import sys
 import time
 import warnings
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -19,7 +22,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from t5_experimental.training.arguments import T5TrainingArguments
-from t5_experimental.training.errors import ProcessError, TrainingError
+from t5_experimental.training.errors import ProcessError, TrainingError, in_a_line, shown, unique_names
 from t5_experimental.training.invocation import as_text, own_command
 from t5_experimental.training.peers import lost_peer
 
@@ -37,7 +40,20 @@ _INSTEAD = {
     "evaluation_strategy": "it is --eval_strategy now",
 }
 
+# Options that take JSON.
+_JSON_OPTIONS = {*T5TrainingArguments._VALID_DICT_FIELDS, "config_overrides"}
+
+# Names that transformers has given up for others, and still takes.
+_OTHER_NAMES = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+
 _NULL = "tag:yaml.org,2002:null"
+
+
+# As argparse knows them from options.
+_NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
 
 
 class _Parser(HfArgumentParser):
@@ -82,16 +98,18 @@ class EntryPoint:
             help="YAML file of options, `name: value` on each line; it may also stand first, without the flag. Flags "
             "count more than it does.",
         )
-        recipe, flags = _split_recipe(given)
         names = [field.name for option in self.options for field in dataclasses.fields(option) if field.init]
+        _check_once(given, names)
+        recipe, flags = _split_recipe(given)
         if recipe is not None:
             flags = [*_recipe_flags(_find_recipe(recipe), names), *flags]
+        _check_json(flags)
         try:
             *options, unknown = parser.parse_args_into_dataclasses(
                 args=flags, return_remaining_strings=True, look_for_args_file=False
             )
-        except ValueError as error:  # how transformers' own options complain
-            raise TrainingError(" ".join(str(error).split())) from error
+        except (ValueError, TypeError) as error:  # how transformers' own options complain
+            raise TrainingError(in_a_line(error)) from error
         if unknown:
             flag = unknown[0].partition("=")[0]
             name = flag.removeprefix("--").replace("-", "_")
@@ -129,6 +147,41 @@ class EntryPoint:
             sys.exit(f"{self.name}: {lost}")
 
 
+def _check_once(arguments: Sequence[str], names: Sequence[str]) -> None:
+    """Refuses options that are given twice: argparse takes the last, and drops the other without a word."""
+    given = [name for name in _names_of(arguments, names) if name in names or name == "recipe"]
+    if arguments and not arguments[0].startswith("-"):
+        given.insert(0, "recipe")
+    seen: dict[str, str] = {}
+    for name in given:
+        before = seen.get(usual := _OTHER_NAMES.get(name, name))
+        seen[usual] = name
+        if before not in (None, name):
+            raise TrainingError(f"--{before} and --{name} are two names of one option: leave one out.")
+        if before is not None:
+            raise TrainingError(
+                f"--{name} is given twice, and only one of the two would count: leave one out, or, if it takes several "
+                "values, give all its values behind one."
+            )
+
+
+def _check_json(flags: Sequence[str]) -> None:
+    """Refuses objects with a name twice in options that take JSON, or the name of a file of JSON."""
+    option = ""
+    for flag in flags:
+        name, _, value = flag.partition("=")
+        if name.startswith("--") and " " not in name:
+            option = name.removeprefix("--").replace("-", "_")
+        else:
+            value = flag
+        if option not in _JSON_OPTIONS:
+            continue
+        if value.endswith(".json") and Path(value).is_file():
+            value = Path(value).read_text(encoding="utf-8", errors="replace")
+        with suppress(ValueError, RecursionError):  # those who read it will say so
+            json.loads(value, object_pairs_hook=unique_names(f"--{option}"))
+
+
 def _split_recipe(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """The recipe among the arguments, if there is one, and the other arguments."""
     if arguments and not arguments[0].startswith("-"):
@@ -163,17 +216,22 @@ def _recipe_flags(path: Path, names: Sequence[str]) -> Iterator[str]:
         names: of the options that there are.
     """
     try:
-        recipe = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TrainingError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}") from error
+        recipe = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise TrainingError(f"The recipe {path} is not YAML: {in_a_line(error)}.") from error
     if not isinstance(recipe, yaml.MappingNode):
         raise TrainingError(f"The recipe {path} does not consist of lines `option: value`.")
     seen = set()
     for key, value in recipe.value:
-        name, where = str(key.value), f"The recipe {path}, line {key.start_mark.line + 1}"
+        where = f"The recipe {path}, line {key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            raise TrainingError(f"{where}: the name of an option is no list or mapping; write `option: value`.")
+        name = str(key.value)
         if name not in names:
             near = _nearest(name, names)
-            raise TrainingError(f"{where}: there is no option {name!r}; the nearest is {near!r}, and --help lists all.")
+            raise TrainingError(
+                f"{where}: there is no option {shown(name)}; the nearest is {near!r}, and --help lists all."
+            )
         if name in seen:
             raise TrainingError(f"{where}: {name!r} stands there twice; leave one of them out.")
         seen.add(name)
@@ -182,8 +240,14 @@ def _recipe_flags(path: Path, names: Sequence[str]) -> Iterator[str]:
         if isinstance(value, yaml.ScalarNode):
             yield f"--{name}={value.value}"
         elif isinstance(value, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in value.value):
+            items = [str(item.value) for item in value.value]
+            if bad := [item for item in items if item.startswith("-") and not _NEGATIVE_NUMBER.fullmatch(item)]:
+                raise TrainingError(
+                    f"{where}: {name!r} has the item {shown(bad[0])}, which would be an option on the command line; "
+                    "leave it out."
+                )
             yield f"--{name}"
-            yield from (item.value for item in value.value)
+            yield from items
         else:
             raise TrainingError(
                 f"{where}: {name!r} has a nested value; write it as on the command line, as JSON in quotation marks."

@@ -1,28 +1,29 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Examples from files or datasets: text as it is written there, then token ids.
+"""Examples from files or datasets: text as it is written there, then token ids."""
 
-The readers are our own because those of `datasets` guess types: a column of dates or of numbers with leading zeros
-would not come back as it was written, and the word "None" in a CSV file would be missing text.
-"""
-
-import csv
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from datasets import Dataset, Features, List, Value, load_dataset
+from datasets import (
+    Dataset,
+    DatasetBuilder,
+    DownloadManager,
+    Features,
+    List,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_dataset_builder,
+)
 from datasets.exceptions import DatasetGenerationError, DatasetsError
-from pyarrow import ArrowInvalid, parquet
 from transformers import PreTrainedTokenizerBase
 
-from t5_experimental.training.errors import TrainingError, check_unicode, parse_json_line
+from t5_experimental.training.errors import TrainingError, check_unicode, in_a_line, shown
 from t5_experimental.training.finetuning_arguments import DataArguments
-
-
-# A row as its file has it, and where it stands there, for messages.
-PlacedRow = tuple[str, dict[str, Any]]
+from t5_experimental.training.tables import READERS
 
 
 class Example(TypedDict):
@@ -35,65 +36,20 @@ class Example(TypedDict):
 _FEATURES = Features(source=Value("string"), targets=List(Value("string")))
 
 
-def _json_lines(path: Path) -> Iterator[PlacedRow]:
-    with path.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            # Numbers as they are written: 1.50 is not "1.5", nor is 1e3 "1000.0".
-            yield where, parse_json_line(line, where, parse_int=str, parse_float=str)
-
-
-def _csv_rows(path: Path) -> Iterator[PlacedRow]:
-    csv.field_size_limit(2**31 - 1)  # the default refuses documents of more than 128 KiB
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines)
-        try:
-            for row in rows:
-                where = f"{path}, line {rows.line_num}"
-                if None in row or None in row.values():
-                    raise TrainingError(
-                        f"{where}: not as many cells as the first line has; put text with commas in quotation marks."
-                    )
-                yield where, row
-        except csv.Error as error:
-            raise TrainingError(f"{path}, line {rows.line_num}: not CSV ({error}).") from error
-
-
-def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
-    number = 0
-    try:
-        for batch in parquet.ParquetFile(path).iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path}, row {number}", row
-    except ArrowInvalid as error:
-        raise TrainingError(f"{path} is not a Parquet file: {error}") from error
-
-
-_READERS: dict[str, Callable[[Path], Iterator[PlacedRow]]] = {
-    ".jsonl": _json_lines,
-    ".json": _json_lines,
-    ".csv": _csv_rows,
-    ".parquet": _parquet_rows,
-}
-
-
 def _text(value: Any, column: str, where: str) -> str:
     if isinstance(value, str):
         return check_unicode(value, where)
     # Parquet's numbers; of JSON's, only NaN and Infinity get here, and no text is meant by those.
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
-    raise TrainingError(f"{where}: column {column!r} holds {value!r}, which is not text; make it a string.")
+    raise TrainingError(f"{where}: column {column!r} holds {shown(value)}, which is not text; make it a string.")
 
 
 def _example(row: dict[str, Any], input_column: str, target_column: str, where: str) -> Example:
     for column in (input_column, target_column):
         if column not in row:
             raise TrainingError(
-                f"{where}: no column {column!r} among {sorted(row)}; name the columns with --input_column and "
+                f"{where}: no column {column!r} among {shown(sorted(row))}; name the columns with --input_column and "
                 "--target_column."
             )
     targets = row[target_column]
@@ -106,34 +62,38 @@ def _example(row: dict[str, Any], input_column: str, target_column: str, where: 
     }
 
 
-def read_examples(path: Path, input_column: str, target_column: str) -> Iterator[Example]:
+def read_examples(path: Path, input_column: str, target_column: str, ending: str | None = None) -> Iterator[Example]:
     """Examples of a file, as `{"source": ..., "targets": [...]}`; a target is a text, or a list of texts that are all
     right.
 
     Numbers become text: in CSV and JSON exactly what is written there; in Parquet, which stores no notation, Python's.
 
+    Args:
+        path: the file.
+        input_column: where inputs are.
+        target_column: where targets are.
+        ending: what its name would end with, if it does not.
+
     Raises:
-        TrainingError: the file is not what its ending says, lacks a column, or has an example that is not text.
+        TrainingError: the file is not what its ending says, lacks a column, has one twice, or has an example that is
+            not text.
     """
-    try:
-        for where, row in _READERS[path.suffix.lower()](path):
-            yield _example(row, input_column, target_column, where)
-    except UnicodeDecodeError as error:
-        raise TrainingError(f"{path} is not UTF-8 text ({error}): convert it to UTF-8.") from error
+    for where, row in READERS[ending or path.suffix.lower()](path):
+        yield _example(row, input_column, target_column, where)
 
 
-def _generate(path: str, columns: tuple[str, str], stamp: tuple[int, int]) -> Iterator[Example]:
+def _generate(path: str, columns: tuple[str, str], ending: str | None, stamp: tuple[int, int]) -> Iterator[Example]:
     # `stamp` is only here to be part of what `datasets` caches by: a file that has changed is read again.
-    yield from read_examples(Path(path), *columns)
+    yield from read_examples(Path(path), *columns, ending)
 
 
-def load_examples(path: Path, input_column: str, target_column: str) -> Dataset:
-    """The examples of a file, with columns `source` and `targets`; see [`read_examples`].
+def load_examples(path: Path, input_column: str, target_column: str, ending: str | None = None) -> Dataset:
+    """The examples of a file, with columns `source` and `targets`; arguments as of [`read_examples`].
 
     Raises:
         TrainingError: as of [`read_examples`], or the file has no example.
     """
-    if next(read_examples(path, input_column, target_column), None) is None:
+    if next(read_examples(path, input_column, target_column, ending), None) is None:
         raise TrainingError(f"{path} has no examples: give a file with at least one.")
     status = path.stat()
     try:
@@ -143,6 +103,7 @@ def load_examples(path: Path, input_column: str, target_column: str) -> Dataset:
             gen_kwargs={
                 "path": str(path.resolve()),
                 "columns": (input_column, target_column),
+                "ending": ending,
                 "stamp": (status.st_size, status.st_mtime_ns),
             },
         )
@@ -160,24 +121,66 @@ def load_named_examples(name: str, config: str | None, input_column: str, target
     Raises:
         TrainingError: there is no such dataset, it has no split to train on, or as of [`read_examples`].
     """
+    columns = (input_column, target_column)
     try:
-        splits = load_dataset(name, config)
+        builder = load_dataset_builder(name, config)
+        # pandas, which reads CSV for `datasets`, guesses types, renames columns and takes a cell too many for an index.
+        is_csv = builder.name == "csv"
+        files, splits = (_csv_files(name, builder), {}) if is_csv else ({}, load_dataset(name, config))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        raise TrainingError(f"--dataset_name {name} does not load: {' '.join(str(error).split())}") from error
-    if "train" not in splits or not len(splits["train"]):
+        why = f"{error} ({error.__cause__})" if isinstance(error, DatasetGenerationError) else error
         raise TrainingError(
-            f"--dataset_name {name} has no examples to train on (its splits are {', '.join(splits)}): give another, or "
+            f"--dataset_name {name} does not load: {in_a_line(why)}; give another, or files with --train_file."
+        ) from error
+    names = list(files or splits)
+    if not (files.get("train") or len(splits.get("train", ()))):
+        raise TrainingError(
+            f"--dataset_name {name} has no examples to train on (its splits are {', '.join(names)}): give another, or "
             "--train_file."
         )
+    wanted = [split for split in ("train", "validation", "test") if split in names]
+    if is_csv:
+        return {
+            split: concatenate_datasets([load_examples(path, *columns, ending=".csv") for path in files[split]])
+            for split in wanted
+        }
+    for split in wanted if builder.name == "json" else ():
+        _check_types(f"--dataset_name {name}, split {split}", splits[split], columns)
+    return {split: _examples_of(splits[split], f"{name}, split {split}", columns) for split in wanted}
 
-    def examples(split: str) -> Dataset:
-        def convert(row: dict[str, Any], number: int) -> Example:
-            return _example(row, input_column, target_column, f"{name}, split {split}, row {number + 1}")
 
-        rows = splits[split]
-        return rows.map(convert, with_indices=True, remove_columns=rows.column_names, features=_FEATURES)
+def _csv_files(name: str, builder: DatasetBuilder) -> dict[str, list[Path]]:
+    """Files by split, fetched if they are elsewhere."""
+    config: Any = builder.config
+    if (separator := config.delimiter or config.sep) != ",":
+        raise TrainingError(
+            f"--dataset_name {name} separates cells by {separator!r}: give the files with --train_file, separated by "
+            "commas."
+        )
+    found = DownloadManager(dataset_name=name).download_and_extract(
+        {str(split): list(files) for split, files in config.data_files.items()}
+    )
+    return {split: [Path(file) for file in files] for split, files in found.items()}
 
-    return {split: examples(split) for split in ("train", "validation", "test") if split in splits}
+
+def _check_types(where: str, rows: Dataset, columns: tuple[str, str]) -> None:
+    """Refuses columns of JSON files that `datasets` has guessed to be something else than text: the guess cannot be
+    undone."""
+    texts = (Value("string"), Value("large_string"))
+    for column in columns:
+        feature = rows.features.get(column, texts[0])
+        if feature not in texts and getattr(feature, "feature", None) not in texts:
+            raise TrainingError(
+                f"{where}: column {column!r} is no text to `datasets`, which takes it for {shown(feature)} and does "
+                "not keep what is written there: give the files with --train_file, which keeps it, or quote all values."
+            )
+
+
+def _examples_of(rows: Dataset, where: str, columns: tuple[str, str]) -> Dataset:
+    def convert(row: dict[str, Any], number: int) -> Example:
+        return _example(row, *columns, f"{where}, row {number + 1}")
+
+    return rows.map(convert, with_indices=True, remove_columns=rows.column_names, features=_FEATURES)
 
 
 def load_splits(options: DataArguments) -> dict[str, Dataset]:

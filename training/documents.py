@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from t5_experimental.training.errors import TrainingError, check_unicode, parse_json_line
+from t5_experimental.training.errors import TrainingError, check_unicode, decode_line, parse_json_line, shown
 
 
 JSON_FORMATS = (".jsonl", ".json")
@@ -59,20 +59,18 @@ class DocumentFile:
     def _decode(self, place: int, encoded: bytes) -> str:
         if place == 0:
             encoded = encoded.removeprefix(codecs.BOM_UTF8)
-        try:
-            return encoded.decode()
-        except UnicodeDecodeError as error:
-            raise TrainingError(
-                f"{self.path} is not UTF-8 text at byte {place + error.start}: convert it to UTF-8."
-            ) from error
+        return decode_line(encoded, f"{self.path}, text from byte {place} on")
 
     def _column_of(self, place: int, line: bytes) -> str:
         where = f"{self.path}, line at byte {place}"
-        row = parse_json_line(self._decode(place, line), where)
+        # Python's own integers have a limit of digits, and nothing is made of the numbers.
+        row = parse_json_line(self._decode(place, line), where, parse_int=float)
         if self.column not in row:
-            raise TrainingError(f"{where}: no column {self.column!r} among {sorted(row)}; name it with --text_column.")
+            columns = shown(sorted(row))
+            raise TrainingError(f"{where}: no column {self.column!r} among {columns}; name it with --text_column.")
         if not isinstance(row[self.column], str):
-            raise TrainingError(f"{where}: column {self.column!r} holds {row[self.column]!r}, which is not text.")
+            held = shown(row[self.column])
+            raise TrainingError(f"{where}: column {self.column!r} holds {held}, which is not text; make it a string.")
         return check_unicode(row[self.column], where)
 
 
@@ -139,19 +137,20 @@ def _paragraphs(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, by
 
 
 def find_files(option: str, patterns: Sequence[str], column: str, document_per_line: bool) -> list[DocumentFile]:
-    """Files of names and glob patterns, each once, in the order of their names.
+    """Files of names and glob patterns, each once (links to it included), in the order of their names.
 
     Raises:
         TrainingError: a pattern matches nothing, an ending is unknown, a file or all of them are empty.
     """
-    paths: set[Path] = set()
+    paths: dict[Path, Path] = {}
     for pattern in patterns:
         matches = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
         if not matches:
             raise TrainingError(f"--{option} {pattern} does not exist: give paths of text files, or patterns of them.")
-        paths.update(Path(match) for match in matches)
+        for path in map(Path, sorted(matches)):
+            paths.setdefault(path.resolve(), path)
     files = []
-    for path in sorted(paths):
+    for path in sorted(paths.values()):
         if not path.is_file():
             raise TrainingError(f"--{option} {path} is not a file: give files, or a pattern such as {path}/*.txt.")
         if path.suffix.lower() not in DOCUMENT_FORMATS:
@@ -161,9 +160,21 @@ def find_files(option: str, patterns: Sequence[str], column: str, document_per_l
             )
         files.append(DocumentFile(path, path.stat().st_size, column, document_per_line))
     for file in files:
+        _check_line_ends(option, file.path)
         if next(file.read(0, file.size), None) is None:
             raise TrainingError(f"--{option} {file.path} has no text: give files with at least one document each.")
     return files
+
+
+def _check_line_ends(option: str, path: Path) -> None:
+    """Refuses files of which all would be one line."""
+    with path.open("rb") as file:
+        start = file.read(2**20)
+    if b"\r" in start and b"\n" not in start and path.suffix.lower() not in JSON_FORMATS:
+        raise TrainingError(
+            f"--{option} {path}: its lines end by carriage returns alone, which separate no documents: convert them to "
+            "line feeds."
+        )
 
 
 class Windows:

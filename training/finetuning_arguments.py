@@ -55,6 +55,9 @@ class DataArguments:
                 _check_data_file(option, Path(name))
         if self.dataset_config_name is not None and self.dataset_name is None:
             raise TrainingError("--dataset_config_name is of no use without --dataset_name: give both, or none.")
+        for option in ("input_column", "target_column"):
+            if not getattr(self, option).strip():
+                raise TrainingError(f"--{option} is empty: name a column of the data.")
         for option in ("max_source_length", "max_target_length"):
             if getattr(self, option) < 1:
                 raise TrainingError(f"--{option} is {getattr(self, option)}: it must be at least 1.")

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from t5_experimental.presets import PRESETS
 from t5_experimental.training.arguments import T5TrainingArguments, check_dropout_rate, check_model_folder
-from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.errors import TrainingError, in_a_line
 from t5_experimental.training.losses import LossDenominator
 from t5_experimental.training.objectives import (
     Objective,
@@ -67,8 +67,8 @@ class PretrainingModelArguments:
         """`config_overrides`, read."""
         try:
             overrides = json.loads(self.config_overrides)
-        except json.JSONDecodeError as error:
-            raise TrainingError(f"--config_overrides is not JSON ({error}).") from error
+        except (ValueError, RecursionError) as error:
+            raise TrainingError(f"--config_overrides is not JSON ({in_a_line(error)}).") from error
         if not isinstance(overrides, dict):
             raise TrainingError('--config_overrides is not a JSON object such as {"d_model": 128}.')
         if own := sorted(set(overrides) & set(self.dropout_fields())):

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.training.adapters import prompt_config
 from t5_experimental.training.checkpoints import share_as_usual
-from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.errors import TrainingError, in_a_line
 from t5_experimental.training.optimizers import Adafactor
 
 
@@ -137,7 +137,13 @@ def read_prompt(path: Path, config: T5ExperimentalConfig) -> torch.Tensor:
     except OSError as error:
         raise TrainingError(f"{said} cannot be read ({error.strerror}): give the path of an .npy file.") from error
     except (ValueError, SyntaxError, OverflowError, TokenError) as error:  # as headers are damaged
-        raise TrainingError(f"{said} is not a numpy file of numbers ({error}): export the prompt once more.") from error
+        raise TrainingError(
+            f"{said} is not a numpy file of numbers ({in_a_line(error)}): export the prompt once more."
+        ) from error
+    if (more := path.stat().st_size - rows.offset - rows.nbytes) > 0:
+        raise TrainingError(
+            f"{said} has {more} bytes behind the prompt, which may be another one: export it into a file of its own."
+        )
     if rows.dtype != np.float32:
         raise TrainingError(f"{said} holds {rows.dtype}, not float32: convert it with numpy's astype.")
     if rows.ndim != 2 or len(rows) == 0:

@@ -66,6 +66,14 @@ max_steps: 7
         ("- max_steps\n", "does not consist of lines `option: value`"),
         ("", "does not consist of lines `option: value`"),
         ("max_steps: [1\n", "is not YAML"),
+        ("max_steps: 1\n---\nmax_steps: 2\n", "is not YAML"),
+        ("[max_steps]: 1\n", "line 1: the name of an option is no list or mapping"),
+        ("label_names: [--seed, 5]\n", "line 1: 'label_names' has the item '--seed', which would be an option"),
+        ("label_names: [labels, --seed=5]\n", "line 1: 'label_names' has the item '--seed=5', which would be"),
+        ('lr_scheduler_kwargs: \'{"num_cycles": 1, "num_cycles": 2}\'\n', "'num_cycles' is there twice in one object"),
+        ("label_names: " + "[" * 5000, "is not YAML"),
+        ("a" * 1000 + ": 1\n", "line 1: there is no option 'aaa"),
+        ("seed: \0\n", "is not YAML"),
     ],
 )
 def test_what_is_wrong_with_a_recipe(text, complaint, flags, recipe):
@@ -73,6 +81,49 @@ def test_what_is_wrong_with_a_recipe(text, complaint, flags, recipe):
         finetune.parse([recipe(text), *flags])
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        ("--train_file other.jsonl", "--train_file is given twice, and only one of the two would count: leave one out"),
+        ("--train_file=other.jsonl", "--train_file is given twice"),
+        ("--train-file other.jsonl", "--train_file is given twice"),
+        ("--metric bleu --metric rouge", "--metric is given twice, .* give all its values behind one"),
+        ("--save_only_model --save_only_model", "--save_only_model is given twice"),
+        ("--gradient_checkpointing --activation_checkpointing False", "are two names of one option: leave one out"),
+        ("--bf16 False --bf16", "--bf16 is given twice"),
+        ("--skip_memory_metrics --no_skip_memory_metrics", "--skip_memory_metrics is given twice"),
+        ("--recipe finetune.yaml --recipe finetune_lora.yaml", "--recipe is given twice"),
+        ('--lr_scheduler_type cosine --lr_scheduler_kwargs {"a":1,"a":2}', "'a' is there twice in one object"),
+        ('--accelerator_config={"a":{"b":1,"b":2}}', "--accelerator_config: 'b' is there twice"),
+    ],
+)
+def test_what_is_given_twice(more, complaint, flags):
+    """One of the two would be lost without a word; a recipe and a flag are another matter."""
+    with pytest.raises(TrainingError, match=complaint):
+        finetune.parse([*flags, *more.split()])
+
+
+def test_a_recipe_in_front_and_another_by_its_flag(flags):
+    with pytest.raises(TrainingError, match="--recipe is given twice"):
+        finetune.parse(["finetune.yaml", *flags, "--recipe", "finetune_lora.yaml"])
+
+
+def test_values_that_look_like_options(flags):
+    _, data, training = finetune.parse([*flags, "--source_prefix", "--seed 1: ", "--label_names", "a", "-1"])
+    assert (data.source_prefix, training.seed, training.label_names) == ("--seed 1: ", 42, ["a", "-1"])
+
+
+def test_a_recipe_may_begin_with_a_byte_order_mark(flags, recipe):
+    _, _, training = finetune.parse([recipe("\ufeffmax_steps: 7\n"), *flags])
+    assert training.max_steps == 7
+
+
+def test_columns_without_a_name(flags):
+    for option in ("input_column", "target_column"):
+        with pytest.raises(TrainingError, match=f"--{option} is empty: name a column"):
+            finetune.parse([*flags, f"--{option}", " "])
 
 
 def test_recipes_are_found_by_name(flags):
@@ -92,7 +143,7 @@ def test_every_recipe_opens_with_its_launch_command(path: Path, flags):
 
 
 def test_the_command_is_kept_without_tokens(flags):
-    _, _, training = finetune.parse([*flags, "--source_prefix", "a b", "--hub_token", "hf_1", "--hub_token=hf_2"])
+    _, _, training = finetune.parse([*flags, "--source_prefix", "a b", "--hub_token", "hf_1"])
     assert training.command.startswith("finetune.py --model_name_or_path")
-    assert training.command.endswith("--source_prefix 'a b' --hub_token ... --hub_token=...")
+    assert training.command.endswith("--source_prefix 'a b' --hub_token ...")
     assert "command" not in training.to_dict()

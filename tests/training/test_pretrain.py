@@ -211,7 +211,7 @@ def complaint(output: Path, **options: object) -> str:
         ("null.jsonl", b'{"text": null}\n', "column 'text' holds None, which is not text"),
         ("broken.jsonl", b"{\n", "line at byte 0: not JSON"),
         ("list.jsonl", b"[]\n", "line at byte 0: not a JSON object"),
-        ("latin1.txt", "caf\u00e9".encode("latin-1"), "is not UTF-8 text at byte 3"),
+        ("latin1.txt", "caf\u00e9".encode("latin-1"), "text from byte 0 on: byte 4 is not UTF-8 text"),
         ("packed.jsonl.gz", b"", "unknown ending '.gz'"),
     ],
 )

@@ -152,6 +152,15 @@ def test_bad_prompts(rows, expected, tiny_models, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_file_of_two_prompts(tiny_models, tmp_path):
+    """The second one would be left out without a word."""
+    config = AutoConfig.from_pretrained(tiny_models["t5_lm_adapted"])
+    path = write_prompt(tmp_path / "x.npy", np.zeros((4, 32), np.float32))
+    path.write_bytes(2 * path.read_bytes())
+    with pytest.raises(TrainingError, match="has 640 bytes behind the prompt, which may be another one"):
+        read_prompt(path, config)
+
+
 def test_files_that_are_no_prompts(tiny_models, tmp_path):
     config = AutoConfig.from_pretrained(tiny_models["t5_lm_adapted"])
     path = write_prompt(tmp_path / "x.npy", np.zeros((4, 32), np.float32))

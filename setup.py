@@ -21,14 +21,14 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    # What turning a vocabulary into the tokenizer of a stock T5 takes; all other conversions need nothing more.
-    "convert": ["sentencepiece>=0.2", "protobuf"],
+    # What converting a vocabulary takes; all else needs nothing more. Before 0.2.1, a damaged file can end the process.
+    "convert": ["sentencepiece>=0.2.1", "protobuf"],
     # Checkpoints at gs://, s3:// and https://.
     "remote": ["fsspec>=2025.3", "aiohttp>=3.10", "gcsfs>=2025.3", "s3fs>=2025.3"],
     "training": [
         "accelerate>=1.10",
         "datasets>=4.0",
-        "sentencepiece>=0.2",
+        "sentencepiece>=0.2.1",
         "protobuf",
         "pyyaml",
         "jinja2",

@@ -132,7 +132,7 @@ def write_tokenizer_files(output: OutputFormat, vocabulary: "Vocabulary", folder
     write_tokenizer(vocabulary, folder)
     if not output.is_stock:
         return
-    pad, eos, unk = (piece.text for piece in vocabulary.model.pieces[:3])
+    pad, eos, unk = vocabulary.special
     # `additional_special_tokens` is understood by transformers 4 and 5; what 5 writes itself stops 4 from loading.
     fields = {
         "additional_special_tokens": [f"<extra_id_{n}>" for n in range(SENTINELS)],

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from . import finished_files, writer
@@ -235,6 +236,7 @@ def convert(
                 path = borrowed.enter_context(local_copy(str(vocab), cache))
             vocabulary = check_vocabulary(path, found.config.vocab_size)
         check_space(found.plan.all_nbytes, output, reclaimable(output))
+        texts = _make_texts(found, vocabulary, output.name)
         report(found)
         folder = borrowed.enter_context(finished_or_nothing(output, overwrite, resume))
         with _bar(found, "tensors", progress) as advance:
@@ -244,7 +246,8 @@ def convert(
         write_record(found.plan, found.checkpoint.name, found.step, recorded, checksums, folder)
         if verify:
             _check(found, folder, output, progress)
-        _write_texts(found, vocabulary, folder, output.name)
+        for name, text in texts.items():
+            (folder / name).write_bytes(text)
         (folder / finished_files.FILENAME).unlink()
     return Summary(
         output=output,
@@ -303,12 +306,11 @@ def _bar(found: Inspection, title: str, shown: bool) -> Iterator[Callable[[int],
         yield bar.update
 
 
-def _write_texts(found: Inspection, vocabulary: "Vocabulary | None", folder: Path, title: str) -> None:
-    """Writes what the output folder holds besides tensors; the configuration, without which nothing loads, last."""
+def _make_texts(found: Inspection, vocabulary: "Vocabulary | None", title: str) -> dict[str, bytes]:
+    """What the output folder holds besides tensors, by its name there; the configuration, without which nothing loads,
+    is the last. It is made before a weight is written, because much of it can fail."""
     from .model_card import model_card
 
-    if vocabulary is not None:
-        write_tokenizer_files(found.output, vocabulary, folder)
     card = model_card(
         title=title,
         family=found.family,
@@ -320,8 +322,20 @@ def _write_texts(found: Inspection, vocabulary: "Vocabulary | None", folder: Pat
         has_tokenizer=vocabulary is not None,
         notes=found.notes,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    write_config(found.output, found.config, folder)
+    try:
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            if vocabulary is not None:
+                write_tokenizer_files(found.output, vocabulary, folder)
+            write_config(found.output, found.config, folder)
+            made = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    except OSError as error:
+        raise ConversionError(
+            f"temporary files cannot be written ({error.strerror or error}): make room for them, or set TMPDIR to "
+            "another folder."
+        ) from error
+    config = made.pop("config.json")
+    return {"README.md": card.encode(), **made, "config.json": config}
 
 
 def _peak_memory() -> int | None:

@@ -6,27 +6,34 @@ Unicode white space: sentencepiece knows only the blank (after its normalisation
 """
 
 import re
-import shutil
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConversionError
-from .sentencepiece_model import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, SentencePieceModel, load
+from .sentencepiece_model import SentencePieceModel, check_loads, load
 
 
 if TYPE_CHECKING:
-    from tokenizers import normalizers
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerBase
 
 
 SENTINELS = 100
-_SPECIAL = (("<pad>", CONTROL), ("</s>", CONTROL), ("<unk>", UNKNOWN))
+# Values of `ModelProto.SentencePiece.Type`, which cannot be imported where sentencepiece is not installed.
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+_UNIGRAM = 1
+_SPECIAL = (("<pad>", _CONTROL), ("</s>", _CONTROL), ("<unk>", _UNKNOWN))
 # Characters that sentencepiece's rules (nmt_nfkc) treat otherwise than NFKC does: the full-width tilde and a deprecated
 # combining mark. Each with a stand-in that no text may contain.
 _KEPT = (("\uff5e", "\ufdd0"), ("\u0344", "\ufdd1"))
-_SENTINEL = re.compile(r"▁?<extra_id_(\d+)>")
+_SENTINEL = re.compile(r"▁?<extra_id_(0|[1-9][0-9]{0,8})>")
+# What tokenizers' templates and decoders take for something else.
+_NO_SPECIAL_TOKEN = re.compile(r"[\s▁:$]")
 
 
 @dataclass(frozen=True)
@@ -34,14 +41,18 @@ class Vocabulary:
     """A vocabulary that fits the model.
 
     Attributes:
-        path: the sentencepiece model file.
-        model: what is in it.
+        model: the sentencepiece model file.
         tokens: text and score of all ids, sentinels included: those of a file that has none come last, descending.
     """
 
-    path: Path
     model: SentencePieceModel
     tokens: tuple[tuple[str, float], ...]
+
+    @property
+    def special(self) -> tuple[str, str, str]:
+        """Texts of the ids 0 to 2: padding, end of sequence, unknown."""
+        pad, eos, unk = (text for text, _ in self.tokens[:3])
+        return pad, eos, unk
 
 
 def check_vocabulary(path: Path, vocab_size: int) -> Vocabulary:
@@ -55,48 +66,54 @@ def check_vocabulary(path: Path, vocab_size: int) -> Vocabulary:
         ConversionError: it is no T5 vocabulary, or is larger than the embedding.
     """
     model = load(path)
-    _check_features(path, model)
-    sentinels = {int(m[1]): k for k, piece in enumerate(model.pieces) if (m := _SENTINEL.fullmatch(piece.text))}
-    tokens = [(piece.text, piece.score) for piece in model.pieces]
+    _check_features(path, model.proto)
+    pieces = model.proto.pieces
+    sentinels = [(int(m[1]), k) for k, piece in enumerate(pieces) if (m := _SENTINEL.fullmatch(piece.piece))]
+    tokens = [(piece.piece, piece.score) for piece in pieces]
     if not sentinels:
         tokens += [(f"<extra_id_{n}>", 0.0) for n in reversed(range(SENTINELS))]
-    else:
-        expected = {n: len(tokens) - 1 - n for n in range(SENTINELS)}
-        if sentinels != expected:
-            raise ConversionError(
-                f"{path} has sentinels other than <extra_id_{SENTINELS - 1}> to <extra_id_0> as its last pieces: T5's "
-                "vocabularies end in them, in this order."
-            )
-        # Some tools write them with the blank before; in text they are found without.
-        for n, k in sentinels.items():
-            tokens[k] = (f"<extra_id_{n}>", tokens[k][1])
+    elif sentinels != [(n, len(tokens) - 1 - n) for n in reversed(range(SENTINELS))]:
+        raise ConversionError(
+            f"{path} has sentinels other than <extra_id_{SENTINELS - 1}> to <extra_id_0> as its last pieces: T5's "
+            "vocabularies end in them, in this order."
+        )
+    # Some tools write them with the blank before; in text they are found without.
+    for n, k in sentinels:
+        tokens[k] = (f"<extra_id_{n}>", tokens[k][1])
     if len(tokens) > vocab_size:
         raise ConversionError(
-            f"{path} does not fit: its {len(model.pieces)} pieces{'' if sentinels else ' and 100 sentinels'} need "
+            f"{path} does not fit: its {len(pieces)} pieces{'' if sentinels else ' and 100 sentinels'} need "
             f"{len(tokens)} rows, but the embedding has {vocab_size}."
         )
-    return Vocabulary(path, model, tuple(tokens))
+    check_loads(model)
+    return Vocabulary(model, tuple(tokens))
 
 
-def _check_features(path: Path, model: SentencePieceModel) -> None:
+def _check_features(path: Path, proto: Any) -> None:
+    pieces, trainer, normalizer = proto.pieces, proto.trainer_spec, proto.normalizer_spec
     for k, (text, kind) in enumerate(_SPECIAL):
-        if k >= len(model.pieces) or model.pieces[k].kind != kind:
-            have = model.pieces[k].text if k < len(model.pieces) else "nothing"
-            raise ConversionError(f"{path} does not fit: id {k} is {have!r} where T5 has {text} (pad 0, eos 1, unk 2).")
+        have = pieces[k].piece if k < len(pieces) else "nothing"
+        if k >= len(pieces) or pieces[k].type != kind:
+            raise ConversionError(
+                f"{path} does not fit: id {k} is {have!r:.80} where T5 has {text} (pad 0, eos 1, unk 2)."
+            )
+        if _NO_SPECIAL_TOKEN.search(have):
+            raise ConversionError(
+                f"{path} does not fit: id {k} is {have!r:.80}, which no special token of transformers can be (T5 has "
+                f"{text})."
+            )
+    others = [piece for piece in pieces[3:] if not _SENTINEL.fullmatch(piece.piece)]
+    kinds = {piece.type for piece in others}
     unsupported = {
-        "an algorithm other than unigram": not model.unigram,
-        "blanks that are not escaped": not model.escape_whitespaces,
-        "repeated blanks that are kept": not model.remove_extra_whitespaces,
-        "blanks at the end of words": model.whitespace_as_suffix,
-        "byte fallback": model.byte_fallback or any(piece.kind == BYTE for piece in model.pieces),
-        "unused pieces": any(piece.kind == UNUSED for piece in model.pieces),
-        "symbols defined by the user": any(
-            piece.kind == USER_DEFINED and not _SENTINEL.fullmatch(piece.text) for piece in model.pieces
-        ),
-        "control pieces besides pad and eos": any(
-            piece.kind not in (NORMAL, USER_DEFINED) and not _SENTINEL.fullmatch(piece.text)
-            for piece in model.pieces[3:]
-        ),
+        "an algorithm other than unigram": trainer.model_type != _UNIGRAM,
+        "blanks that are not escaped": not normalizer.escape_whitespaces,
+        "repeated blanks that are kept": not normalizer.remove_extra_whitespaces,
+        "blanks at the end of words": trainer.treat_whitespace_as_suffix,
+        "byte fallback": trainer.byte_fallback or _BYTE in kinds,
+        "unused pieces": _UNUSED in kinds,
+        "symbols defined by the user": _USER_DEFINED in kinds,
+        "control pieces besides pad and eos": not kinds <= {_NORMAL, _USER_DEFINED},
+        "rules for what is decoded": bool(proto.denormalizer_spec.precompiled_charsmap),
     }
     for what, found in unsupported.items():
         if found:
@@ -108,62 +125,121 @@ def _check_features(path: Path, model: SentencePieceModel) -> None:
 def write_tokenizer(vocabulary: Vocabulary, folder: Path) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json` and a copy of the vocabulary as `spiece.model`."""
     build_tokenizer(vocabulary).save_pretrained(folder)
-    shutil.copyfile(vocabulary.path, folder / "spiece.model")
+    (folder / "spiece.model").write_bytes(vocabulary.model.data)
 
 
 def build_tokenizer(vocabulary: Vocabulary) -> "PreTrainedTokenizerBase":
-    """The tokenizer as transformers runs it."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    """The tokenizer as transformers runs it.
+
+    Raises:
+        ConversionError: the library refuses what sentencepiece takes.
+    """
     from transformers import PreTrainedTokenizerFast
 
-    model = vocabulary.model
-    pad, eos, unk = (piece.text for piece in model.pieces[:3])
-    backend = Tokenizer(models.Unigram(list(vocabulary.tokens), unk_id=2, byte_fallback=False))
-    steps: list[normalizers.Normalizer] = []
-    if model.charsmap:
-        table = normalizers.Precompiled(model.charsmap)
-        if _agrees_with_nfkc(table):
-            # Precompiled looks characters up one by one and so misses most decomposed letters, which sentencepiece
-            # composes (か and U+3099, say). NFKC composes them first.
-            steps += [normalizers.Replace(kept, stand_in) for kept, stand_in in _KEPT]
-            steps.append(normalizers.NFKC())
-            steps += [normalizers.Replace(stand_in, kept) for kept, stand_in in _KEPT]
-        steps.append(table)
-    # sentencepiece removes "▁" at the end too, whether a blank became it or not.
-    steps += [normalizers.Replace(Regex(r"\A +|[ ▁]+\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
-    # Not left to Metaspace, which puts no blank before a text that begins with one.
-    if model.add_dummy_prefix:
-        steps.append(normalizers.Prepend(" "))
-    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
+    with _refusals(vocabulary.model.path):
+        backend = _build_backend(vocabulary)
+        pad, eos, unk = vocabulary.special
+        tokenizer_class: Any = PreTrainedTokenizerFast  # its constructor has no annotations
+        tokenizer: PreTrainedTokenizerBase = tokenizer_class(
+            tokenizer_object=backend,
+            pad_token=pad,
+            eos_token=eos,
+            unk_token=unk,
+            extra_special_tokens=[f"<extra_id_{n}>" for n in range(SENTINELS)],
+            model_input_names=["input_ids", "attention_mask"],
+        )
+    return tokenizer
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        # What panics in Rust arrives as a `PanicException`, which is no `Exception` and cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ConversionError(
+            f"no tokenizer can be built from {path}, the library says {str(error)!r:.300}: give the vocabulary that "
+            "the model was trained with."
+        ) from error
+
+
+def _build_backend(vocabulary: Vocabulary) -> "Tokenizer":
+    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+
+    spec = vocabulary.model.proto.normalizer_spec
+    pad, eos, unk = vocabulary.special
     # Words can be tokenised one by one (and remembered) unless a piece reaches beyond the end of a word.
-    by_word = not any("▁" in piece.text[1:] for piece in model.pieces)
-    backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="never", split=by_word)
-    scheme = "always" if model.add_dummy_prefix else "never"
+    by_word = not any("▁" in text[1:] for text, _ in vocabulary.tokens)
+    backend = Tokenizer(models.Unigram(list(vocabulary.tokens), unk_id=2, byte_fallback=False))
+    backend.normalizer = _normalizer(spec, by_word)
+    backend.pre_tokenizer = _pre_tokenizer(spec, by_word)
+    scheme = "always" if spec.add_dummy_prefix else "never"
     backend.decoder = decoders.Metaspace(replacement="▁", prepend_scheme=scheme, split=by_word)
     backend.post_processor = processors.TemplateProcessing(
         single=["$A", eos], pair=["$A", eos, "$B", eos], special_tokens=[(eos, 1)]
     )
     sentinels = [f"<extra_id_{n}>" for n in range(SENTINELS)]
     backend.add_special_tokens([AddedToken(text, special=True) for text in (pad, eos, unk, *sentinels)])
-    tokenizer_class: Any = PreTrainedTokenizerFast  # its constructor has no annotations
-    tokenizer: PreTrainedTokenizerBase = tokenizer_class(
-        tokenizer_object=backend,
-        pad_token=pad,
-        eos_token=eos,
-        unk_token=unk,
-        extra_special_tokens=sentinels,
-        model_input_names=["input_ids", "attention_mask"],
+    return backend
+
+
+def _normalizer(spec: Any, by_word: bool) -> "normalizers.Normalizer":
+    """What is done to characters alone: the texts of added tokens go through this, too, and are looked for in what
+    comes out of it, so that it must not touch blanks or put any before a text."""
+    from tokenizers import Regex, normalizers
+
+    steps: list[normalizers.Normalizer] = []
+    if spec.precompiled_charsmap:
+        table = normalizers.Precompiled(spec.precompiled_charsmap)
+        if _agrees_with_nfkc(spec.precompiled_charsmap):
+            # Precompiled looks characters up one by one and so misses most decomposed letters, which sentencepiece
+            # composes (か and U+3099, say). NFKC composes them first.
+            steps += [normalizers.Replace(kept, stand_in) for kept, stand_in in _KEPT]
+            steps.append(normalizers.NFKC())
+            steps += [normalizers.Replace(stand_in, kept) for kept, stand_in in _KEPT]
+        steps.append(table)
+    if not by_word:
+        # A pre-tokenizer would cut where it removes; no released vocabulary is of this kind.
+        steps += [normalizers.Replace(Regex(r"\A +(?=▁)"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        if spec.add_dummy_prefix:
+            steps.append(normalizers.Replace(Regex(r"\A▁"), "▁▁"))
+    return normalizers.Sequence(steps)
+
+
+def _pre_tokenizer(spec: Any, by_word: bool) -> "pre_tokenizers.PreTokenizer":
+    """What sentencepiece does to blanks, in every piece of text between added tokens."""
+    from tokenizers import Regex, pre_tokenizers
+
+    # sentencepiece removes "▁" at the end too, whether a blank became it or not.
+    steps = [pre_tokenizers.Split(Regex(r"(?<![ ▁])[ ▁]+\z"), "removed")]
+    if not spec.add_dummy_prefix:
+        steps.append(pre_tokenizers.Split(Regex(r"\A +"), "removed"))
+    elif by_word:
+        # Metaspace puts no blank before what begins with one; cut off, these are the same pieces, and the rest gets it.
+        steps.append(pre_tokenizers.Split(Regex(r"\A▁[ ▁]*"), "isolated"))
+    if by_word:
+        steps.append(pre_tokenizers.Split(Regex(" +(?= )"), "removed"))
+    scheme = "always" if spec.add_dummy_prefix else "never"
+    return pre_tokenizers.Sequence(
+        [*steps, pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=by_word)]
     )
-    return tokenizer
 
 
-def _agrees_with_nfkc(table: "normalizers.Precompiled") -> bool:
+@lru_cache(maxsize=4)
+def _agrees_with_nfkc(charsmap: bytes) -> bool:
     """Whether compiled rules do to every character what they do to its NFKC form; rules made by hand may not."""
+    from tokenizers import normalizers
+
+    table = normalizers.Precompiled(charsmap)
+    return all(table.normalize_str(character) == table.normalize_str(composed) for character, composed in _composed())
+
+
+@lru_cache(maxsize=1)
+def _composed() -> tuple[tuple[str, str], ...]:
+    """Characters that NFKC changes, and what it makes of them."""
     kept = {character for character, _ in _KEPT}
     characters = (chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000)
-    for character in characters:
-        composed = unicodedata.normalize("NFKC", character)
-        settled = composed == character or character in kept
-        if not settled and table.normalize_str(character) != table.normalize_str(composed):
-            return False
-    return True
+    pairs = ((character, unicodedata.normalize("NFKC", character)) for character in characters)
+    return tuple((character, composed) for character, composed in pairs if composed != character not in kept)

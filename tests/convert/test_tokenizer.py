@@ -128,9 +128,10 @@ def test_decomposed_letters(plain: Path) -> None:
 def assert_same_normalization(path: Path, texts: list[str]) -> None:
     """Letters that a small vocabulary lacks all have one id, so the texts are compared before they become ids."""
     reference = sentencepiece.SentencePieceNormalizer(model_file=str(path))
-    ours = build_tokenizer(check_vocabulary(path, 1152)).backend_tokenizer.normalizer
+    ours = build_tokenizer(check_vocabulary(path, 1152)).backend_tokenizer
     for text in texts:
-        assert ours.normalize_str(text) == reference.normalize(text), repr(text)
+        words = ours.pre_tokenizer.pre_tokenize_str(ours.normalizer.normalize_str(text))
+        assert "".join(word for word, _ in words) == reference.normalize(text), repr(text)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_other_settings_of_sentencepiece(options: dict[str, Any], train: Train) 
 def test_the_released_sizes(sentinels: str, plain: Path, tmp_path: Path) -> None:
     """32,000 pieces without sentinels, and 32,100 with them: the ids are the same."""
     path = edited(plain, tmp_path / "sentencepiece.model", fill(32000, sentinels))
-    assert len(load(path).pieces) == (32100 if sentinels else 32000)
+    assert len(load(path).proto.pieces) == (32100 if sentinels else 32000)
     vocabulary = check_vocabulary(path, 32128)
     folder = tmp_path / "out"
     folder.mkdir()
@@ -173,13 +174,6 @@ def test_both_texts_of_a_pair_end(plain: Path) -> None:
     one, two = (tokenizer(text, add_special_tokens=False).input_ids for text in ("the house", "a question"))
     assert tokenizer("the house", "a question").input_ids == [*one, 1, *two, 1]
     assert tokenizer.decode(one) == "the house"
-
-
-def test_our_parser_reads_what_sentencepiece_reads(plain: Path) -> None:
-    model = load(plain)
-    reference = sentencepiece_model_pb2.ModelProto.FromString(plain.read_bytes())
-    assert [(p.text, p.score, p.kind) for p in model.pieces] == [(p.piece, p.score, p.type) for p in reference.pieces]
-    assert model.charsmap == reference.normalizer_spec.precompiled_charsmap
 
 
 def shuffle_sentinels(model: Any) -> None:
@@ -229,9 +223,7 @@ def test_pad_and_eos_elsewhere(train: Train) -> None:
         check_vocabulary(train(pad_id=-1, eos_id=2, unk_id=0, bos_id=1), 1152)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"not a model at all", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x02\x08\x01", b"\xff" * 40]
-)
+@pytest.mark.parametrize("data", [b"", b"not a model at all", b"\x0a\xff\xff\xff\xff\x0f", b"\xff" * 40])
 def test_files_that_are_no_vocabulary(data: bytes, tmp_path: Path) -> None:
     path = tmp_path / "sentencepiece.model"
     path.write_bytes(data)

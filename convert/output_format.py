@@ -11,7 +11,7 @@ from .errors import ConversionError
 
 if TYPE_CHECKING:
     from ..configuration_t5_experimental import T5ExperimentalConfig
-    from .tokenizer import Vocabulary
+    from ..vocabulary import Vocabulary
 
 
 NATIVE = "native"

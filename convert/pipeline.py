@@ -29,7 +29,7 @@ from .verify import compare, read_record, write_record
 
 if TYPE_CHECKING:
     from ..configuration_t5_experimental import T5ExperimentalConfig
-    from .tokenizer import Vocabulary
+    from ..vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,15 @@ The pipeline is written out step by step instead of leaving it to transformers' 
 Unicode white space: sentencepiece knows only the blank (after its normalisation), and U+0085, say, is a character.
 """
 
-import re
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..vocabulary import SENTINELS, Vocabulary, VocabularyError, read_vocabulary
 from .errors import ConversionError
-from .sentencepiece_model import SentencePieceModel, check_loads, load
 
 
 if TYPE_CHECKING:
@@ -23,36 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-SENTINELS = 100
-# Values of `ModelProto.SentencePiece.Type`, which cannot be imported where sentencepiece is not installed.
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
-_UNIGRAM = 1
-_SPECIAL = (("<pad>", _CONTROL), ("</s>", _CONTROL), ("<unk>", _UNKNOWN))
 # Characters that sentencepiece's rules (nmt_nfkc) treat otherwise than NFKC does: the full-width tilde and a deprecated
 # combining mark. Each with a stand-in that no text may contain.
 _KEPT = (("\uff5e", "\ufdd0"), ("\u0344", "\ufdd1"))
-_SENTINEL = re.compile(r"▁?<extra_id_(0|[1-9][0-9]{0,8})>")
-# What tokenizers' templates and decoders take for something else.
-_NO_SPECIAL_TOKEN = re.compile(r"[\s▁:$]")
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """A vocabulary that fits the model.
-
-    Attributes:
-        model: the sentencepiece model file.
-        tokens: text and score of all ids, sentinels included: those of a file that has none come last, descending.
-    """
-
-    model: SentencePieceModel
-    tokens: tuple[tuple[str, float], ...]
-
-    @property
-    def special(self) -> tuple[str, str, str]:
-        """Texts of the ids 0 to 2: padding, end of sequence, unknown."""
-        pad, eos, unk = (text for text, _ in self.tokens[:3])
-        return pad, eos, unk
 
 
 def check_vocabulary(path: Path, vocab_size: int) -> Vocabulary:
@@ -65,67 +36,23 @@ def check_vocabulary(path: Path, vocab_size: int) -> Vocabulary:
     Raises:
         ConversionError: it is no T5 vocabulary, or is larger than the embedding.
     """
-    model = load(path)
-    _check_features(path, model.proto)
-    pieces = model.proto.pieces
-    sentinels = [(int(m[1]), k) for k, piece in enumerate(pieces) if (m := _SENTINEL.fullmatch(piece.piece))]
-    tokens = [(piece.piece, piece.score) for piece in pieces]
-    if not sentinels:
-        tokens += [(f"<extra_id_{n}>", 0.0) for n in reversed(range(SENTINELS))]
-    elif sentinels != [(n, len(tokens) - 1 - n) for n in reversed(range(SENTINELS))]:
+    try:
+        vocabulary = read_vocabulary(path)
+    except VocabularyError as error:
+        raise ConversionError(str(error)) from error
+    pieces, rows = len(vocabulary.proto.pieces), len(vocabulary.tokens)
+    if rows > vocab_size:
         raise ConversionError(
-            f"{path} has sentinels other than <extra_id_{SENTINELS - 1}> to <extra_id_0> as its last pieces: T5's "
-            "vocabularies end in them, in this order."
+            f"{path} does not fit: its {pieces} pieces{' and 100 sentinels' if rows > pieces else ''} need {rows} "
+            f"rows, but the embedding has {vocab_size}."
         )
-    # Some tools write them with the blank before; in text they are found without.
-    for n, k in sentinels:
-        tokens[k] = (f"<extra_id_{n}>", tokens[k][1])
-    if len(tokens) > vocab_size:
-        raise ConversionError(
-            f"{path} does not fit: its {len(pieces)} pieces{'' if sentinels else ' and 100 sentinels'} need "
-            f"{len(tokens)} rows, but the embedding has {vocab_size}."
-        )
-    check_loads(model)
-    return Vocabulary(model, tuple(tokens))
-
-
-def _check_features(path: Path, proto: Any) -> None:
-    pieces, trainer, normalizer = proto.pieces, proto.trainer_spec, proto.normalizer_spec
-    for k, (text, kind) in enumerate(_SPECIAL):
-        have = pieces[k].piece if k < len(pieces) else "nothing"
-        if k >= len(pieces) or pieces[k].type != kind:
-            raise ConversionError(
-                f"{path} does not fit: id {k} is {have!r:.80} where T5 has {text} (pad 0, eos 1, unk 2)."
-            )
-        if _NO_SPECIAL_TOKEN.search(have):
-            raise ConversionError(
-                f"{path} does not fit: id {k} is {have!r:.80}, which no special token of transformers can be (T5 has "
-                f"{text})."
-            )
-    others = [piece for piece in pieces[3:] if not _SENTINEL.fullmatch(piece.piece)]
-    kinds = {piece.type for piece in others}
-    unsupported = {
-        "an algorithm other than unigram": trainer.model_type != _UNIGRAM,
-        "blanks that are not escaped": not normalizer.escape_whitespaces,
-        "repeated blanks that are kept": not normalizer.remove_extra_whitespaces,
-        "blanks at the end of words": trainer.treat_whitespace_as_suffix,
-        "byte fallback": trainer.byte_fallback or _BYTE in kinds,
-        "unused pieces": _UNUSED in kinds,
-        "symbols defined by the user": _USER_DEFINED in kinds,
-        "control pieces besides pad and eos": not kinds <= {_NORMAL, _USER_DEFINED},
-        "rules for what is decoded": bool(proto.denormalizer_spec.precompiled_charsmap),
-    }
-    for what, found in unsupported.items():
-        if found:
-            raise ConversionError(
-                f"{path} has {what}, which no T5 vocabulary has: give the one the model was trained with."
-            )
+    return vocabulary
 
 
 def write_tokenizer(vocabulary: Vocabulary, folder: Path) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json` and a copy of the vocabulary as `spiece.model`."""
     build_tokenizer(vocabulary).save_pretrained(folder)
-    (folder / "spiece.model").write_bytes(vocabulary.model.data)
+    (folder / "spiece.model").write_bytes(vocabulary.data)
 
 
 def build_tokenizer(vocabulary: Vocabulary) -> "PreTrainedTokenizerBase":
@@ -136,7 +63,7 @@ def build_tokenizer(vocabulary: Vocabulary) -> "PreTrainedTokenizerBase":
     """
     from transformers import PreTrainedTokenizerFast
 
-    with _refusals(vocabulary.model.path):
+    with _refusals(vocabulary.path):
         backend = _build_backend(vocabulary)
         pad, eos, unk = vocabulary.special
         tokenizer_class: Any = PreTrainedTokenizerFast  # its constructor has no annotations
@@ -168,7 +95,7 @@ def _refusals(path: Path) -> Iterator[None]:
 def _build_backend(vocabulary: Vocabulary) -> "Tokenizer":
     from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 
-    spec = vocabulary.model.proto.normalizer_spec
+    spec = vocabulary.proto.normalizer_spec
     pad, eos, unk = vocabulary.special
     # Words can be tokenised one by one (and remembered) unless a piece reaches beyond the end of a word.
     by_word = not any("▁" in text[1:] for text, _ in vocabulary.tokens)

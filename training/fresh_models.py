@@ -2,7 +2,6 @@
 """Models with fresh weights, in the shape of a released checkpoint, and the vocabulary to train them with."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +13,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, 
 
 from t5_experimental.presets import preset_config
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.models import check_vocabulary, load_tokenizer
+from t5_experimental.training.models import check_vocabulary, load_tokenizer, refusals
+from t5_experimental.vocabulary import SENTINELS, VocabularyError, read_vocabulary
 
 
 # The original rounds its vocabularies up to a multiple of this.
@@ -22,17 +22,30 @@ _ROWS_MULTIPLE = 128
 
 
 def load_any_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Tokenizer of a folder, or of a sentencepiece file with T5's 100 sentinels on top."""
+    """Tokenizer of a folder, or of a sentencepiece file with T5's 100 sentinels on top.
+
+    Raises:
+        TrainingError: there is none, or it is none of T5's kind.
+    """
     if not Path(name).is_file():
         return load_tokenizer(name)
+    try:
+        vocabulary = read_vocabulary(Path(name))
+    except VocabularyError as error:
+        raise TrainingError(f"--tokenizer_name: {error}") from error
     with TemporaryDirectory() as folder:
-        shutil.copyfile(name, Path(folder) / "spiece.model")
-        config = {"tokenizer_class": "T5Tokenizer", "extra_ids": 100}
+        # Those in a file would get ids twice, as `T5Tokenizer` always adds its own.
+        (Path(folder) / "spiece.model").write_bytes(vocabulary.without_sentinels())
+        config = {"tokenizer_class": "T5Tokenizer", "extra_ids": SENTINELS}
         (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config))
-        try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # of whatever kind its parsers raise
-            raise TrainingError(f"--tokenizer_name {name} is not a sentencepiece model: {error}") from error
+        with refusals(f"--tokenizer_name: no tokenizer can be built from {name}"):
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.convert_tokens_to_ids([text for text, _ in vocabulary.tokens]) != list(range(len(tokenizer))):
+        raise TrainingError(
+            f"--tokenizer_name: {name} has other special pieces than T5Tokenizer: train a vocabulary whose pad_piece "
+            "is <pad>, eos_piece </s> and unk_piece <unk>."
+        )
+    return tokenizer
 
 
 def fresh_model(preset: str, overrides: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -3,6 +3,8 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.training.errors import TrainingError
 
 
-def _in_a_line(error: Exception) -> str:
+def _in_a_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
@@ -30,10 +32,20 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     # Where the files are missing, transformers quietly makes a tokenizer that knows no word.
     if not any((Path(folder) / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise TrainingError(f"{folder} has no tokenizer: convert the checkpoint with --vocab sentencepiece.model.")
-    try:
+    with refusals(f"The tokenizer of {folder} does not load"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, StrictDataclassError) as error:  # it reads config.json, too
-        raise TrainingError(f"The tokenizer of {folder} does not load: {_in_a_line(error)}") from error
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Says in a line what a library that reads a tokenizer's files has against them; each has exceptions of its own."""
+    try:
+        yield
+    except BaseException as error:
+        # What panics in Rust arrives as a `PanicException`, which is no `Exception` and cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise TrainingError(f"{what}: {_in_a_line(error)}") from error
 
 
 def vocabulary_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:

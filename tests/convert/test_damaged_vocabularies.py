@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 
-from t5_experimental.convert import pipeline, sentencepiece_model, tokenizer, writer
+from t5_experimental import vocabulary
+from t5_experimental.convert import pipeline, tokenizer, writer
 from t5_experimental.convert.errors import ConversionError
 from t5_experimental.convert.tokenizer import build_tokenizer, check_vocabulary
 
@@ -129,7 +130,7 @@ def test_a_huge_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = tmp_path / "sentencepiece.model"
     with path.open("wb") as file:
         file.truncate(2**40)
-    monkeypatch.setattr(sentencepiece_model, "_MAX_BYTES", 1000)
+    monkeypatch.setattr(vocabulary, "_MAX_BYTES", 1000)
     with pytest.raises(ConversionError, match="has more than 1,000 bytes, which no vocabulary has"):
         check_vocabulary(path, 1152)
 
@@ -201,8 +202,8 @@ def test_the_configuration_is_written_last(reference: Path, tmp_path: Path, monk
     written: list[str] = []
     write = Path.write_bytes
     monkeypatch.setattr(Path, "write_bytes", lambda path, data: written.append(path.name) or write(path, data))
-    vocabulary = reference.parent / "data" / "restaurants.model"
-    pipeline.convert(reference / "golden" / "t5.1.1.tiny", tmp_path / "out", vocab=vocabulary)
+    path = reference.parent / "data" / "restaurants.model"
+    pipeline.convert(reference / "golden" / "t5.1.1.tiny", tmp_path / "out", vocab=path)
     assert written[-1] == "config.json"
     texts = {"README.md", "spiece.model", "tokenizer.json", "tokenizer_config.json", "generation_config.json"}
     assert texts < set(written)

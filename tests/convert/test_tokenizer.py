@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 
 import t5_experimental
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.sentencepiece_model import load
-from t5_experimental.convert.tokenizer import Vocabulary, build_tokenizer, check_vocabulary, write_tokenizer
+from t5_experimental.convert.tokenizer import build_tokenizer, check_vocabulary, write_tokenizer
+from t5_experimental.vocabulary import Vocabulary
 
 
 WORDS = ["the", "a", "house", "of", "light", "running", "jumped", "question", "answer", "naïve", "café", "Übung"]
@@ -151,8 +151,8 @@ def test_other_settings_of_sentencepiece(options: dict[str, Any], train: Train) 
 def test_the_released_sizes(sentinels: str, plain: Path, tmp_path: Path) -> None:
     """32,000 pieces without sentinels, and 32,100 with them: the ids are the same."""
     path = edited(plain, tmp_path / "sentencepiece.model", fill(32000, sentinels))
-    assert len(load(path).proto.pieces) == (32100 if sentinels else 32000)
     vocabulary = check_vocabulary(path, 32128)
+    assert len(vocabulary.proto.pieces) == (32100 if sentinels else 32000)
     folder = tmp_path / "out"
     folder.mkdir()
     t5_experimental.T5V11Config().save_pretrained(folder)

@@ -24,7 +24,7 @@ from .matching import mesh_name, sort_names
 from .names import SLOTS
 from .optimizer import FILENAME as OPTIMIZER_FILENAME
 from .optimizer import find_slots, slot_variables, with_optimizer
-from .output_folder import finished_or_nothing, reclaimable
+from .output_folder import check_output, finished_or_nothing, reclaimable
 from .parameters import Parameter, parameters
 from .plan import check_space, make_plan
 from .safetensors_reader import SafetensorsReader, weight_files
@@ -173,12 +173,12 @@ def export(
 
     start = time.monotonic()
     output = Path(output).expanduser()
-    _check_output(Path(folder).expanduser(), output, overwrite)
+    check_output(output, "exported", Path(folder).expanduser(), overwrite)
     found = plan_export(folder, dtype, step)
     check_space(found.nbytes, output, reclaimable(output))
     report(found)
     name = f"model.ckpt-{found.step}"
-    with finished_or_nothing(output, overwrite) as partial:
+    with finished_or_nothing(output, "exported", overwrite) as partial:
         with tqdm(total=found.nbytes, unit="B", unit_scale=True, desc="variables", disable=not progress) as bar:
             _write(found, partial / name, allow_nonfinite, bar.update)
         text = operative_config(found.config, found.layout, found.dtype)
@@ -323,28 +323,3 @@ def _layout(
     if same and can_be_written(layout, config):
         return layout, ()
     return natural, ("Variables have today's names: those of the converted checkpoint do not fit this model.",)
-
-
-def _check_output(folder: Path, output: Path, overwrite: bool) -> None:
-    """Raises if a folder of this name cannot or must not be written."""
-    source = folder.resolve()
-    if output.resolve() in (source, *source.parents):
-        raise ConversionError(f"{output} holds the model itself: choose another folder for the output.")
-    if not output.exists() and not output.is_symlink():
-        return
-    if not overwrite:
-        raise ConversionError(f"{output} exists: choose another folder, or pass --overwrite to replace it.")
-    # A mistyped path must not cost anybody's files, and a run's folder not its other checkpoints.
-    if not output.is_dir() or output.is_symlink() or not _is_export(output):
-        raise ConversionError(
-            f"{output} holds more than one exported checkpoint, or none, so --overwrite does not replace it: remove it "
-            "yourself."
-        )
-
-
-def _is_export(folder: Path) -> bool:
-    """Whether there is nothing in a folder, or just what an export writes."""
-    names = {path.name for path in folder.iterdir()}
-    checkpoints = {name.partition(".index")[0] for name in names if name.endswith(".index")}
-    others = {name for name in names if not any(name.startswith(f"{prefix}.") for prefix in checkpoints)}
-    return not names or (len(checkpoints) == 1 and others == {"checkpoint", GIN_FILE})

@@ -211,7 +211,7 @@ def convert(
     start = time.monotonic()
     output = Path(output).expanduser()
     checkpoint = resolve(source, cache_dir)
-    check_output(output, checkpoint, overwrite)
+    check_output(output, "converted", checkpoint.prefix.parent if checkpoint.storage is None else None, overwrite)
     if vocab is None:
         vocab = checkpoint.vocabulary
     if vocab is not None and not is_remote(vocab) and not Path(vocab).expanduser().is_file():
@@ -238,7 +238,7 @@ def convert(
         check_space(found.plan.all_nbytes, output, reclaimable(output))
         texts = _make_texts(found, vocabulary, output.name)
         report(found)
-        folder = borrowed.enter_context(finished_or_nothing(output, overwrite, resume))
+        folder = borrowed.enter_context(finished_or_nothing(output, "converted", overwrite, resume))
         with _bar(found, "tensors", progress) as advance:
             checksums = writer.write_tensors(found.plan, found.reader, folder, advance, allow_nonfinite)
         # The family that was found out stays found out, whatever the source's folder is called by then.

@@ -7,7 +7,6 @@ of the tensors without gaps. Source: https://github.com/huggingface/safetensors.
 
 import json
 import os
-import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 import google_crc32c
 import numpy as np
 
+from ..own_folders import MARK
 from .arrays import SAFETENSORS_DTYPES
 from .checkpoint import CheckpointReader
 from .entries import Entry, Shard
@@ -76,9 +76,7 @@ def write_tensors(
             missing.append(shard)
     kept = {shard.filename for shard in plan.files} - {shard.filename for shard in missing}
     for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name not in {*kept, FILENAME}:
+        if path.name not in {*kept, FILENAME, MARK}:
             path.unlink()
     reader.expect([entry.source.name for shard in missing for entry in plan.in_source_order(shard.entries)])
     transfer = Transfer(reader, allow_nonfinite)

@@ -16,7 +16,7 @@ from transformers.integrations import (
 )
 
 from t5_experimental.checkpointing_t5_experimental import OPTION
-from t5_experimental.training.checkpoints import choose_checkpoint, find_checkpoints
+from t5_experimental.training.checkpoints import check_aside, choose_checkpoint, find_checkpoints
 from t5_experimental.training.engines import check_optimizer, settle_engine
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.losses import LossDenominator, check_loss_options
@@ -96,6 +96,7 @@ def _check_output(folder: Path) -> None:
                 raise TrainingError(
                     f"--output_dir {folder} already holds {what}{finished}: give another folder, or remove it."
                 )
+        check_aside(folder)
         # Tried out, since permissions alone do not tell. Nothing stays behind where another check fails, and the name
         # is random, so that processes that check at the same time do not meet.
         with TemporaryDirectory(dir=next(path for path in (folder, *folder.parents) if path.exists())):

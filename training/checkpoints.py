@@ -12,10 +12,12 @@ import os
 import re
 import shutil
 import stat
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from t5_experimental import own_folders
 from t5_experimental.training.errors import TrainingError
 
 
@@ -58,6 +60,27 @@ def find_checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()), key=steps_of)
+
+
+def is_ours(checkpoint: Path) -> bool:
+    """Whether it is a folder that this program wrote as a checkpoint, and may replace or remove; no link is one."""
+    record = checkpoint / RECORD
+    return checkpoint.is_dir() and not checkpoint.is_symlink() and record.is_file() and not record.is_symlink()
+
+
+def check_aside(folder: Path) -> None:
+    """Refuses a folder where something of others has the name of this program's unfinished work.
+
+    Raises:
+        TrainingError: it has.
+    """
+    aside = folder / ASIDE
+    why = own_folders.why_not_unfinished(aside)
+    if why is not None:
+        raise TrainingError(
+            f"{aside} is in the way, where checkpoints and models are written at first, and this program did not make "
+            f"it ({why}): remove or rename it."
+        )
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
@@ -133,8 +156,10 @@ def choose_checkpoint(wanted: str | None, folder: Path) -> tuple[str | None, str
                 "the trainer has finished."
             )
         _check_suffices(Path(str(wanted)))
+        _check_places(folder, after=Path(str(wanted)))
         return wanted, f"goes on from {wanted}"
     newest, passed_over = _newest_whole(folder)
+    _check_places(folder, after=newest)
     if newest is None and choice == "true":
         seen = f" ({passed_over})" if passed_over else ""
         raise TrainingError(
@@ -165,6 +190,21 @@ def _check_suffices(checkpoint: Path) -> None:
             f"{checkpoint} was written with --save_only_model, so a run cannot go on from it: give another "
             "--output_dir, and the checkpoint as --model_name_or_path if its weights shall be trained further."
         )
+
+
+def _check_places(folder: Path, after: Path | None) -> None:
+    """Refuses what has the name of a checkpoint to come and is none of this program's, which would be replaced."""
+    begin = steps_of(after) if after is not None and _NAME.fullmatch(after.name) else 0
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if _NAME.fullmatch(path.name) and steps_of(path) > begin and not is_ours(path):
+            raise TrainingError(_in_the_way(path))
+
+
+def _in_the_way(place: Path) -> str:
+    return (
+        f"{place} is in the way of a run that comes to that step, and is no checkpoint of this program (a folder "
+        f"with a file {RECORD}): remove or rename it."
+    )
 
 
 def _check_no_checkpoints(folder: Path) -> None:
@@ -248,8 +288,14 @@ def force(path: Path) -> None:
 
 
 def put_in_place(written: Path, place: Path) -> None:
-    """Renames a folder; what is in its place, as from before a run went back, goes."""
-    if place.exists():
+    """Renames a folder; a checkpoint that is in its place, as from before a run went back, goes.
+
+    Raises:
+        TrainingError: something else is in its place.
+    """
+    if own_folders.exists(place):
+        if not is_ours(place):
+            raise TrainingError(_in_the_way(place))
         replaced = written.with_name(f"replaced-{place.name}")
         os.replace(place, replaced)
         os.replace(written, place)
@@ -260,7 +306,7 @@ def put_in_place(written: Path, place: Path) -> None:
 
 
 def remove_oldest(folder: Path, keep: int | None, newest: Path, best: str | None) -> None:
-    """Removes checkpoints beyond the number to keep, but never the newest and the best one.
+    """Removes checkpoints beyond the number to keep, but never the newest and the best one, nor what others wrote.
 
     transformers goes by the clock, or by the steps where that does not tell, and may take a damaged checkpoint that the
     run has gone back behind for the newest.
@@ -274,18 +320,32 @@ def remove_oldest(folder: Path, keep: int | None, newest: Path, best: str | None
     if not keep or keep < 0:
         return
     kept = {newest.resolve(), *({Path(best).resolve()} if best else ())}
-    found = find_checkpoints(folder)
+    found = [path for path in find_checkpoints(folder) if is_ours(path)]
     # Those of more steps are what the run has gone back behind.
     removable = sorted(
         (path for path in found if path.resolve() not in kept),
         key=lambda path: (steps_of(path) <= steps_of(newest), steps_of(path)),
     )
-    for path in removable[: max(len(found) - max(keep, len(kept)), 0)]:
+    gone = removable[: max(len(found) - max(keep, len(kept)), 0)]
+    if not gone:
+        return
+    own_folders.begin(folder / ASIDE)
+    for path in gone:
         # Renamed first, since half of a checkpoint may look whole to older versions.
-        gone = folder / ASIDE / path.name
-        gone.parent.mkdir(exist_ok=True)
-        os.replace(path, gone)
-    shutil.rmtree(folder / ASIDE, ignore_errors=True)
+        os.replace(path, folder / ASIDE / path.name)
+    remove_aside(folder)
+
+
+def remove_aside(folder: Path) -> None:
+    """Removes this program's unfinished work in a folder, as far as that is possible.
+
+    Raises:
+        TrainingError: something of others has its name.
+    """
+    check_aside(folder)
+    if own_folders.exists(folder / ASIDE):
+        with suppress(OSError):
+            own_folders.remove(folder / ASIDE)
 
 
 def why_not_written(error: BaseException) -> str | None:

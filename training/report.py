@@ -16,9 +16,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 import t5_experimental
+from t5_experimental import own_folders
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.charts import Points, chart
+from t5_experimental.training.checkpoints import ASIDE, remove_aside
 from t5_experimental.training.trainer import T5Trainer
 
 
@@ -161,6 +163,7 @@ def _write(folder: Path, template: str, name: str, **values: Any) -> None:
         keep_trailing_newline=True,
     )
     text = environment.get_template(template).render(folder=folder.resolve().name, **values)
-    aside = folder / f".{name}.unfinished"
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, folder / name)
+    own_folders.begin(folder / ASIDE)
+    (folder / ASIDE / name).write_text(text, encoding="utf-8")
+    os.replace(folder / ASIDE / name, folder / name)
+    remove_aside(folder)

@@ -8,7 +8,6 @@ checkpoint is that of the last one.
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, cast
 import torch
 from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from t5_experimental import own_folders
 from t5_experimental.training.arguments import FINISHED
 from t5_experimental.training.checkpoints import (
     ASIDE,
@@ -29,6 +29,7 @@ from t5_experimental.training.checkpoints import (
     force,
     force_to_disk,
     put_in_place,
+    remove_aside,
     remove_oldest,
     share_as_usual,
     why_not_written,
@@ -55,7 +56,7 @@ class SavingTrainer(Seq2SeqTrainer):
         checkpoint = Path(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str) else None
         self._check_checkpoint(checkpoint)
         self.losses_to_restore = None if checkpoint is None else checkpoint / _LOSSES
-        self._clear(Path(str(self.args.output_dir)) / ASIDE)
+        self._clear(Path(str(self.args.output_dir)))
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _check_checkpoint(self, checkpoint: Path | None) -> None:
@@ -130,7 +131,7 @@ class SavingTrainer(Seq2SeqTrainer):
         place = output / f"checkpoint-{self.state.global_step}"
         written = output / ASIDE / place.name
         losses = self.losses()
-        with self.writing(place.name, written.parent):
+        with self.writing(place.name, output):
             self._aside = written.parent
             try:
                 super()._save_checkpoint(model, trial)
@@ -164,19 +165,20 @@ class SavingTrainer(Seq2SeqTrainer):
     # Writing.
 
     @contextmanager
-    def writing(self, what: str, aside: Path) -> Iterator[None]:
-        """Inside, `what` is written into the folder `aside`, which is removed before, and if it fails; all processes
-        do this.
+    def writing(self, what: str, folder: Path) -> Iterator[None]:
+        """Inside, `what` is written into the folder `ASIDE` of this one, which is made anew, and removed afterwards;
+        all processes do this.
 
         Raises:
             ProcessError: the disk is full, say.
+            TrainingError: something of others has the name of that folder.
         """
-        self._clear(aside)
         try:
+            self._clear(folder, anew=True)
             yield
         except Exception as error:
             if self.args.should_save:
-                shutil.rmtree(aside, ignore_errors=True)
+                remove_aside(folder)
             why = why_not_written(error)
             if why is None:
                 raise
@@ -187,11 +189,15 @@ class SavingTrainer(Seq2SeqTrainer):
                 f"{what} cannot be written ({why}): make room in {output} and run the same command again, which {then}."
             ) from error
         if self.args.should_save:
-            shutil.rmtree(aside, ignore_errors=True)
+            remove_aside(folder)
 
-    def _clear(self, aside: Path) -> None:
+    def _clear(self, folder: Path, anew: bool = False) -> None:
+        """Removes what a run that died has left in a folder, and makes the place of unfinished work anew."""
         if self.args.should_save:
-            shutil.rmtree(aside, ignore_errors=True)
+            remove_aside(folder)
+            if anew:
+                folder.mkdir(parents=True, exist_ok=True)
+                own_folders.begin(folder / ASIDE)
         self.accelerator.wait_for_everyone()
 
     def save_finished_model(self) -> None:
@@ -203,7 +209,7 @@ class SavingTrainer(Seq2SeqTrainer):
         """
         folder = Path(str(self.args.output_dir))
         aside = folder / ASIDE
-        with self.writing("The model", aside):
+        with self.writing("The model", folder):
             with saving_whole(self.accelerator):
                 self.save_model(str(aside))
             self.accelerator.wait_for_everyone()
@@ -212,7 +218,8 @@ class SavingTrainer(Seq2SeqTrainer):
                 share_as_usual(aside)
                 force_to_disk(aside)
                 for path in sorted(aside.iterdir(), key=lambda path: path.name in FINISHED):
-                    os.replace(path, folder / path.name)
+                    if path.name != own_folders.MARK:
+                        os.replace(path, folder / path.name)
                 force(folder)
         self.accelerator.wait_for_everyone()
 

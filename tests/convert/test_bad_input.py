@@ -235,7 +235,7 @@ def test_output_that_exists(reference: Path, run: Callable[..., Any], tmp_path: 
     (tmp_path / "folder" / "thesis.tex").write_text("mine")
     for name in ("folder", "file"):
         result = run("convert", source, tmp_path / name, "--overwrite")
-        assert_refused(result, f"{name} is not a converted folder")
+        assert_refused(result, f"{name} is not a folder that was converted and nothing else")
     assert (tmp_path / "folder" / "thesis.tex").read_text() == (tmp_path / "file").read_text() == "mine"
 
 

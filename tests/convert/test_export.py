@@ -387,14 +387,14 @@ def test_outputs_that_are_in_the_way(folder: Path, run: Run, tmp_path: Path) -> 
     assert run("export", folder, output, "--overwrite", "--step", 3).status == 0
     assert resolve(output).prefix.name == "model.ckpt-3"
     assert sorted(os.listdir(output)) == [
-        "checkpoint", "model.ckpt-3.data-00000-of-00001", "model.ckpt-3.index", "operative_config.gin",
+        "checkpoint", "export.json", "model.ckpt-3.data-00000-of-00001", "model.ckpt-3.index", "operative_config.gin",
     ]  # fmt: skip
     # As in the folder of a run, whose other checkpoints must not go.
-    for name, spoil in (("model.ckpt-4.index", Path.touch), ("events.out", Path.touch), ("checkpoint", Path.unlink)):
-        spoil(output / name)
-        assert "so --overwrite does not replace it" in run("export", folder, output, "--overwrite").err
-        if name != "checkpoint":
-            (output / name).unlink()
+    for name in ("model.ckpt-4.index", "events.out"):
+        (output / name).touch()
+        refused = run("export", folder, output, "--overwrite").err
+        assert f"(it holds {name}, which this program did not write), so --overwrite does not replace it" in refused
+        (output / name).unlink()
     for mine in (folder, tmp_path):
         assert "holds the model itself" in run("export", folder, mine, "--overwrite").err
 

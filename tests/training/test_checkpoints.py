@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from t5_experimental.training import finetune
+from t5_experimental import T5V11Config, own_folders
+from t5_experimental.training import finetune, report
+from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.checkpoints import (
     ASIDE,
     RECORD,
@@ -162,3 +164,109 @@ def test_what_is_the_disks_fault():
     assert why_not_written(RuntimeError("Error while serializing: I/O error: File too large")) == "File too large"
     assert why_not_written(RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos")) is not None
     assert why_not_written(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+
+
+def make_foreign(kind: str, path: Path, elsewhere: Path) -> None:
+    elsewhere.mkdir(exist_ok=True)
+    (elsewhere / "thesis.tex").write_text("mine")
+    if kind == "link":
+        path.symlink_to(elsewhere)
+    elif kind == "dangling link":
+        path.symlink_to(elsewhere / "nothing")
+    elif kind == "file":
+        path.write_text("mine")
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+        (path / "trainer_state.json").write_text("{}")
+
+
+FOREIGN = ("link", "dangling link", "file", "FIFO", "folder")
+
+
+def seen(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.lstat().st_mode, path.lstat().st_ino) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_has_the_name_of_unfinished_work_stops_a_run_before_it_begins(kind, tmp_path):
+    output = tmp_path / "output"
+    output.mkdir()
+    make_foreign(kind, output / ASIDE, tmp_path / "elsewhere")
+    before = seen(tmp_path)
+    with pytest.raises(TrainingError, match=rf"{ASIDE} is in the way, .*: remove or rename it\.$"):
+        T5TrainingArguments(output_dir=str(output), use_cpu=True)
+    assert seen(tmp_path) == before
+    make_checkpoint(output, 8)
+    with pytest.raises(OSError, match="made by another program"):
+        remove_oldest(output, 1, make_checkpoint(output, 9), None)
+    assert before.items() <= seen(tmp_path).items()
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_has_the_name_of_a_checkpoint_to_come_stops_a_run_before_it_begins(kind, tmp_path):
+    output = tmp_path / "output"
+    output.mkdir()
+    whole = make_checkpoint(output, 3)
+    make_foreign(kind, output / "checkpoint-2", tmp_path / "elsewhere")  # in nobody's way
+    assert choose_checkpoint("auto", output)[0] == str(whole)
+    make_foreign(kind, output / "checkpoint-4", tmp_path / "elsewhere")
+    if kind in ("link", "folder"):  # which may hold a checkpoint of transformers' own trainer, to be gone on from
+        (output / "checkpoint-4" / "trainer_state.json").write_text("{")
+    before = seen(tmp_path)
+    with pytest.raises(TrainingError, match=r"checkpoint-4 is in the way of a run .*: remove or rename it\.$"):
+        choose_checkpoint("auto", output)
+    with pytest.raises(TrainingError, match=r"checkpoint-4 is in the way"):
+        put_in_place(make_checkpoint(tmp_path / "new", 4), output / "checkpoint-4")
+    assert before.items() <= seen(tmp_path).items()
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_only_checkpoints_of_this_program_are_removed(kind, tmp_path):
+    output = tmp_path / "output"
+    output.mkdir()
+    make_foreign(kind, output / "checkpoint-1", tmp_path / "elsewhere")
+    before = seen(tmp_path)
+    made = [make_checkpoint(output, step) for step in (2, 3, 4)]
+    remove_oldest(output, 2, made[-1], None)
+    assert names(output) == ["checkpoint-1", "checkpoint-3", "checkpoint-4"]
+    assert before.items() <= seen(tmp_path).items()
+
+
+def test_unfinished_work_of_this_program_is_known_at_every_moment(tmp_path, monkeypatch):
+    """Another process may look while it is removed, and a kill may come between any two steps."""
+    folder = tmp_path / ASIDE
+    own_folders.begin(folder)
+    (folder / "checkpoint-3").mkdir()
+    for k in range(5):
+        (folder / f"file-{k}").touch()
+    looks = []
+
+    def look(function):
+        def call(*arguments, **options):
+            assert own_folders.why_not_unfinished(folder) is None
+            looks.append(function)
+            return function(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "unlink", look(os.unlink))
+    monkeypatch.setattr(os, "rmdir", look(os.rmdir))
+    own_folders.remove(folder)
+    assert len(looks) == 8
+    assert names(tmp_path) == []
+    assert own_folders.why_not_unfinished(folder) is None
+
+
+def test_a_report_is_not_written_through_a_link(tmp_path):
+    output, mine = tmp_path / "output", tmp_path / "mine"
+    output.mkdir()
+    mine.write_text("mine")
+    for name in (".README.md.unfinished", ".report.html.unfinished"):
+        (output / name).symlink_to(mine)
+    config = T5V11Config(architectures=["T5V11ForConditionalGeneration"])
+    card = report.card_of_import(config, "model", T5TrainingArguments(output_dir=str(output), use_cpu=True))
+    report._write(output, "model_card.md", "README.md", report=card)
+    assert mine.read_text() == "mine"
+    assert names(output) == [".README.md.unfinished", ".report.html.unfinished", "README.md"]

@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from .errors import ConversionError
+from .matrix import Matrix
 from .released import is_released, resolve_released
 from .remote import is_remote
 from .remote_checkpoint import locate
@@ -54,11 +55,8 @@ class TensorReader(Protocol):
         They are whole numbers each. The last block comes only if the tensor's checksum is right.
         """
 
-    def open_array(self, name: str) -> np.ndarray:
-        """The whole tensor, read-only, and checked before; it may be a view of the file."""
-
-    def release(self, name: str) -> None:
-        """Gives back the memory that looking at an opened array has taken; the array stays valid."""
+    def open_matrix(self, name: str, rows: int) -> Matrix:
+        """The tensor as a matrix of so many rows, which is not empty; its checksum is checked before."""
 
     def check(self, name: str) -> None:
         """Reads a tensor for its checksum alone."""

@@ -65,11 +65,6 @@ class CachedStorage:
     def expect(self, ranges: Iterable[Range]) -> None:
         """Nothing to prepare: files are fetched whole."""
 
-    def release(self, name: str, offset: int, length: int) -> None:
-        """See `Storage.release`."""
-        if name in self._complete:
-            self._local.release(self._complete[name], offset, length)
-
     def describe(self) -> str:
         """See `Storage.describe`."""
         return self._remote.describe()

@@ -129,9 +129,6 @@ class RemoteStorage:
         self.close()
         self._ahead = self._read_ahead(ranges)
 
-    def release(self, name: str, offset: int, length: int) -> None:
-        """Blocks are given up when later ones are read."""
-
     def describe(self) -> str:
         """See `Storage.describe`."""
         return self._label

@@ -16,6 +16,8 @@ import numpy as np
 from .arrays import SAFETENSORS_DTYPES, numpy_dtype
 from .checkpoint import Variable
 from .errors import ConversionError
+from .local_files import LocalFiles
+from .matrix import FileMatrix, Matrix
 from .writer import INDEX_FILENAME
 
 
@@ -39,7 +41,7 @@ class _Place:
 
 
 class SafetensorsReader:
-    """`TensorReader` of safetensors files, which have no checksums.
+    """`TensorReader` of safetensors files, which have no checksums; they must stay as they are while they are read.
 
     Attributes:
         variables: all tensors by name, in the order of their bytes in the files.
@@ -56,6 +58,8 @@ class SafetensorsReader:
         self.variables: dict[str, Variable] = {}
         self.metadata: dict[str, str] = {}
         self._places: dict[str, _Place] = {}
+        self._files = LocalFiles()
+        self._memory = np.empty(0, np.uint8)
         for path in paths:
             try:
                 self._add(path)
@@ -81,45 +85,46 @@ class SafetensorsReader:
         size = math.prod(variable.shape) * itemsize
         step = max(1, max_bytes // itemsize) * itemsize
         for start in range(0, size, step):
-            count = min(step, size - start)
-            try:
-                block = np.fromfile(place.path, np.uint8, count, offset=place.offset + start)
-            except OSError as error:
-                raise ConversionError(f"{place.path} cannot be read: {error.strerror}.") from error
-            if len(block) < count:
-                raise ConversionError(
-                    f"{place.path} became shorter while it was read: export when nothing writes to it."
-                )
+            block = self._memory_for(min(step, size - start))
+            self._files.fill(place.path, place.offset + start, block)
+            self._files.will_need(place.path, place.offset + start + step, min(step, size - start - step))
             yield block
 
     def holds(self, name: str, at: int, block: np.ndarray) -> bool:
         """Whether a tensor has these bytes (uint8 [bytes]) from its byte `at` on."""
         place = self._places[name]
-        try:
-            found = np.fromfile(place.path, np.uint8, block.nbytes, offset=place.offset + at)
-        except OSError as error:
-            raise ConversionError(f"{place.path} cannot be read: {error.strerror}.") from error
+        found = self._memory_for(block.nbytes)
+        self._files.fill(place.path, place.offset + at, found)
         return np.array_equal(found, block)
 
-    def open_array(self, name: str) -> np.ndarray:
-        """See `TensorReader.open_array`; it is read into memory."""
-        array = self.read(name)
-        array.flags.writeable = False
-        return array
-
-    def release(self, name: str) -> None:
-        """Nothing of a file stays in memory."""
+    def open_matrix(self, name: str, rows: int) -> Matrix:
+        """See `TensorReader.open_matrix`."""
+        variable, place = self.variables[name], self._places[name]
+        size = math.prod(variable.shape) * numpy_dtype(variable.dtype).itemsize
+        return FileMatrix(self._files, place.path, place.offset, size // rows)
 
     def check(self, name: str) -> None:
         """There is no checksum."""
 
+    def _memory_for(self, size: int) -> np.ndarray:
+        """uint8 [size]; what was there before is lost."""
+        if len(self._memory) < size:
+            self._memory = np.empty(size, np.uint8)
+        return self._memory[:size]
+
+    def _bytes(self, path: Path, offset: int, length: int) -> bytes:
+        data = np.empty(length, np.uint8)
+        self._files.fill(path, offset, data)
+        return data.tobytes()
+
     def _add(self, path: Path) -> None:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > min(size - 8, _MAX_HEADER_BYTES):
-                raise ValueError(f"it has {size} bytes, but its header {length}")
-            table: Mapping[str, Any] = json.loads(file.read(length))
+        size = self._files.size(path)
+        if size < 8:
+            raise ValueError(f"it has {size} bytes")
+        length = int.from_bytes(self._bytes(path, 0, 8), "little")
+        if length > min(size - 8, _MAX_HEADER_BYTES):
+            raise ValueError(f"it has {size} bytes, but its header {length}")
+        table: Mapping[str, Any] = json.loads(self._bytes(path, 8, length))
         start = 8 + length
         self.metadata |= table.get("__metadata__", {})
         rows = {name: row for name, row in table.items() if name != "__metadata__"}

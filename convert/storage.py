@@ -1,17 +1,16 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Where the files of a checkpoint's folder are, seen through one small interface: a disk, or a server far away."""
 
-import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from .errors import ConversionError
+from .local_files import LocalFiles
 
-
-# Mapped at the same time; a checkpoint of a thousand shards must not use up the process's share of mappings.
-_MAX_OPEN_FILES = 64
 
 _MAX_TEXT_BYTES = 2**24
 
@@ -57,9 +56,6 @@ class Storage(Protocol):
         Reading anything else stays possible; it only has to be waited for.
         """
 
-    def release(self, name: str, offset: int, length: int) -> None:
-        """Says that bytes were used and need no memory any more."""
-
     def describe(self) -> str:
         """Name for messages and model cards: no path of this machine, no credential."""
 
@@ -76,17 +72,11 @@ def read_text(storage: Storage, name: str) -> str:
 
 
 class LocalStorage:
-    """A folder on this machine's disk, read by mapping its files into memory.
-
-    A reader that goes through a file from front to back holds little of it in memory: what it asked for last is given
-    back when it asks for what follows. Bytes that were given back come from the disk again if they are used again.
-    """
+    """A folder on this machine's disk."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._maps: dict[str, mmap.mmap] = {}
-        self._sizes: dict[str, int] = {}
-        self._last: Range = ("", 0, 0)
+        self._files = LocalFiles()
 
     def list(self) -> list[str] | None:
         """See `Storage.list`."""
@@ -101,23 +91,18 @@ class LocalStorage:
 
     def size(self, name: str) -> int:
         """See `Storage.size`."""
-        if name not in self._sizes:
-            path = self.folder / name
-            if not path.is_file():
-                raise FileMissing(f"{path} is missing: copy all files of the checkpoint into one folder.")
-            self._sizes[name] = path.stat().st_size
-        return self._sizes[name]
+        path = self.folder / name
+        if not path.is_file():
+            raise FileMissing(f"{path} is missing: copy all files of the checkpoint into one folder.")
+        return self._files.size(path)
 
     def read(self, name: str, offset: int, length: int) -> memoryview:
         """See `Storage.read`."""
         check_range(self, name, offset, length)
-        if not length:
-            return memoryview(b"")
-        last_name, last_offset, last_length = self._last
-        if (name, offset) == (last_name, last_offset + last_length):
-            self.release(*self._last)
-        self._last = (name, offset, length)
-        return memoryview(self._map(name))[offset : offset + length]
+        data = np.empty(length, np.uint8)
+        if length:
+            self._files.fill(self.folder / name, offset, data)
+        return data.data.toreadonly()
 
     def text(self, name: str) -> str:
         """See `Storage.text`."""
@@ -126,35 +111,13 @@ class LocalStorage:
     def expect(self, ranges: Iterable[Range]) -> None:
         """The operating system reads ahead by itself."""
 
-    def release(self, name: str, offset: int, length: int) -> None:
-        """See `Storage.release`."""
-        # Windows and some others have no such call, and their systems take pages back when memory is short.
-        if length > 0 and name in self._maps and hasattr(mmap, "MADV_DONTNEED"):
-            start = offset - offset % mmap.PAGESIZE
-            self._maps[name].madvise(mmap.MADV_DONTNEED, start, offset + length - start)
-
     def describe(self) -> str:
         """Name of the folder without what is above it."""
         return Path(os.path.abspath(self.folder)).name
 
     def close(self) -> None:
-        """Forgets the mappings; each ends with the last reference to its bytes."""
-        self._maps.clear()
-
-    def _map(self, name: str) -> mmap.mmap:
-        if name not in self._maps:
-            while len(self._maps) >= _MAX_OPEN_FILES:
-                del self._maps[next(iter(self._maps))]
-            path = self.folder / name
-            try:
-                with path.open("rb") as file:
-                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:  # ValueError: the file has become empty.
-                raise ConversionError(f"{path} cannot be read: {error}.") from error
-            if len(mapped) != self.size(name):
-                raise ConversionError(f"{path} changed while it was read: convert when nothing writes to it.")
-            self._maps[name] = mapped
-        return self._maps[name]
+        """Closes the files; bytes that were read stay as they are."""
+        self._files.close()
 
 
 def check_range(storage: Storage, name: str, offset: int, length: int) -> None:

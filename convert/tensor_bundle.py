@@ -7,10 +7,7 @@ PREFIX.data-0000k-of-0000n. Everything that the index says is checked before any
 Source: tensorflow/core/util/tensor_bundle.
 """
 
-import mmap
-import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import google_crc32c
@@ -20,21 +17,19 @@ from .arrays import numpy_dtype
 from .bundle_index import MAX_INDEX_BYTES, NUMERIC_DTYPES, Part, Tensor, read_index
 from .checkpoint import Variable
 from .errors import ConversionError
+from .local_files import LocalFiles
+from .matrix import ArrayMatrix, FileMatrix, Matrix
 from .sstable import Malformed
 from .storage import Storage
 
 
 BLOCK_BYTES = 4 * 2**20
 
-_MAX_OPEN_FILES = 64
-
 
 class TensorBundleReader:
-    """`CheckpointReader` that maps the data files into memory.
+    """`CheckpointReader` that streams a model of any size through little memory.
 
-    Pages of the files are given back as soon as they were used (only those of `open_array` wait for `release`), so that
-    a model of any size streams through little memory. The files must stay as they are while they are read: the
-    operating system ends a process (SIGBUS) that touches a mapped page which is not in its file any more.
+    The files must stay as they are while they are read; if they do not, that is noticed.
 
     Attributes:
         variables: all variables by name, in the order of their bytes in the files.
@@ -53,14 +48,17 @@ class TensorBundleReader:
         self._prefix = prefix
         self._storage = storage
         self._expected: set[str] = set()
-        self._maps: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
+        self._files = LocalFiles()
+        self._memory = np.empty(0, np.uint8)
         path = index_path(prefix)
         try:
-            self._num_shards, tensors = read_index(_load(path) if storage is None else _load_from(storage, path.name))
+            self._num_shards, tensors = read_index(
+                self._load(path) if storage is None else _load_from(storage, path.name)
+            )
         except Malformed as error:
             raise ConversionError(f"{path} is not a readable checkpoint index: {error}; copy it again.") from error
         self._tensors = {tensor.variable.name: tensor for tensor in tensors}
-        self._sizes = self._check_files()
+        self._check_files()
         self.variables: Mapping[str, Variable] = {tensor.variable.name: tensor.variable for tensor in tensors}
 
     def expect(self, names: Iterable[str]) -> None:
@@ -101,9 +99,8 @@ class TensorBundleReader:
             max_bytes: most bytes of a block; rounded down to whole numbers, but at least one.
 
         Yields:
-            uint8 [bytes], read-only, a view of the file: valid as long as it is referenced, but its pages are given
-            back when the next block is asked for. The last block comes only if the variable's checksum is right; a
-            partitioned variable has one for each slice.
+            uint8 [bytes], read-only, valid until the next one. The last block comes only if the variable's checksum is
+            right; a partitioned variable has one for each slice.
 
         Raises:
             ConversionError: the bytes cannot be read or fail their checksum.
@@ -122,30 +119,24 @@ class TensorBundleReader:
         for start in range(0, len(whole), step):
             yield whole[start : start + step]
 
-    def open_array(self, name: str) -> np.ndarray:
-        """See `TensorReader.open_array`: a view of the file, checked before; `release` when done with pages of it.
+    def open_matrix(self, name: str, rows: int) -> Matrix:
+        """See `TensorReader.open_matrix`.
 
         What is in no single piece of a file of this disk is read into memory: a partitioned variable, and all that
         comes from a storage.
         """
         tensor = self._numeric(name)
         if self._storage is not None or len(tensor.parts) > 1 or tensor.parts[0].region is not None:
-            array = self.read(name)
-            array.flags.writeable = False
-            return array
+            return ArrayMatrix(self.read(name).reshape(rows, -1))
         self.check(name)
-        return self._bytes(tensor.parts[0]).view(numpy_dtype(tensor.variable.dtype)).reshape(tensor.variable.shape)
+        (part,) = tensor.parts
+        return FileMatrix(self._files, self.data_file(part.shard), part.offset, part.size // rows)
 
     def check(self, name: str) -> None:
         """See `TensorReader.check`."""
         for part in self._numeric(name).parts:
             for _ in self._part_blocks(name, part, BLOCK_BYTES):
                 pass
-
-    def release(self, name: str) -> None:
-        """See `TensorReader.release`."""
-        for part in self._numeric(name).parts:
-            self._advise("MADV_DONTNEED", part, 0, part.size)
 
     def checksums(self, name: str) -> tuple[int, ...]:
         """See `CheckpointReader.checksums`; not masked."""
@@ -177,30 +168,39 @@ class TensorBundleReader:
             )
         return tensor
 
-    def _check_files(self) -> dict[int, int]:
-        """Every byte that the index speaks of is there; returns the sizes of the files."""
-        sizes: dict[int, int] = {}
+    def _check_files(self) -> None:
+        """Raises unless every byte that the index speaks of is there."""
         for tensor in self._tensors.values():
             for part in tensor.parts:
-                end = part.offset + part.size
-                if part.shard not in sizes:
-                    path = self.data_file(part.shard)
-                    sizes[part.shard] = _file_size(path) if self._storage is None else self._storage.size(path.name)
-                if end > sizes[part.shard]:
+                path, end = self.data_file(part.shard), part.offset + part.size
+                size = self._local_size(path) if self._storage is None else self._storage.size(path.name)
+                if end > size:
                     raise ConversionError(
-                        f"{self.data_file(part.shard)} is cut off: it has {sizes[part.shard]} bytes, but "
-                        f"{tensor.variable.name} ends at byte {end}; copy it again."
+                        f"{path} is cut off: it has {size} bytes, but {tensor.variable.name} ends at byte {end}; copy "
+                        "it again."
                     )
-        return sizes
+
+    def _load(self, path: Path) -> bytes:
+        size = self._local_size(path)
+        if size > MAX_INDEX_BYTES:
+            raise ConversionError(
+                f"{path} has more than {MAX_INDEX_BYTES} bytes, which no T5 checkpoint needs: give a checkpoint of T5."
+            )
+        data = np.empty(size, np.uint8)
+        self._files.fill(path, 0, data)
+        return data.tobytes()
+
+    def _local_size(self, path: Path) -> int:
+        try:
+            return self._files.size(path)
+        except (OSError, ValueError) as error:
+            raise ConversionError(f"{path} is missing: copy all files of the checkpoint into one folder.") from error
 
     def _part_blocks(self, name: str, part: Part, max_bytes: int) -> Iterator[np.ndarray]:
         """See `blocks`."""
-        data = self._bytes(part) if self._storage is None else None
         crc = 0
         for start in range(0, max(part.size, 1), max_bytes):
-            block = self._block(part, start, max_bytes) if data is None else data[start : start + max_bytes]
-            # The disk fetches the next block while this one is used.
-            self._advise("MADV_WILLNEED", part, start + max_bytes, min(max_bytes, part.size - start - max_bytes))
+            block = self._block(part, start, min(max_bytes, part.size - start))
             crc = google_crc32c.extend(crc, block)
             if start + max_bytes >= part.size and crc != part.crc32c:
                 raise ConversionError(
@@ -209,45 +209,21 @@ class TensorBundleReader:
                 )
             if part.size:
                 yield block
-            self._advise("MADV_DONTNEED", part, start, len(block))
 
-    def _bytes(self, part: Part) -> np.ndarray:
-        """uint8 [size], read-only, a view of the file."""
-        if not part.size:
-            return np.frombuffer(b"", np.uint8)
-        return self._map(part.shard)[1][part.offset : part.offset + part.size]
-
-    def _block(self, part: Part, start: int, max_bytes: int) -> np.ndarray:
-        """uint8, read-only, of a storage."""
-        assert self._storage is not None
-        length = min(max_bytes, part.size - start)
-        name = self.data_file(part.shard).name
-        return np.frombuffer(self._storage.read(name, part.offset + start, length), np.uint8)
-
-    def _map(self, shard: int) -> tuple[mmap.mmap, np.ndarray]:
-        if shard not in self._maps:
-            while len(self._maps) >= _MAX_OPEN_FILES:
-                del self._maps[next(iter(self._maps))]
-            path = self.data_file(shard)
-            try:
-                with path.open("rb") as file:
-                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:  # ValueError: the file has become empty.
-                raise ConversionError(f"{path} cannot be read: {error}.") from error
-            if len(mapped) != self._sizes[shard]:
-                raise ConversionError(f"{path} changed while it was read: convert when nothing writes to it.")
-            self._maps[shard] = mapped, np.frombuffer(mapped, np.uint8)
-        return self._maps[shard]
-
-    def _advise(self, advice: str, part: Part, start: int, size: int) -> None:
-        """Tells the system about bytes of a part, if it has the notion and there are any."""
-        if size <= 0 or self._storage is not None or not hasattr(mmap, advice):
-            return
-        first = part.offset + start
-        aligned = first - first % mmap.PAGESIZE
-        mapped = self._map(part.shard)[0]
-        with suppress(OSError):  # It is advice only.
-            mapped.madvise(getattr(mmap, advice), aligned, first + size - aligned)
+    def _block(self, part: Part, start: int, length: int) -> np.ndarray:
+        """uint8 [length], read-only, valid until the next call."""
+        path, offset = self.data_file(part.shard), part.offset + start
+        if self._storage is not None:
+            return np.frombuffer(self._storage.read(path.name, offset, length), np.uint8)
+        if len(self._memory) < length:
+            self._memory = np.empty(length, np.uint8)
+        block = self._memory[:length]
+        if length:
+            self._files.fill(path, offset, block)
+            # The disk fetches the next block while this one is used.
+            self._files.will_need(path, offset + length, min(length, part.size - start - length))
+        block.flags.writeable = False
+        return block
 
 
 def index_path(prefix: Path) -> Path:
@@ -268,29 +244,6 @@ def _load_from(storage: Storage, name: str) -> bytes:
             "a checkpoint of T5."
         )
     return bytes(storage.read(name, 0, size))
-
-
-def _load(path: Path) -> bytes:
-    size = _file_size(path)
-    if size > MAX_INDEX_BYTES:
-        raise ConversionError(
-            f"{path} has more than {MAX_INDEX_BYTES} bytes, which no T5 checkpoint needs: give a checkpoint of T5."
-        )
-    try:
-        with path.open("rb") as file:
-            return file.read(size)
-    except OSError as error:
-        raise ConversionError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _file_size(path: Path) -> int:
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{path} is missing: copy all files of the checkpoint into one folder.") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise ConversionError(f"{path} is not a file: copy all files of the checkpoint into one folder.")
-    return status.st_size
 
 
 def _fill(target: np.ndarray, blocks: Iterator[np.ndarray]) -> None:

@@ -19,7 +19,7 @@ BLOCK_BYTES = 4 * 2**20
 # Variables of up to so many bytes are in memory as a whole to be transposed, which reads them once; of larger ones, so
 # many bytes of neighbouring columns at a time.
 WHOLE_BYTES = 48 * 2**20
-BAND_BYTES = 16 * 2**20
+BAND_BYTES = 32 * 2**20
 
 # Blocks that are valid at the same time, so that one can be written while the next is made.
 VALID_BLOCKS = 3
@@ -85,7 +85,7 @@ class Transfer:
         dtype = numpy_dtype(entry.source.dtype)
         if entry.is_copied:
             for data in self._source_blocks(entry, BLOCK_BYTES):
-                # The pages of the file are given back with the next one.
+                # The reader's memory is used again for the next one.
                 block = self._borrow((len(data) // dtype.itemsize,), dtype)
                 block[...] = data.view(dtype)
                 yield block
@@ -116,7 +116,7 @@ class Transfer:
         """Views in memory that are, one below the other, what the variable is with our axes."""
         name, dtype = entry.source.name, numpy_dtype(entry.source.dtype)
         if entry.matrix is None:
-            yield entry.to_ours(self._reader.open_array(name))
+            yield entry.to_ours(self._reader.read(name))
             return
         rows, columns = entry.matrix
         row_bytes = columns * dtype.itemsize
@@ -129,15 +129,11 @@ class Transfer:
                 top += len(part)
             yield band.T
             return
-        matrix = self._reader.open_array(name).reshape(rows, columns)
+        matrix = self._reader.open_matrix(name, rows)
         width = max(1, BAND_BYTES // (rows * dtype.itemsize))
-        height = max(1, BLOCK_BYTES // row_bytes)
         for left in range(0, columns, width):
             band = self._band(rows, min(width, columns - left), dtype)
-            for top in range(0, rows, height):
-                band[top : top + height] = matrix[top : top + height, left : left + width]
-                # Looking at some columns brings pages with all the others, too.
-                self._reader.release(name)
+            matrix.copy_columns(left, band)
             yield band.T
 
     def _band(self, rows: int, columns: int, dtype: np.dtype[Any]) -> np.ndarray:

@@ -15,6 +15,7 @@ import pytest
 
 from t5_experimental.convert.checkpoint import Variable
 from t5_experimental.convert.cli import main
+from t5_experimental.convert.matrix import ArrayMatrix
 
 
 class MemoryReader:
@@ -42,11 +43,8 @@ class MemoryReader:
         for start in range(0, data.nbytes, step):
             yield data[start : start + step]
 
-    def open_array(self, name: str) -> np.ndarray:
-        return self.read(name)
-
-    def release(self, name: str) -> None:
-        """Nothing to give back."""
+    def open_matrix(self, name: str, rows: int) -> ArrayMatrix:
+        return ArrayMatrix(self.read(name).reshape(rows, -1))
 
     def check(self, name: str) -> None:
         """Never damaged."""

@@ -27,7 +27,6 @@ def test_bytes_names_and_sizes(tmp_path: Path) -> None:
     assert storage.read("empty", 0, 0) == b""
     assert storage.text("a.txt") == "grün"
     storage.expect([("b", 0, 256)])
-    storage.release("b", 3, 5)
     storage.close()
     assert bytes(data) == bytes(range(3, 8))
 
@@ -66,7 +65,7 @@ def test_reading_from_front_to_back_holds_little_in_memory(tmp_path: Path) -> No
         block = storage.read("big", offset, step)
         assert not any(block[::4096])
         most = max(most, resident() - before)
-    assert step // 2 < most < 4 * step
+    assert most < 4 * step
 
 
 def test_many_files(tmp_path: Path) -> None:
@@ -75,4 +74,9 @@ def test_many_files(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     views = [storage.read(str(k), 0, 1) for k in range(150)]
     assert [view[0] for view in views] == list(range(150))
-    assert len(storage._maps) <= 64
+    assert len(storage._files._open) <= 64
+    # Those that were closed meanwhile are opened again, if they are what they were.
+    assert storage.read("0", 0, 1) == b"\0"
+    (tmp_path / "1").write_bytes(b"x")
+    with pytest.raises(ConversionError, match="1 changed while it was read"):
+        storage.read("1", 0, 1)

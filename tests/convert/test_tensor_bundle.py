@@ -70,10 +70,17 @@ def assert_same(tensorflow_reader: Callable[[Path], Any]) -> Callable[[Path], Te
             assert array.shape == expected.shape == variable.shape
             assert array.flags.writeable
             assert array.tobytes() == expected.tobytes(), name
-            assert ours.open_array(name).tobytes() == expected.tobytes()
+            if expected.size:
+                rows = expected.shape[0] if expected.shape else 1
+                columns = np.empty((rows, expected.size // rows), expected.dtype)
+                ours.open_matrix(name, rows).copy_columns(0, columns)
+                assert columns.tobytes() == expected.tobytes()
+                if columns.shape[1] > 2:
+                    some = np.empty((rows, 2 * columns.shape[1]), expected.dtype)[:, : columns.shape[1] - 2]
+                    ours.open_matrix(name, rows).copy_columns(1, some)
+                    assert some.tobytes() == columns[:, 1:-1].tobytes()
             assert b"".join(block.tobytes() for block in ours.blocks(name, 48)) == expected.tobytes()
             ours.check(name)
-            ours.release(name)
             if len(ours.parts(name)) == 1:
                 assert ours.checksums(name) == (google_crc32c.value(expected.tobytes()),)
         places = [
@@ -200,7 +207,7 @@ def test_strings_are_listed_but_not_read(tmp_path: Path, assert_same: Callable[[
     prefix = save(tmp_path / "model.ckpt-7", {"s": np.array([b"one", b"three"]), "w": np.float32([1, 2])})
     reader = assert_same(prefix)
     assert reader.variables["s"].dtype == "string"
-    for call in (reader.read, reader.open_array, reader.check, reader.release):
+    for call in (reader.read, lambda name: reader.open_matrix(name, 2), reader.check):
         with pytest.raises(ConversionError, match=r"s in model\.ckpt-7 is of type string"):
             call("s")
     with pytest.raises(ConversionError, match="holds no variable x"):
@@ -216,16 +223,11 @@ def two_files(tmp_path: Path) -> Path:
     return merge(tmp_path / "model.ckpt-7", parts)
 
 
-def test_blocks_are_whole_numbers_and_views(two_files: Path) -> None:
+def test_blocks_are_whole_numbers_and_read_only(two_files: Path) -> None:
     reader = TensorBundleReader(two_files)
-    blocks = list(reader.blocks("1/w", 403))
-    assert [len(block) for block in blocks] == [400, 400, 400]
-    assert not any(block.flags.owndata or block.flags.writeable for block in blocks)
+    blocks = reader.blocks("1/w", 403)
+    assert [(len(block), block.flags.writeable) for block in blocks] == [(400, False)] * 3
     assert [len(block) for block in reader.blocks("1/w", 1)] == [4] * 300
-    array = reader.open_array("1/w")
-    assert not array.flags.writeable
-    reader.release("1/w")
-    assert np.array_equal(array.view(np.uint32), reader.read("1/w").view(np.uint32))
 
 
 @pytest.mark.parametrize("at", [0, 5, 700, 1204])
@@ -241,7 +243,7 @@ def test_a_changed_byte_is_noticed_before_the_last_block(at: int, two_files: Pat
     with pytest.raises(ConversionError, match=f"{spoiled} fails its checksum: bytes .*00001-of-00002"):
         received.extend(reader.blocks(spoiled, 400))
     assert len(received) == (0 if at < 5 else 2)
-    for call in (reader.read, reader.check, reader.open_array):
+    for call in (reader.read, reader.check, lambda name: reader.open_matrix(name, 1)):
         with pytest.raises(ConversionError, match="checksum"):
             call(spoiled)
 

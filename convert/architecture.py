@@ -12,8 +12,30 @@ from .layout import SUBLAYERS
 from .matching import Sorted, mesh_name
 
 
-# Mesh's activation -> its name in the configuration. Mesh's gelu is the tanh form, and so is "gelu" in our models.
-ACTIVATIONS: Mapping[str, str] = {"relu": "relu", "gelu": "gelu", "swish": "silu", "sigmoid": "sigmoid", "tanh": "tanh"}
+# Mesh's activation -> names of the same function in transformers, the one that we write first. Mesh's gelu is the tanh
+# form, transformers' "gelu" is not.
+ACTIVATIONS: Mapping[str, tuple[str, ...]] = {
+    "relu": ("relu",),
+    "gelu": ("gelu_pytorch_tanh", "gelu_new", "gelu_python_tanh", "gelu_fast", "gelu_accurate"),
+    "swish": ("silu", "swish"),
+    "sigmoid": ("sigmoid",),
+    "tanh": ("tanh",),
+}
+
+
+def written_proj(activation: str, gated: bool) -> str:
+    """Mesh's activation as the configuration writes it."""
+    if gated:
+        return "gated-gelu" if activation == "gelu" else f"gated-{ACTIVATIONS[activation][0]}"
+    return ACTIVATIONS[activation][0]
+
+
+def original_activation(proj: str) -> str | None:
+    """Mesh's name of an activation that the configuration writes, or None if Mesh has none like it."""
+    if proj == "gated-gelu":
+        return "gelu"
+    name = proj.removeprefix("gated-")
+    return next((original for original, ours in ACTIVATIONS.items() if name in ours), None)
 
 
 @dataclass(frozen=True)
@@ -142,14 +164,14 @@ def with_options(
         )
     if feed_forward_proj is None:
         return architecture
-    name = feed_forward_proj.removeprefix("gated-")
-    if name not in ACTIVATIONS.values():
-        known = ", ".join(ACTIVATIONS.values())
-        raise ConversionError(f"--feed-forward-proj {feed_forward_proj} is unknown: use {known}, or gated- before one.")
+    original = original_activation(feed_forward_proj)
+    if original is None:
+        known = ", ".join(written_proj(name, shapes.gated) for name in ACTIVATIONS)
+        raise ConversionError(f"--feed-forward-proj {feed_forward_proj} is not in the original: use one of {known}.")
     if shapes.gated != feed_forward_proj.startswith("gated-"):
         raise ConversionError(
             f"--feed-forward-proj {feed_forward_proj} contradicts the checkpoint, whose feed-forward is "
-            f"{'gated' if shapes.gated else 'not gated'}: use {'gated-' if shapes.gated else ''}{name}."
+            f"{'gated' if shapes.gated else 'not gated'}: use {written_proj(original, shapes.gated)}."
         )
     note = f"The feed-forward's activation is {feed_forward_proj}, as the user said."
     notes = [n for n in architecture.notes if "--feed-forward-proj" not in n]

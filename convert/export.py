@@ -221,10 +221,6 @@ def _read_config(folder: Path) -> "T5ExperimentalConfig":
                 f"{folder} holds a model of type {model_type}, which the original does not have: give a folder that "
                 "the converter wrote."
             )
-        if model_type == "t5" and fields.get("feed_forward_proj") == "gelu":
-            raise ConversionError(
-                f"{folder} uses exact GELU, but the original's is its tanh form: it cannot be exported."
-            )
         return classes[model_type].from_dict(fields)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConversionError(f"{folder} has no config.json: give a folder that the converter wrote.") from error

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..configuration_t5_experimental import MULTI_HEAD, TALKING_HEADS, LayerSpec
-from .architecture import ACTIVATIONS, Architecture
+from .architecture import ACTIVATIONS, Architecture, written_proj
 from .errors import ConversionError
 from .gin_file import GinFile, Reference
 from .layout import SUBLAYERS
@@ -285,7 +285,7 @@ class _Layer:
 def _feed_forward_proj(gin: GinFile, value: Any) -> str:
     parts = _names(value if isinstance(value, list) else [value])
     if parts[0] in ACTIVATIONS and parts[1:] in ([], ["linear"]):
-        return ("gated-" if len(parts) == 2 else "") + ACTIVATIONS[parts[0]]
+        return written_proj(parts[0], gated=len(parts) == 2)
     raise ConversionError(
         f"{gin.name} sets DenseReluDense.activation = {_names(value)!r}, which our models cannot express (one of "
         f"{', '.join(ACTIVATIONS)}, alone or in a list with 'linear' after it)."

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..configuration_t5_experimental import MULTI_HEAD
-from .architecture import ACTIVATIONS
+from .architecture import ACTIVATIONS, original_activation, written_proj
 from .errors import ConversionError
 from .gin_config import LAYER_CLASSES
 from .layout import SUBLAYERS, Layout
@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 
 _LAYERS = "@mesh_tensorflow.transformer.transformer_layers."
-
-# The tanh form of GELU has three names in transformers.
-_TANH_GELU = ("gelu", "gelu_new", "gelu_pytorch_tanh")
 
 # The original has no parameter for this.
 _MAX_DISTANCE = 128
@@ -152,13 +149,12 @@ def operative_config(config: "T5ExperimentalConfig", layout: Layout, dtype: str)
 
 def _activation(config: "T5ExperimentalConfig") -> Any:
     """The original's value for `feed_forward_proj`."""
-    name = config.feed_forward_proj.removeprefix("gated-")
-    name = "gelu" if name in _TANH_GELU else name
-    original = next((theirs for theirs, ours in ACTIVATIONS.items() if name in (ours, theirs)), None)
+    original = original_activation(config.feed_forward_proj)
     if original is None:
+        known = ", ".join(written_proj(theirs, config.is_gated_act) for theirs in ACTIVATIONS)
         raise ConversionError(
-            f"its feed_forward_proj is {config.feed_forward_proj}, which the original does not have (only "
-            f"{', '.join(ACTIVATIONS.values())}): this model cannot be exported."
+            f"its feed_forward_proj is {config.feed_forward_proj}, which the original does not have (only {known}): "
+            "this model cannot be exported."
         )
     return [original, "linear"] if config.is_gated_act else repr(original)
 

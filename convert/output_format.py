@@ -167,8 +167,7 @@ def _stock_fields(config: "T5ExperimentalConfig", output: OutputFormat) -> dict[
         "dropout_rate": config.dropout_rate,
         "dtype": str(config.dtype).removeprefix("torch."),
         "eos_token_id": config.eos_token_id,
-        # Our plain "gelu" is the tanh form, which transformers calls gelu_new; in "gated-gelu" it means that itself.
-        "feed_forward_proj": "gelu_new" if config.feed_forward_proj == "gelu" else config.feed_forward_proj,
+        "feed_forward_proj": config.feed_forward_proj,
         "initializer_factor": config.initializer_factor,
         "is_encoder_decoder": not output.encoder_only,
         "layer_norm_epsilon": config.layer_norm_epsilon,

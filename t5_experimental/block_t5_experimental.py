@@ -22,8 +22,8 @@ from .padding_t5_experimental import Tokens
 from .products_t5_experimental import are_bare, is_plain_inference, multiply, multiply_gated
 
 
-# What oneDNN computes along with a gate. A tuple: torch 2.9 does not compile a union of types.
-_FUSED_ACTIVATIONS = (GELUTanh, NewGELUActivation)
+# What oneDNN computes along with a gate. No subclasses: they may compute something else.
+FUSED_ACTIVATIONS = (GELUTanh, NewGELUActivation)
 
 # Few enough rows for the cache, and few blocks: every operator lets its threads wait for each other.
 _NORM_ROWS = 512
@@ -115,7 +115,7 @@ class T5DenseActDense(nn.Module):
         return (
             self.is_gated
             and not self.training
-            and isinstance(self.act, _FUSED_ACTIVATIONS)
+            and type(self.act) in FUSED_ACTIVATIONS
             and is_plain_inference(hidden_states)
             and are_bare(hidden_states, self.wi_0, self.wi_1)
         )

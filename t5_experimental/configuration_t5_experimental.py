@@ -32,6 +32,9 @@ AUTO_CLASSES = {
     "AutoModelForQuestionAnswering": "ForQuestionAnswering",
 }
 
+# Two names of transformers for one function, the tanh approximation.
+_TANH_GELUS = {"gelu_new", "gelu_pytorch_tanh"}
+
 # Known without asking transformers, whose list of activations takes seconds to import.
 _USUAL_ACTIVATIONS = ("gelu_pytorch_tanh", "relu", "gelu_new", "silu")
 
@@ -98,7 +101,8 @@ class T5ExperimentalConfig(PreTrainedConfig):
         relative_attention_num_buckets: buckets of the relative position bias.
         relative_attention_max_distance: distance in tokens from which on all positions share the last bucket.
         feed_forward_proj: `"gated-gelu"` (GELU in its tanh approximation, as in the original), `"relu"` (t5.1.0), or
-            any other activation of transformers, with or without `gated-`.
+            any other activation of transformers, with or without `gated-`. All names mean what they mean in
+            transformers' T5: `"gelu"` alone is the exact one.
         dropout_rate: dropout of embeddings, attention weights, feed-forward and residual branches. 0.1 is the
             original's rate for fine-tuning; pre-training of these checkpoints used 0.
         broadcast_dropout: drop as the original does: all positions of a row share what is dropped. Hidden states lose
@@ -160,9 +164,8 @@ class T5ExperimentalConfig(PreTrainedConfig):
         return super().__new__(cls)
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # transformers' T5 writes these two into its config.json; here they follow from `feed_forward_proj`.
-        kwargs.pop("is_gated_act", None)
-        kwargs.pop("dense_act_fn", None)
+        # transformers' T5 writes these two beside `feed_forward_proj`, and believes them first.
+        self._take_activation(kwargs.pop("dense_act_fn", None), kwargs.pop("is_gated_act", None))
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
         if self.scale_decoder_outputs is None:
@@ -182,6 +185,16 @@ class T5ExperimentalConfig(PreTrainedConfig):
             config_dict |= {"scale_decoder_outputs": tied, "model_type": cls.model_type}
         return super().from_dict(config_dict, **kwargs)
 
+    def _take_activation(self, dense_act_fn: str | None, is_gated_act: bool | None) -> None:
+        """Makes `feed_forward_proj` say what these two say, as far as they are given and say something else."""
+        name = self.dense_act_fn if dense_act_fn is None else dense_act_fn
+        is_gated = self.is_gated_act if is_gated_act is None else is_gated_act
+        if is_gated == self.is_gated_act and (name == self.dense_act_fn or {name, self.dense_act_fn} <= _TANH_GELUS):
+            return
+        if is_gated and name == "gelu":
+            name = "gelu_python"  # the same function: "gated-gelu" is the tanh form
+        self.feed_forward_proj = f"gated-{name}" if is_gated else name
+
     @property
     def is_gated_act(self) -> bool:
         """Whether the feed-forward multiplies an activated projection by a linear one."""
@@ -189,10 +202,11 @@ class T5ExperimentalConfig(PreTrainedConfig):
 
     @property
     def dense_act_fn(self) -> str:
-        """Name of the feed-forward's activation in transformers' `ACT2FN`; the original's "gelu" is the tanh
-        approximation."""
-        name = self.feed_forward_proj.removeprefix("gated-")
-        return "gelu_pytorch_tanh" if name == "gelu" else name
+        """Name of the feed-forward's activation in transformers' `ACT2FN`; that of "gated-gelu" is the tanh
+        approximation, as in the original and in transformers' T5."""
+        if self.feed_forward_proj == "gated-gelu":
+            return "gelu_pytorch_tanh"
+        return self.feed_forward_proj.removeprefix("gated-")
 
     def _num_layers_of(self, stack: str) -> int:
         if stack == "encoder" or self.num_decoder_layers is None:

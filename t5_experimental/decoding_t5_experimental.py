@@ -25,7 +25,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.activations import GELUTanh, NewGELUActivation
 from transformers.cache_utils import EncoderDecoderCache
 
 from .attention_t5_experimental import (
@@ -34,6 +33,7 @@ from .attention_t5_experimental import (
     T5TalkingHeadsAttention,
 )
 from .block_t5_experimental import (
+    FUSED_ACTIVATIONS,
     T5Block,
     T5DenseActDense,
     T5Dropout,
@@ -141,7 +141,7 @@ class GatedProduct(Product):
 
     def pack(self) -> None:
         """Copies the matrices into oneDNN's layout: one each, as their outputs are treated differently."""
-        if not isinstance(self.act, GELUTanh | NewGELUActivation):
+        if type(self.act) not in FUSED_ACTIVATIONS:
             super().pack()
             return
         gate, other = self.weights
@@ -151,7 +151,7 @@ class GatedProduct(Product):
         """`(b, 1, in)` -> `(b, 1, out)`."""
         if self.other is None or suits_mkl(states):
             gate, linear = super().__call__(states)
-            is_gelu = isinstance(self.act, GELUTanh | NewGELUActivation)  # which may consist of eight operators
+            is_gelu = type(self.act) in FUSED_ACTIVATIONS  # which may consist of eight operators
             return (F.gelu(gate, approximate="tanh") if is_gelu else self.act(gate)) * linear
         gate = torch.ops.mkldnn._linear_pointwise(states, self.packed, None, "gelu", [], "tanh")
         return torch.ops.mkldnn._linear_pointwise.binary(states, gate, self.other, None, "mul")

@@ -114,10 +114,25 @@ def test_options_that_contradict(make_config: Callable[..., Any], inspect_model:
         inspect_model(config, d_kv=16)
     with pytest.raises(ConversionError, match=r"relu contradicts .* gated: use gated-relu"):
         inspect_model(config, feed_forward_proj="relu")
-    with pytest.raises(ConversionError, match="gated-swish is unknown"):
-        inspect_model(config, feed_forward_proj="gated-swish")
+    with pytest.raises(ConversionError, match="gated-mish is not in the original: use one of gated-relu, gated-gelu,"):
+        inspect_model(config, feed_forward_proj="gated-mish")
     found = inspect_model(config, feed_forward_proj="gated-silu")
     assert found.config.feed_forward_proj == "gated-silu"
+
+
+def test_the_option_means_what_transformers_means(
+    make_config: Callable[..., Any], inspect_model: Callable[..., Any]
+) -> None:
+    """ "gelu" is exact there, and the original has only the tanh form."""
+    ungated = make_config("t5.1.1", feed_forward_proj="relu")
+    with pytest.raises(ConversionError, match="gelu is not in the original: use one of relu, gelu_pytorch_tanh, silu"):
+        inspect_model(ungated, feed_forward_proj="gelu")
+    with pytest.raises(ConversionError, match="use gelu_pytorch_tanh"):
+        inspect_model(ungated, feed_forward_proj="gated-gelu")
+    assert inspect_model(ungated, feed_forward_proj="gelu_new").config.dense_act_fn == "gelu_new"
+    gated = make_config("t5.1.1")
+    with pytest.raises(ConversionError, match=r"gelu_new contradicts .*: use gated-gelu\."):
+        inspect_model(gated, feed_forward_proj="gelu_new")
 
 
 @pytest.mark.parametrize(

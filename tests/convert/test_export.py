@@ -281,7 +281,11 @@ BAD = {
     "distance": (lambda f: edit_config(f, relative_attention_max_distance=64), "the original knows only 128"),
     "scale": (lambda f: edit_config(f, scale_decoder_outputs=True), "scales the decoder's output exactly when"),
     "activation": (lambda f: edit_config(f, feed_forward_proj="gated-mish"), "gated-mish, which the original does not"),
-    "exact gelu": (lambda f: edit_config(f, model_type="t5", feed_forward_proj="gelu"), "uses exact GELU"),
+    "exact gelu": (lambda f: edit_config(f, feed_forward_proj="gelu"), "is gelu, which the original does not have"),
+    "exact gelu in stock": (
+        lambda f: edit_config(f, model_type="t5", dense_act_fn="gelu"),
+        "is gated-gelu_python, which the original does not have",
+    ),
     "no tensors": (lambda f: (f / "model.safetensors").unlink(), r"has no model\.safetensors: save the model with"),
     "last byte": (
         lambda f: os.truncate(f / "model.safetensors", (f / "model.safetensors").stat().st_size - 1),

@@ -191,6 +191,10 @@ def test_layer_lists_that_cannot_be_expressed(layers: str, message: str, referen
             [f"{stack}/DenseReluDense.activation = ['swish', 'linear']" for stack in ("encoder", "decoder")],
             {"feed_forward_proj": "gated-silu"},
         ),
+        (
+            [f"{stack}/DenseReluDense.activation = 'gelu'" for stack in ("encoder", "decoder")],
+            {"feed_forward_proj": "gelu_pytorch_tanh"},  # transformers' "gelu" is the exact one
+        ),
         (["decoder/Unitransformer.shared_embedding_and_softmax_weights = True"], {"tied": True}),
     ],
 )

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 import t5_experimental
 from t5_experimental import T5ExperimentalConfig, T5TalkingHeadsConfig
 from t5_experimental.convert.architecture import Architecture
+from t5_experimental.convert.errors import ConversionError
 from t5_experimental.convert.family import build_config
 from t5_experimental.convert.gin_config import read_architecture
 from t5_experimental.convert.gin_file import GinFile
-from t5_experimental.convert.gin_writer import can_be_written, natural_layout, operative_config
+from t5_experimental.convert.gin_writer import can_be_written, check_expressible, natural_layout, operative_config
 from t5_experimental.convert.layout import Layout
 from t5_experimental.convert.matching import mesh_name
 from t5_experimental.convert.parameters import parameters
@@ -83,7 +84,7 @@ widths = st.fixed_dictionaries(
     decoder=st.lists(widths, min_size=1, max_size=5),
     keys=st.integers(1, 3),
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    proj=st.sampled_from(["relu", "gelu", "silu", "gated-gelu", "gated-silu", "gated-sigmoid", "tanh"]),
+    proj=st.sampled_from(["relu", "gelu_pytorch_tanh", "silu", "gated-gelu", "gated-silu", "gated-sigmoid", "tanh"]),
     tied=st.booleans(),
     rate=st.sampled_from([0.0, 0.05, 0.5]),
     epsilon=st.sampled_from([1e-6, 1e-5, 0.001]),
@@ -108,6 +109,26 @@ def test_any_mix_of_layers(
     )  # fmt: skip
     assert can_be_written(natural_layout(config), config)
     assert_same(config, read_back(config))
+
+
+@pytest.mark.parametrize(
+    ("proj", "written"),
+    [
+        ("gelu_new", "'gelu'"),
+        ("gated-gelu_fast", "['gelu', 'linear']"),
+        ("swish", "'swish'"),
+        ("gated-relu", "['relu',"),
+    ],
+)
+def test_other_names_of_the_originals_activations(proj: str, written: str, make_config: Callable[..., Any]) -> None:
+    config = make_config("t5.1.1", feed_forward_proj=proj)
+    assert f"DenseReluDense.activation = {written}" in operative_config(config, natural_layout(config), "float32")
+
+
+@pytest.mark.parametrize("proj", ["gelu", "gated-gelu_python", "gelu_10", "quick_gelu", "gated-mish"])
+def test_activations_that_the_original_has_not(proj: str, make_config: Callable[..., Any]) -> None:
+    with pytest.raises(ConversionError, match=f"its feed_forward_proj is {proj}, which the original does not have"):
+        check_expressible(make_config("t5.1.1", feed_forward_proj=proj))
 
 
 @pytest.mark.parametrize(

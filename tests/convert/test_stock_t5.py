@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from transformers import AutoTokenizer, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
+from transformers.activations import GELUTanh
 
+from t5_experimental import T5V11Config, T5V11ForConditionalGeneration
 from t5_experimental.convert import ConversionError, convert
 from t5_experimental.convert.output_format import OutputFormat
 
@@ -232,11 +234,34 @@ def test_what_stock_t5_cannot_express(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_plain_gelu_has_another_name_there(make_config: Callable[..., Any]) -> None:
-    """Ours is the tanh form, as Mesh's; transformers' "gelu" is the exact one."""
-    for ours, theirs in {"gelu": "gelu_new", "gated-gelu": "gated-gelu", "gated-silu": "gated-silu"}.items():
-        config = make_config("t5.1.1", feed_forward_proj=ours)
-        assert OutputFormat("stock-t5").fields(config)["feed_forward_proj"] == theirs
+@pytest.mark.parametrize("proj", ["gelu", "gelu_pytorch_tanh", "gated-gelu", "gated-silu"])
+def test_activations_have_their_names_there(proj: str, make_config: Callable[..., Any]) -> None:
+    fields = OutputFormat("stock-t5").fields(make_config("t5.1.1", feed_forward_proj=proj, dtype="float32"))
+    theirs = T5Config(**fields)
+    ours = T5V11Config.from_dict(fields)
+    same = {"gelu_new": "gelu_pytorch_tanh"}.get(theirs.dense_act_fn, theirs.dense_act_fn)
+    assert (ours.feed_forward_proj, ours.dense_act_fn, ours.is_gated_act) == (proj, same, theirs.is_gated_act)
+
+
+@pytest.mark.parametrize("output_format", ["native", "stock-t5"])
+def test_the_originals_plain_gelu_is_the_tanh_form_everywhere(
+    output_format: str, make_config: Callable[..., Any], run: Run, tmp_path: Path
+) -> None:
+    """From a checkpoint whose gin file says 'gelu', and back."""
+    config = make_config("t5.1.1", feed_forward_proj="gelu_pytorch_tanh")
+    torch.manual_seed(0)
+    model = T5V11ForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    assert run("export", tmp_path / "model", tmp_path / "original").status == 0
+    assert "DenseReluDense.activation = 'gelu'\n" in (tmp_path / "original" / "operative_config.gin").read_text()
+    result = run("convert", tmp_path / "original", tmp_path / "back", "--format", output_format)
+    assert result.status == 0, result.err
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "back").eval()
+    ids = torch.arange(3, 90).view(3, 29)
+    with torch.no_grad():
+        expected = model(input_ids=ids, decoder_input_ids=ids).logits
+        torch.testing.assert_close(loaded(input_ids=ids, decoder_input_ids=ids).logits, expected, rtol=0, atol=1e-5)
+        assert type(loaded.decoder.block[0].layer[2].DenseReluDense.act) is GELUTanh
 
 
 def test_formats_are_two(reference: Path, tmp_path: Path) -> None:

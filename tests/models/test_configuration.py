@@ -103,6 +103,8 @@ def test_activation_names(make_config):
     assert (gated.is_gated_act, gated.dense_act_fn) == (True, "gelu_pytorch_tanh")
     relu = make_config("t5.1.1", feed_forward_proj="relu")
     assert (relu.is_gated_act, relu.dense_act_fn) == (False, "relu")
+    gelu = make_config("t5.1.1", feed_forward_proj="gelu")
+    assert (gelu.is_gated_act, gelu.dense_act_fn) == (False, "gelu")
 
 
 def test_rescaling_follows_the_shared_classifier(make_config):

@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := convert,remote,training,deepspeed,peft,dev
 
-.PHONY: install demo test fuzz test-oldest test-xla bench style format types reference reference-export clean
+.PHONY: install demo test fuzz test-oldest test-xla bench package style format types reference reference-export clean
 
 install: $(VENV)/.installed
 
@@ -58,6 +58,11 @@ bench: install
 	$(BIN)/python benchmarks/generate.py --rounds 3 --output benchmarks/results/generate
 	$(BIN)/python benchmarks/talking_heads.py --rounds 1 --shapes 2x512/114 --lengths 512 1024 --output benchmarks/results/talking_heads
 
+# Wheel and sdist in dist/, built with the environment's own setuptools. A test installs both.
+package: install
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+
 style: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -86,4 +91,4 @@ reference-export: install
 	build/reference/venv/bin/python tests/reference/restore.py build/exported/*
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-xla build *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-xla build dist *.egg-info

@@ -44,8 +44,11 @@ EXTRAS = {
     "peft": ["peft>=0.18"],
     # What generation is timed against, and the chart.
     "benchmarks": ["ctranslate2>=4.6", "matplotlib"],
-    # TensorFlow judges our reader of its checkpoints, CTranslate2 the folders that we write for it.
+    # TensorFlow judges our reader of its checkpoints, CTranslate2 the folders that we write for it. `build` uses the
+    # setuptools of the environment, without a network.
     "dev": [
+        "build>=1.2",
+        "setuptools>=77",
         "pytest>=8",
         "pytest-xdist",
         "hypothesis",
@@ -66,6 +69,36 @@ setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    author="The t5_experimental authors",
+    keywords=[
+        "t5",
+        "transformers",
+        "pytorch",
+        "talking-heads attention",
+        "mesh tensorflow",
+        "checkpoint conversion",
+        "fine-tuning",
+        "prompt tuning",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Text Processing :: Linguistic",
+        "Typing :: Typed",
+    ],
+    project_urls={
+        "Original code (T5)": "https://github.com/google-research/text-to-text-transfer-transformer",
+        "Original code (Mesh TensorFlow)": "https://github.com/tensorflow/mesh",
+        "Paper (T5)": "https://arxiv.org/abs/1910.10683",
+        "Paper (GLU variants)": "https://arxiv.org/abs/2002.05202",
+        "Paper (talking heads)": "https://arxiv.org/abs/2003.02436",
+        "Paper (prompt tuning)": "https://arxiv.org/abs/2104.08691",
+    },
     python_requires=">=3.11",
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .modeling_t5_experimental import *  # noqa: F403
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODEL_CLASSES = sorted(
     {model_class_name(config, suffix) for config in CONFIG_CLASSES for suffix in AUTO_CLASSES.values()}

@@ -1,60 +1,170 @@
-"""What the README shows, run: its shell and Python blocks in order, in a copy of what a clone has."""
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""README.md and docs/, run: shell, terminal and Python blocks in order, each document in a copy of what a clone has.
 
+Blocks of these languages run: `bash`; `python`, whose names later blocks of the document see; and `console`. There,
+lines that begin with "$ " are commands, what follows is their output, "..." stands for any lines, and `>>>` lines after
+"$ python" are a session. `text` is for what cannot run everywhere.
+"""
+
+import contextlib
+import doctest
+import io
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+IN_A_CLONE = ("tests/reference/golden", "tests/data", "tests/check_golden.py", "training")
+# What the blocks of a document must leave behind.
+WRITTEN = {
+    "README.md": ("t5.1.th.tiny/config.json", "exported/checkpoint", "finetuned/model.safetensors"),
+    "convert.md": ("t5.1.th.tiny/conversion.json", "exported/checkpoint", "stock/model.safetensors"),
+    "train.md": ("finetuned/report.html", "adapted/model.safetensors", "prompt/adapter_model.safetensors"),
+}
+# What differs between machines and runs.
+UNSTABLE = (r"(?<=seconds:)\s+[\d.]+", r"(?<=peak memory:)\s+\d+ MiB", r"\d\.\d+e[+-]\d\d")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, its text, and the line that the text begins on."""
+
+    language: str
+    text: str
+    line: int
+
+
+def blocks_of(document: Path) -> list[Block]:
+    text = document.read_text(encoding="utf-8")
+    found = re.finditer(r"^```(\w+)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+    return [Block(match[1], match[2], text.count("\n", 0, match.start(2)) + 1) for match in found]
+
+
+def commands_of(console: str) -> Iterator[tuple[str, str]]:
+    """The commands of a terminal session, each with the output that it shows."""
+    assert console.startswith("$ "), console
+    for part in re.split(r"^\$ ", console, flags=re.MULTILINE)[1:]:
+        command, _, output = part.partition("\n")
+        yield command, output
+
+
+def shows(expected: str, printed: str) -> bool:
+    """Whether a program printed what a document shows, lines "..." and unstable numbers aside."""
+    for pattern in UNSTABLE:
+        expected, printed = re.sub(pattern, "#", expected), re.sub(pattern, "#", printed)
+    lines = ["(?:.*\n)*" if line == "..." else re.escape(line) + "\n" for line in expected.splitlines()]
+    return re.fullmatch("".join(lines), "".join(f"{line.rstrip()}\n" for line in printed.splitlines())) is not None
+
+
+class Reader:
+    """Does what a document says, in a folder of its own.
+
+    Args:
+        document: path of the Markdown file.
+        folder: an empty one, with links to what a clone has.
+    """
+
+    def __init__(self, document: Path, folder: Path):
+        self.document = document
+        self.folder = folder
+        self.namespace: dict[str, Any] = {"__name__": "__main__"}
+        self.environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "ACCELERATE_USE_CPU": "true",
+            "HF_HUB_OFFLINE": "1",
+        }
+
+    def follow(self, block: Block) -> None:
+        if block.language == "python":
+            source = "\n" * (block.line - 1) + block.text  # so that errors name the document's line
+            exec(compile(source, str(self.document), "exec"), self.namespace)
+        elif block.language == "bash":
+            self.shell(block.text)
+        elif block.language == "console":
+            for command, expected in commands_of(block.text):
+                if command == "python":
+                    self.session(expected, block.line)
+                else:
+                    printed = self.shell(command)
+                    assert shows(expected, printed), f"{self.document.name}: {command} printed\n{printed}"
+
+    def shell(self, text: str) -> str:
+        """Runs commands, and returns what they print."""
+        commands = text.replace("\\\n", "").splitlines()
+        # The README's are run as a user does; elsewhere imports of their own would take more time than the commands.
+        if self.document.name != "README.md" and all(command.startswith("t5-experimental ") for command in commands):
+            return "".join(self.converter(shlex.split(command)[1:]) for command in commands)
+        command = ["bash", "-euo", "pipefail", "-c", text]
+        result = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        assert result.returncode == 0, f"{text}\n{result.stdout}\n{result.stderr}"
+        return result.stdout
+
+    @staticmethod
+    def converter(arguments: list[str]) -> str:
+        from t5_experimental.convert.cli import main
+
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert main(arguments) == 0, arguments
+        return printed.getvalue()
+
+    def session(self, text: str, line: int) -> None:
+        test = doctest.DocTestParser().get_doctest(text, self.namespace, "session", str(self.document), line)
+        result = doctest.DocTestRunner().run(test, clear_globs=False)
+        assert result.attempted
+        assert not result.failed
+        self.namespace = test.globs
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What documents use of a clone."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in IN_A_CLONE:
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, target)
+    return folder
 
 
 @pytest.mark.slow
-def test_blocks_run_in_order(tmp_path):
-    shutil.copytree(ROOT / "tests" / "reference" / "golden", tmp_path / "tests" / "reference" / "golden")
-    shutil.copytree(ROOT / "tests" / "data", tmp_path / "tests" / "data")
-    shutil.copytree(ROOT / "training", tmp_path / "training")
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "ACCELERATE_USE_CPU": "true",
-        "HF_HUB_OFFLINE": "1",
-    }
-    ran = []
-    python_so_far = ""
-    for language, block in BLOCKS:
-        if language == "python":  # later blocks use the names of earlier ones
-            python_so_far += block
-            command = [sys.executable, "-c", python_so_far]
-        elif language == "bash":
-            command = ["bash", "-euo", "pipefail", "-c", block]
-        else:
-            continue
-        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
-        ran.append(language)
-    assert ran == ["bash", "python", "python", "bash", "bash", "bash", "python"]
-    for folder, name in {"finetuned": "model", "adapted": "model", "prompt": "adapter_model"}.items():
-        assert (tmp_path / folder / f"{name}.safetensors").is_file()
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_blocks_run_in_order(document: Path, clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in clone.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    reader = Reader(document, tmp_path)
+    for block in blocks_of(document):
+        reader.follow(block)
+    for name in WRITTEN.get(document.name, ()):
+        assert (tmp_path / name).is_file(), name
 
 
-def test_make_targets_exist():
-    makefile = (ROOT / "Makefile").read_text()
-    targets = [line.split()[1] for language, block in BLOCKS if language == "console" for line in block.splitlines()]
-    assert targets == ["demo", "test"]
-    for target in targets:
-        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+def test_every_block_has_a_language_that_is_known() -> None:
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        blocks = blocks_of(document)
+        assert {block.language for block in blocks} <= {"bash", "python", "console", "text"}, document.name
+        assert len(re.findall(r"^```", text, flags=re.MULTILINE)) == 2 * len(blocks), document.name
 
 
-def test_table_names_the_registered_families():
-    import t5_experimental
-
-    text = (ROOT / "README.md").read_text()
-    for config_class in t5_experimental.configuration_t5_experimental.CONFIG_CLASSES:
-        prefix = config_class.__name__.removesuffix("Config")
-        assert f"`{prefix}…` | `{config_class.model_type}` |" in text
+def test_shown_output_is_compared() -> None:
+    shown = "tensors:  64\n...\nseconds: 0.8\n"
+    assert shows(shown, "tensors:  64\nbytes: 3\nmore\nseconds: 17.25\n")
+    assert not shows(shown, "tensors:  65\nbytes: 3\nseconds: 0.8\n")
+    assert not shows(shown, "tensors:  64\nbytes: 3\nseconds: 0.8\nwarning\n")
+    assert list(commands_of("$ one\n1\n$ two \\n\n")) == [("one", "1\n"), ("two \\n", "")]

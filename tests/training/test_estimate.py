@@ -124,4 +124,4 @@ def test_table() -> None:
     assert len(rows) == 2 + 10
     xxl = next(row for row in rows if row.startswith("| t5.1.1.xxl"))
     assert "**none** (2" in xxl  # AdamW alone takes 16 bytes for each of 11 B parameters
-    assert "\n".join(rows) in (DATA.parents[1] / "README.md").read_text()
+    assert "\n".join(rows) in (DATA.parents[1] / "docs" / "memory.md").read_text()

@@ -55,8 +55,8 @@ def commands_of(console: str) -> Iterator[tuple[str, str]]:
     """The commands of a terminal session, each with the output that it shows."""
     assert console.startswith("$ "), console
     for part in re.split(r"^\$ ", console, flags=re.MULTILINE)[1:]:
-        command, _, output = part.partition("\n")
-        yield command, output
+        command = re.match(r"(?:.*\\\n)*.*", part)[0]
+        yield command, part[len(command) + 1 :]
 
 
 def shows(expected: str, printed: str) -> bool:
@@ -167,4 +167,8 @@ def test_shown_output_is_compared() -> None:
     assert shows(shown, "tensors:  64\nbytes: 3\nmore\nseconds: 17.25\n")
     assert not shows(shown, "tensors:  65\nbytes: 3\nseconds: 0.8\n")
     assert not shows(shown, "tensors:  64\nbytes: 3\nseconds: 0.8\nwarning\n")
-    assert list(commands_of("$ one\n1\n$ two \\n\n")) == [("one", "1\n"), ("two \\n", "")]
+    assert list(commands_of("$ one\n1\n$ two \\\n  more\n2\n$ three\n")) == [
+        ("one", "1\n"),
+        ("two \\\n  more", "2\n"),
+        ("three", ""),
+    ]

@@ -6,9 +6,7 @@ lines that begin with "$ " are commands, what follows is their output, "..." sta
 "$ python" are a session. `text` is for what cannot run everywhere.
 """
 
-import contextlib
 import doctest
-import io
 import os
 import re
 import shlex
@@ -91,7 +89,7 @@ class Reader:
             source = "\n" * (block.line - 1) + block.text  # so that errors name the document's line
             exec(compile(source, str(self.document), "exec"), self.namespace)
         elif block.language == "bash":
-            self.shell(block.text)
+            self.commands(block.text)
         elif block.language == "console":
             for command, expected in commands_of(block.text):
                 if command == "python":
@@ -100,24 +98,24 @@ class Reader:
                     printed = self.shell(command)
                     assert shows(expected, printed), f"{self.document.name}: {command} printed\n{printed}"
 
-    def shell(self, text: str) -> str:
-        """Runs commands, and returns what they print."""
+    def commands(self, text: str) -> None:
+        """Runs commands; those of the converter in this process, where its imports take no time."""
         commands = text.replace("\\\n", "").splitlines()
-        # The README's are run as a user does; elsewhere imports of their own would take more time than the commands.
-        if self.document.name != "README.md" and all(command.startswith("t5-experimental ") for command in commands):
-            return "".join(self.converter(shlex.split(command)[1:]) for command in commands)
+        if not all(command.startswith("t5-experimental ") for command in commands):
+            self.shell(text)
+            return
+        from t5_experimental.convert.cli import main
+
+        for command in commands:
+            arguments = shlex.split(command, comments=True)[1:]
+            assert main(arguments) == 0, command
+
+    def shell(self, text: str) -> str:
+        """Runs commands as a user does, and returns what they print."""
         command = ["bash", "-euo", "pipefail", "-c", text]
         result = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         assert result.returncode == 0, f"{text}\n{result.stdout}\n{result.stderr}"
         return result.stdout
-
-    @staticmethod
-    def converter(arguments: list[str]) -> str:
-        from t5_experimental.convert.cli import main
-
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            assert main(arguments) == 0, arguments
-        return printed.getvalue()
 
     def session(self, text: str, line: int) -> None:
         test = doctest.DocTestParser().get_doctest(text, self.namespace, "session", str(self.document), line)

@@ -2,9 +2,11 @@
 """What is left of a run besides the model: `report.html`, one page without anything from elsewhere, and the model card
 that links to it."""
 
+import json
 import math
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +23,7 @@ from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.charts import Points, chart
 from t5_experimental.training.checkpoints import ASIDE, remove_aside
+from t5_experimental.training.interruption import held_back
 from t5_experimental.training.trainer import T5Trainer
 
 
@@ -152,6 +155,49 @@ def write_card(folder: Path, report: Report) -> None:
     _write(folder, "model_card.md", "README.md", report=report)
 
 
+# What users and files name things, in a model card: as the reader shall see it, and never as markup.
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
+def _prose(text: str) -> str:
+    """In a line of markdown; every sign that could mean something there is escaped."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", _printable(text))
+
+
+def _ticks(text: str, least: int) -> str:
+    """More backquotes in a row than the text has."""
+    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
+def _code(text: str) -> str:
+    """As code within a line."""
+    text = _printable(text)
+    ticks, space = _ticks(text, 1), " " if "`" in text else ""
+    return f"{ticks}{space}{text}{space}{ticks}"
+
+
+def _fenced(text: str) -> str:
+    """As code in lines of its own."""
+    text = "\n".join(map(_printable, text.split("\n")))
+    return f"{_ticks(text, 3)}\n{text}\n{_ticks(text, 3)}"
+
+
+def _python(text: str) -> str:
+    """As a literal of Python, on one line."""
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def _yaml(text: str) -> str:
+    """As a scalar of YAML's front matter."""
+    return text if re.fullmatch(r"[a-z][\w.]*", text) else json.dumps(text)
+
+
+_FILTERS = {"prose": _prose, "code": _code, "fenced": _fenced, "python": _python, "yaml": _yaml}
+
+
 def _write(folder: Path, template: str, name: str, **values: Any) -> None:
     """Fills in a template."""
     environment = Environment(
@@ -162,8 +208,10 @@ def _write(folder: Path, template: str, name: str, **values: Any) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters |= _FILTERS
     text = environment.get_template(template).render(folder=folder.resolve().name, **values)
-    own_folders.begin(folder / ASIDE)
-    (folder / ASIDE / name).write_text(text, encoding="utf-8")
-    os.replace(folder / ASIDE / name, folder / name)
-    remove_aside(folder)
+    with held_back():
+        own_folders.begin(folder / ASIDE)
+        (folder / ASIDE / name).write_text(text, encoding="utf-8")
+        os.replace(folder / ASIDE / name, folder / name)
+        remove_aside(folder)

@@ -1,18 +1,21 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """The page that a run leaves behind, and the model card that links to it."""
 
+import ast
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import transformers
+import yaml
 
 from t5_experimental.training import finetune
 from t5_experimental.training.charts import chart, ticks
-from t5_experimental.training.report import curves
+from t5_experimental.training.report import Report, curves, write_card
 
 
 DATA = Path(__file__).parents[1] / "data"
@@ -88,6 +91,48 @@ def test_card_links_to_the_page(output):
     assert "| test_bleu |" in card
     assert "hf_secret" not in card
     assert not list(output.glob(".*unfinished"))
+
+
+NAMES = [
+    "plain-name_2.1",
+    "a *b* [c](d) <e> & | ~~f~~ # g",
+    "`tick` ```fence``` and ``",
+    'quo"te\\ {{ 7 * 7 }} {% raw %}',
+    "line\nbreak\n---\n# heading\x1b[31m",
+    "```\n# heading\n```",
+]
+
+
+def unescaped(line: str) -> str:
+    """What markdown makes of a line in which signs are escaped; fails if one is not."""
+    assert not re.search(r"[!-/:-@\[-`{-~]", re.sub(r"\\[!-/:-@\[-`{-~]", "", line)), line
+    return re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", line)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("is_adapter", [False, True])
+def test_names_are_no_markup_in_the_card(name, is_adapter, tmp_path):
+    folder = tmp_path / name
+    folder.mkdir()
+    report = Report("T", "Model", name, is_adapter, name, f"finetune.py --x {name}", {}, {"a": {"f1": 1}}, [], [], {})
+    write_card(folder, replace(report, versions={"t5_experimental": "1"}))
+    card = (folder / "README.md").read_text()
+    shown = re.sub(r"[\n\x1b]", "\ufffd", name)
+    front, body = card.removeprefix("---\n").split("\n---\n", 1)
+    assert yaml.safe_load(front)["tags"] == ["t5", name]
+    lines = body.splitlines()
+    assert unescaped(next(line for line in lines if line.startswith("# "))[2:]) == shown
+    line = next(line for line in lines if line.startswith("T of "))
+    ticks = re.match("`+", line[5:])[0]
+    code = line[5 + len(ticks) :].split(ticks + ", a `Model`,", 1)[0]
+    assert (code[1:-1] if "`" in shown else code) == shown
+    # The first fence is Python, the second the command.
+    python = body.split("```python\n", 1)[1].split("\n```\n", 1)
+    literals = [node.value for node in ast.walk(ast.parse(python[0])) if isinstance(node, ast.Constant)]
+    assert literals == ([name] * 3 if is_adapter else [name] * 2)
+    fence, command = re.search(r"It was made with\n\n(`{3,})\n(.*)\n\1\n\Z", python[1], re.DOTALL).groups()
+    assert command == f"finetune.py --x {name}".replace("\x1b", "\ufffd")
+    assert fence not in command
 
 
 def test_curves_are_the_logs():

@@ -198,6 +198,8 @@ class T5TrainingArguments(OptimizerArguments):
     """The command line that these came from, to be shown in the report."""
     given: frozenset[str] = field(default=frozenset(), init=False)
     """Names of the options on it and in its recipe."""
+    goes_on: bool = field(default=True, init=False)
+    """Whether the same command, given once more, goes on from the newest checkpoint in `output_dir`."""
     beginning: str = field(default="", init=False)
     """What is to be said of the checkpoint that the run goes on from, or of those that it cannot use."""
 
@@ -230,6 +232,7 @@ class T5TrainingArguments(OptimizerArguments):
         if float32_wanted and self.mixed_precision == "bf16":
             self.mixed_precision = "no"  # the launcher's word, but the script's own option counts more
         _check_output(Path(self.output_dir))
+        self.goes_on = str(self.resume_from_checkpoint).lower() in ("auto", "true")
         self.resume_from_checkpoint, self.beginning = choose_checkpoint(
             self.resume_from_checkpoint, Path(self.output_dir)
         )

@@ -172,6 +172,24 @@ def choose_checkpoint(wanted: str | None, folder: Path) -> tuple[str | None, str
     return str(newest), f"goes on from {newest}" + (passed_over and f", since {passed_over}")
 
 
+def where_it_goes_on(folder: Path, begun_from: str | None, goes_on: bool) -> str:
+    """What the command of a run that has been ended would do now, as a sentence.
+
+    Args:
+        folder: that the run writes into.
+        begun_from: the checkpoint that it went on from.
+        goes_on: whether the command looks for the newest checkpoint in the folder.
+    """
+    newest, _ = _newest_whole(folder)
+    if newest is None and begun_from is None:
+        if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+            return f"The training was finished, and {folder} holds what it was for; only the evaluation is missing."
+        return "No checkpoint had been written: the same command begins anew."
+    if goes_on or newest is None:
+        return f"The same command goes on from {newest or begun_from}."
+    return f"The same command without --resume_from_checkpoint goes on from {newest}."
+
+
 def _newest_whole(folder: Path) -> tuple[Path | None, str]:
     """The newest checkpoint that is whole, and what is wrong with each that is newer."""
     problems: list[str] = []

@@ -22,7 +22,9 @@ import yaml
 from transformers import HfArgumentParser
 
 from t5_experimental.training.arguments import T5TrainingArguments
-from t5_experimental.training.errors import ProcessError, TrainingError, in_a_line, shown, unique_names
+from t5_experimental.training.checkpoints import where_it_goes_on
+from t5_experimental.training.errors import ProcessError, TrainingError, check_unicode, in_a_line, shown, unique_names
+from t5_experimental.training.interruption import claim_word, end, leave, peer_was_interrupted, received, watched
 from t5_experimental.training.invocation import as_text, own_command
 from t5_experimental.training.peers import lost_peer
 
@@ -100,6 +102,9 @@ class EntryPoint:
         )
         names = [field.name for option in self.options for field in dataclasses.fields(option) if field.init]
         _check_once(given, names)
+        for word in given:
+            # As Python decodes what the shell gives it; such names could neither be printed nor stand in a report.
+            check_unicode(word, f"The command line has {shown(word)}")
         recipe, flags = _split_recipe(given)
         if recipe is not None:
             flags = [*_recipe_flags(_find_recipe(recipe), names), *flags]
@@ -126,25 +131,50 @@ class EntryPoint:
         machine."""
         # transformers has another name for the option since 5.23, and takes both.
         warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
+        options: Any = ()
         try:
-            run(self.parse(arguments))
-        except TrainingError as error:
+            with watched():
+                options = self.parse(arguments)
+                run(options)
+        except BaseException as error:
+            # Not only of its own exception: what writes a file may put an error over it.
+            if (number := received()) is not None:
+                end(self.name, number, _where_it_goes_on(options))
+            self._explain(error)
+            raise
+
+    def _explain(self, error: BaseException) -> None:
+        """Ends the process with a sentence, if there is one for the error."""
+        if isinstance(error, TrainingError):
             if int(os.environ.get("LOCAL_RANK", "0")) > 0 and not isinstance(error, ProcessError):
                 # The launcher ends all processes as soon as one fails: the first shall come to speak before that.
                 time.sleep(SECONDS_TO_BE_ENDED)
                 sys.exit(1)
+            claim_word()
             sys.exit(f"{self.name}: {error}")
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
+        # The launcher tells the other processes to end, which have nothing to say about that.
+        claim_word()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             sys.exit(
                 f"{self.name}: {error.filename or 'A file'} cannot be written ({error.strerror}): make room and run "
                 "the same command again, which goes on from the last checkpoint."
             )
-        except RuntimeError as error:
-            if (lost := lost_peer(error)) is None:
-                raise
+        if (lost := lost_peer(error)) is not None:
+            if peer_was_interrupted():
+                leave(1)
             sys.exit(f"{self.name}: {lost}")
+
+
+def _where_it_goes_on(options: Sequence[Any]) -> str:
+    """What the same command would do now, as a sentence.
+
+    Args:
+        options: of the run; empty if it was ended before it had them.
+    """
+    for option in options:
+        if isinstance(option, T5TrainingArguments):
+            return where_it_goes_on(Path(str(option.output_dir)), option.resume_from_checkpoint, option.goes_on)
+    return "Nothing has been written: the same command begins anew."
 
 
 def _check_once(arguments: Sequence[str], names: Sequence[str]) -> None:

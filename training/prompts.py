@@ -20,6 +20,7 @@ from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.training.adapters import prompt_config
 from t5_experimental.training.checkpoints import share_as_usual
 from t5_experimental.training.errors import TrainingError, in_a_line
+from t5_experimental.training.interruption import held_back
 from t5_experimental.training.optimizers import Adafactor
 
 
@@ -180,8 +181,9 @@ def save_prompt(rows: torch.Tensor, model_folder: str, config: T5ExperimentalCon
         save_file({"prompt_embeddings": rows.contiguous()}, Path(aside) / "adapter_model.safetensors")
         adapter.save_pretrained(aside)
         share_as_usual(Path(aside))
-        for name in ("adapter_model.safetensors", "adapter_config.json"):
-            os.replace(Path(aside) / name, folder / name)
+        with held_back():
+            for name in ("adapter_model.safetensors", "adapter_config.json"):
+                os.replace(Path(aside) / name, folder / name)
 
 
 class PromptAdafactor(Adafactor):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from t5_experimental.training.description import describe, facts_as_text
+from t5_experimental.training.interruption import held_back
 from t5_experimental.training.report import report_of, write_report
 from t5_experimental.training.resuming import check_resumption
 from t5_experimental.training.trainer import T5Trainer
@@ -45,9 +46,10 @@ def run_trainer(
     trainer.save_finished_model()
     for split, rows in evaluated.items():
         metrics[split] = trainer.evaluate(cast(Any, rows), metric_key_prefix=split)
-    for split, values in metrics.items():
-        trainer.log_metrics(split, values)
-        trainer.save_metrics(split, values)
+    with held_back():
+        for split, values in metrics.items():
+            trainer.log_metrics(split, values)
+            trainer.save_metrics(split, values)
     samples = sample(list(evaluated)[-1]) if evaluated else ()
     if trainer.is_world_process_zero():
         write_report(Path(str(args.output_dir)), report_of(trainer, title, facts, metrics, samples))

@@ -35,6 +35,7 @@ from t5_experimental.training.checkpoints import (
     why_not_written,
 )
 from t5_experimental.training.errors import ProcessError, TrainingError
+from t5_experimental.training.interruption import check, held_back
 from t5_experimental.training.sharding import saving_whole
 
 
@@ -49,6 +50,7 @@ class SavingTrainer(Seq2SeqTrainer):
         self._aside: Path | None = None  # while a checkpoint is written
         self._losses_begin = 0  # after this step
         self.add_callback(_RestoreLosses(self))
+        self.add_callback(_EndWhenTold())
 
     # Going on.
 
@@ -145,9 +147,11 @@ class SavingTrainer(Seq2SeqTrainer):
                 self.state.save_to_json(str(written / STATE))
                 (written / _LOSSES).write_text(json.dumps(losses) + "\n")
                 complete(written, self._record(written))
-                put_in_place(written, place)
+                with held_back():
+                    put_in_place(written, place)
         if self.args.should_save:
-            remove_oldest(output, self.args.save_total_limit, place, self.state.best_model_checkpoint)
+            with held_back():
+                remove_oldest(output, self.args.save_total_limit, place, self.state.best_model_checkpoint)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             super()._push_from_checkpoint(str(place))
@@ -176,7 +180,7 @@ class SavingTrainer(Seq2SeqTrainer):
         try:
             self._clear(folder, anew=True)
             yield
-        except Exception as error:
+        except BaseException as error:
             if self.args.should_save:
                 remove_aside(folder)
             why = why_not_written(error)
@@ -217,9 +221,10 @@ class SavingTrainer(Seq2SeqTrainer):
                 (aside / "training_args.bin").unlink(missing_ok=True)
                 share_as_usual(aside)
                 force_to_disk(aside)
-                for path in sorted(aside.iterdir(), key=lambda path: path.name in FINISHED):
-                    if path.name != own_folders.MARK:
-                        os.replace(path, folder / path.name)
+                with held_back():
+                    for path in sorted(aside.iterdir(), key=lambda path: path.name in FINISHED):
+                        if path.name != own_folders.MARK:
+                            os.replace(path, folder / path.name)
                 force(folder)
         self.accelerator.wait_for_everyone()
 
@@ -234,6 +239,16 @@ class _RestoreLosses(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
     ) -> None:
         self._trainer.restore_losses()
+
+
+class _EndWhenTold(TrainerCallback):
+    """Ends a run whose signal was lost, as Python loses exceptions while it cleans up."""
+
+    def on_step_begin(self, *unused: Any, **more: Any) -> None:
+        check()
+
+    def on_prediction_step(self, *unused: Any, **more: Any) -> None:
+        check()
 
 
 def _mean(values: list[float]) -> float:

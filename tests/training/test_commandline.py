@@ -120,6 +120,11 @@ def test_a_recipe_may_begin_with_a_byte_order_mark(flags, recipe):
     assert training.max_steps == 7
 
 
+def test_names_that_are_not_unicode(flags):
+    with pytest.raises(TrainingError, match=r"The command line has '/tmp/.udcff': not text in Unicode"):
+        finetune.parse([*flags, "--test_file", "/tmp/\udcff"])
+
+
 def test_columns_without_a_name(flags):
     for option in ("input_column", "target_column"):
         with pytest.raises(TrainingError, match=f"--{option} is empty: name a column"):

@@ -154,7 +154,11 @@ def read_prompt(path: Path, config: T5ExperimentalConfig) -> torch.Tensor:
             f"{said} has rows of {rows.shape[1]} numbers, but the model's width is {config.d_model}: choose the model "
             "that the prompt was trained with."
         )
-    prompt = torch.from_numpy(np.array(rows))
+    # Not through the map, as the system ends a process that touches what a file has lost meanwhile.
+    numbers = np.fromfile(path, np.float32, rows.size, offset=rows.offset)
+    if len(numbers) < rows.size:
+        raise TrainingError(f"{said} became shorter while it was read: try again when nothing writes to it.")
+    prompt = torch.from_numpy(numbers.reshape(rows.shape, order="F" if rows.flags.fnc else "C"))
     if not torch.isfinite(prompt).all():
         raise TrainingError(f"{said} has numbers that are infinite or not a number: export the prompt once more.")
     return prompt

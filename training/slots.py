@@ -51,7 +51,7 @@ def slots_step(folder: str | Path) -> int:
     """
     path = _find(folder)
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "pt", backend="pread") as file:
             return int((file.metadata() or {})["step"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise TrainingError(f"{path} is broken ({error!r}): convert the checkpoint once more.") from error
@@ -68,7 +68,7 @@ def _find(folder: str | Path) -> Path:
 
 
 def _read(parameters: Mapping[str, torch.Tensor], path: Path) -> tuple[int, dict[str, State]]:
-    with safe_open(path, "pt") as file:
+    with safe_open(path, "pt", backend="pread") as file:
         header, slots = file.metadata() or {}, set(file.keys())
         if header.get("optimizer") != "adafactor":
             raise TrainingError(f"{path} does not hold Adafactor's state: convert the checkpoint once more.")

@@ -183,3 +183,24 @@ def test_files_that_are_no_prompts(tiny_models, tmp_path):
             read_prompt(path, config)
     with pytest.raises(TrainingError, match=r"cannot be read \(No such file or directory\): give the path"):
         read_prompt(tmp_path / "none.npy", config)
+
+
+@pytest.mark.parametrize("size", [0, 200, 1000])
+def test_a_file_that_becomes_shorter_while_it_is_read(size, tiny_models, tmp_path, monkeypatch):
+    path = write_prompt(tmp_path / "x.npy", np.ones((100, 32), np.float32))
+    opened = np.lib.format.open_memmap
+
+    def and_cut(*arguments, **options):
+        rows = opened(*arguments, **options)
+        os.truncate(path, size)
+        return rows
+
+    monkeypatch.setattr(np.lib.format, "open_memmap", and_cut)
+    with pytest.raises(TrainingError, match=r"x\.npy became shorter while it was read: try again when nothing writes"):
+        read_prompt(path, AutoConfig.from_pretrained(tiny_models["t5_lm_adapted"]))
+
+
+def test_a_prompt_in_columns(tiny_models, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((100, 32)).astype(np.float32)
+    path = write_prompt(tmp_path / "x.npy", np.asfortranarray(rows))
+    assert np.array_equal(read_prompt(path, AutoConfig.from_pretrained(tiny_models["t5_lm_adapted"])).numpy(), rows)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 SENTINELS = 100
 # Values of `ModelProto.SentencePiece.Type`, which cannot be imported where sentencepiece is not installed.
@@ -22,6 +24,8 @@ _SENTINEL = re.compile(r"▁?<extra_id_(0|[1-9][0-9]{0,8})>")
 _NO_SPECIAL_TOKEN = re.compile(r"[\s▁:$]")
 # Largest file that is read: T5's vocabulary has 0.8 MB, mT5's of 250,000 pieces 4.3 MB.
 _MAX_BYTES = 2**24
+
+_NODES_AT_ONCE = 2**12
 
 
 class VocabularyError(ValueError):
@@ -81,6 +85,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
     for n, k in sentinels:
         tokens[k] = (f"<extra_id_{n}>", tokens[k][1])
     _check_loads(path, data)
+    _check_rules(path, proto.normalizer_spec.precompiled_charsmap)
     return Vocabulary(path, data, proto, tuple(tokens))
 
 
@@ -174,3 +179,47 @@ def _check_loads(path: Path, data: bytes) -> None:
         SentencePieceProcessor(model_proto=data)
     except (RuntimeError, OSError) as error:
         raise VocabularyError(f"{path} is damaged, sentencepiece says {str(error)!r:.300}: copy it again.") from error
+
+
+def _check_rules(path: Path, charsmap: bytes) -> None:
+    """What sentencepiece does not check, but tokenizers relies on: compiled rules are the length of a trie in bytes,
+    the trie, whose values say where in the texts behind it a replacement begins, and these texts."""
+    end = 4 + int.from_bytes(charsmap[:4], "little")
+    try:
+        charsmap[end:].decode()
+    except UnicodeDecodeError as error:
+        raise VocabularyError(f"{path} is damaged: its rules of normalization are not UTF-8; copy it again.") from error
+    texts = np.frombuffer(charsmap, np.uint8)[end:]
+    values = _trie_values(np.frombuffer(charsmap[4:end], "<u4")) if charsmap else np.empty(0, np.intp)
+    # In UTF-8, these are the bytes that no character begins with.
+    if values is None or (values >= len(texts)).any() or (texts[values] & 0xC0 == 0x80).any():
+        raise VocabularyError(f"{path} is damaged: its rules of normalization lead nowhere; copy it again.")
+
+
+def _trie_values(units: "np.ndarray") -> "np.ndarray | None":
+    """All values that a walk through a double-array trie can end at; None if one can leave it.
+
+    Source of the format: https://github.com/s-yata/darts-clone.
+
+    Args:
+        units: uint32 [units].
+    """
+    offsets = (units >> 10).astype(np.intp) << ((units & 0x200) >> 6).astype(np.intp)
+    characters = np.arange(1, 256)
+    seen = np.zeros(len(units), bool)
+    values = [np.empty(0, np.intp)]
+    waiting = offsets[:1]
+    while len(waiting):
+        if (waiting | 0xFF >= len(units)).any():
+            return None
+        seen[waiting] = True
+        nodes, waiting = waiting[:_NODES_AT_ONCE], waiting[_NODES_AT_ONCE:]
+        places = nodes[:, None] ^ characters
+        places = places[units[places] & 0x800000FF == characters]
+        nodes = places ^ offsets[places]
+        ends = nodes[units[places] & 0x100 != 0]
+        if (ends >= len(units)).any():
+            return None
+        values.append((units[ends] & 0x7FFFFFFF).astype(np.intp))
+        waiting = np.concatenate([waiting, np.unique(nodes[~seen[np.minimum(nodes, len(units) - 1)]])])
+    return np.concatenate(values)

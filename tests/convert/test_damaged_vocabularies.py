@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 
@@ -42,6 +43,12 @@ def texts_are(texts: bytes) -> Edit:
     return charsmap(lambda data: data[: 4 + TRIE_BYTES.unpack_from(data)[0]] + texts)
 
 
+def joined(data: bytes) -> bytes:
+    """A text's first character and the end of the text before it become one character of two bytes."""
+    at = data.index(b"\0a", 4 + TRIE_BYTES.unpack_from(data)[0])
+    return data[:at] + "é".encode() + data[at + 2 :]
+
+
 def denormalizer(model: Any) -> None:
     model.denormalizer_spec.precompiled_charsmap = model.normalizer_spec.precompiled_charsmap
 
@@ -59,6 +66,8 @@ DAMAGES: dict[str, tuple[Edit, str]] = {
     "no trie": (charsmap(lambda data: TRIE_BYTES.pack(0) + data[4:]), "is damaged, sentencepiece says"),
     "values beyond the texts": (texts_are(b"a\0"), "is damaged, sentencepiece says"),
     "values within a character": (texts_are("é\0".encode() * 9999), "is damaged, sentencepiece says"),
+    "texts that are no Unicode": (texts_are(b"\xff\0" * 40000), "rules of normalization are not UTF-8"),
+    "a value within a character": (charsmap(joined), "rules of normalization lead nowhere"),
     "NaN": (piece(9, score=float("nan")), "the score of its piece 9, '.*', is nan"),
     "infinity": (piece(9, score=float("-inf")), "the score of its piece 9, '.*', is -inf"),
     "NaN of a special piece": (piece(1, score=float("nan")), "the score of its piece 1, '</s>', is nan"),
@@ -124,6 +133,25 @@ def test_pieces_that_are_no_unicode(reference: Path, tmp_path: Path) -> None:
     path.write_bytes(data.replace("▁the".encode(), b"\xff\xfe\xfd\xfcab"[: len("▁the".encode())], 1))
     with pytest.raises(ConversionError, match="is not UTF-8"):
         check_vocabulary(path, 1152)
+
+
+@pytest.mark.parametrize(
+    ("edit", "end"),
+    [
+        (lambda units: units, True),
+        (lambda units: units[:-256], False),
+        (lambda units: units * 0, True),
+        (lambda units: units | 0xFFFFFC00, False),
+    ],
+)
+def test_a_trie_that_is_left(edit: Callable[[np.ndarray], np.ndarray], end: bool, reference: Path) -> None:
+    proto = check_vocabulary(reference.parent / "data" / "restaurants.model", 1152).proto
+    data = proto.normalizer_spec.precompiled_charsmap
+    units = np.frombuffer(data, "<u4", TRIE_BYTES.unpack_from(data)[0] // 4, 4)
+    values = vocabulary._trie_values(edit(units))
+    assert (values is not None) == end
+    if edit(units) is units:
+        assert len(set(values.tolist())) == 14909
 
 
 def test_a_huge_file_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

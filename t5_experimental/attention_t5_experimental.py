@@ -198,6 +198,11 @@ class T5Attention(nn.Module):
         """Rate at which single weights are dropped: 0 where whole keys are, before [`T5Attention.attend`]."""
         return self.dropout if self.training and not self.drops_keys else 0.0
 
+    @property
+    def takes_kernel(self) -> bool:
+        """Whether [`T5Attention.attend`] runs torch's kernel."""
+        return self.config._attn_implementation == "sdpa"
+
     def self_attention_bias(self, visible: Visibility, bidirectional: bool, device: torch.device) -> torch.Tensor:
         """Diagonals `(h, n + m - 1)` of the position bias, for this layer and all others of its stack with as many
         heads.
@@ -265,11 +270,18 @@ class T5Attention(nn.Module):
         key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values, key_tokens)
         if self.training and self.drops_keys and self.dropout > 0:
             value = shared_dropout(value, self.dropout, dim=-1)
-        if visible is not None and self.takes_rows(hidden_states, diagonals, visible, output_attentions):
+        takes_rows = self.takes_rows(hidden_states, diagonals, visible, output_attentions)
+        if takes_rows and visible is not None:
             context, weights = self.attend_by_rows(query.to(key.dtype), key, value, diagonals, visible), None
         else:
             # A cache may hold more digits than the model computes with.
             context, weights = self.attend(query.to(key.dtype), key, value, attention_bias, output_attentions)
+        if visible is not None and visible.inputless is not None:
+            if takes_rows or output_attentions or not self.takes_kernel:
+                everything = context * visible.key_length  # of m keys that are all hidden, each has weight 1 / m
+            else:
+                everything = sum_of_hidden(query, key, value)
+            context = torch.where(visible.inputless[:, None, :, None], everything, context)
         merged = context.to(query.dtype).transpose(1, 2).flatten(2)  # [b, hv, n, dv] -> [b, n, hv * dv]
         return AttentionOutput(multiply(self.o, merged if tokens is None else tokens.gather(merged)), weights)
 
@@ -342,7 +354,7 @@ class T5Attention(nn.Module):
             `(b, hv, n, dv)`, and the weights `(b, h, n, m)` or None.
         """
         dropout = self.weight_dropout
-        if self.config._attn_implementation == "sdpa" and not output_attentions:
+        if self.takes_kernel and not output_attentions:
             if attention_bias is not None:
                 attention_bias = attention_bias.to(query.dtype)
             context = F.scaled_dot_product_attention(query, key, value, attention_bias, dropout_p=dropout, scale=1.0)
@@ -374,6 +386,26 @@ def softmax_with_bias(logits: torch.Tensor, attention_bias: torch.Tensor | None)
     if attention_bias is not None:
         logits = logits + attention_bias
     return F.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(logits.dtype)
+
+
+def sum_of_hidden(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """What queries find that are to see every key with weight 1, see [`inputless_queries`].
+
+    The logits have no share in the value, but in the gradients, as those of any softmax. torch's kernels get these
+    wrong where all keys are hidden: the logarithm of the sum is lost to them, too.
+
+    Args:
+        query: `(b, h, n, dk)`.
+        key: `(b, h, m, dk)`.
+        value: `(b, h, m, dv)`.
+
+    Returns:
+        `(b, h, n, dv)`.
+    """
+    # d logits = (v_j - mean v) . d output
+    centered = (value - value.mean(-2, keepdim=True)).detach()
+    linear = query.to(key.dtype) @ (key.transpose(-1, -2) @ centered)
+    return value.sum(-2, keepdim=True) + (linear - linear.detach())
 
 
 class HeadProjection(nn.Module):
@@ -410,6 +442,7 @@ class T5TalkingHeadsAttention(T5Attention):
     """
 
     kernel_distribution = "truncated_normal"
+    takes_kernel = False
 
     def __init__(
         self,

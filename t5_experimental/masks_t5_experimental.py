@@ -5,14 +5,16 @@ The original gives every position a sequence id, 0 for padding, and lets a posit
 `attention_mask` here says the same for unpacked rows, `segment_ids` for packed ones. Padding *queries* are treated as
 in transformers (they see what any query sees) and not zeroed as in the original: no other position can see them, so
 nothing but their own, meaningless outputs differs, and those stay equal to what transformers' T5 puts there. Where
-nobody reads these outputs they are not computed at all, and then they are 0 (padding_t5_experimental.py).
+nobody reads these outputs they are not computed at all, and then they are 0 (padding_t5_experimental.py). Only targets
+without inputs would read them, which see no position of the encoder and so attend to all alike: what they find is made
+the original's, by [`without_padding`] and [`inputless_queries`].
 """
 
 from typing import NamedTuple
 
 import torch
 
-from .padding_t5_experimental import Tokens
+from .padding_t5_experimental import Tokens, may_be_counted
 
 
 class Visibility(NamedTuple):
@@ -30,6 +32,7 @@ class Visibility(NamedTuple):
         causal: a query sees only itself and what comes before it.
         query_tokens: the queries that are computed, which hidden states then hold alone; None for all.
         key_tokens: the same of the keys.
+        inputless: what [`inputless_queries`] returned.
     """
 
     query_length: int
@@ -41,6 +44,7 @@ class Visibility(NamedTuple):
     causal: bool = False
     query_tokens: Tokens | None = None
     key_tokens: Tokens | None = None
+    inputless: torch.Tensor | None = None
 
     def rows(self, start: int, stop: int, device: torch.device) -> torch.Tensor | None:
         """Booleans, broadcastable to `(b, h, stop - start, m)`, true where one of the queries from `start` to `stop`
@@ -111,6 +115,46 @@ def visibility(
             f"{query_length} queries and {key_length} keys: give one id per token."
         )
     return Visibility(query_length, key_length, mask, query_segments, key_segments, past_length, causal)
+
+
+def without_padding(states: torch.Tensor, visible: Visibility) -> torch.Tensor:
+    """The encoder's output with 0 at padding, as the original has it: a query whose keys all are padding finds nothing.
+
+    Args:
+        states: `(b, m, d)`.
+        visible: which of them the decoder sees.
+    """
+    real = _mask_of_keys(visible)
+    if visible.key_segments is not None:
+        tokens = visible.key_segments != 0
+        real = tokens if real is None else real & tokens
+    # Not a product: there may be NaN where nobody looks.
+    return states if real is None else states.masked_fill(~real[..., None].to(states.device), 0)
+
+
+def inputless_queries(visible: Visibility) -> torch.Tensor | None:
+    """Booleans `(b, n)`, true for the targets of a packed example that has no inputs; None if there are none.
+
+    The original gives them every key with weight 1: it adds -1e9 to their logits, next to which the logarithm of the
+    softmax's sum is lost to rounding. Source: `log_softmax` in mesh_tensorflow/ops.py.
+
+    Args:
+        visible: of encoder-decoder attention.
+    """
+    queries, keys = visible.query_segments, visible.key_segments
+    if queries is None or keys is None:
+        return None
+    if (real := _mask_of_keys(visible)) is not None:
+        keys = keys.masked_fill(~real, 0)
+    inputless = (queries != 0) & (queries[:, :, None] != keys[:, None, :]).all(-1)
+    return None if may_be_counted(inputless) and not bool(inputless.any()) else inputless
+
+
+def _mask_of_keys(visible: Visibility) -> torch.Tensor | None:
+    """The part of the mask that is the same for all queries, booleans `(b, m)`."""
+    if visible.mask is None or visible.mask.shape[1:3] != (1, 1):
+        return None
+    return visible.mask[:, 0, 0]
 
 
 def _visible_pairs(attention_mask: torch.Tensor) -> torch.Tensor:

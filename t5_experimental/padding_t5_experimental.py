@@ -73,7 +73,7 @@ class Tokens(NamedTuple):
         return F.pad(self.spread(states), (0, 0, self.start, self.length - self.stop))
 
 
-def _may_be_counted(mask: torch.Tensor) -> bool:
+def may_be_counted(mask: torch.Tensor) -> bool:
     """Whether shapes may depend on the numbers in a mask: neither where something traces, captures or transforms the
     pass, nor on devices that compile every new shape.
 
@@ -96,7 +96,7 @@ def find_tokens(needed: torch.Tensor | None, states: torch.Tensor) -> Tokens | N
         needed: booleans `(b, n)`, true where the result is; no such position sees another one. None: everywhere.
         states: `(b, n, d)`, to be computed with.
     """
-    if needed is None or needed.shape != states.shape[:2] or not _may_be_counted(needed):
+    if needed is None or needed.shape != states.shape[:2] or not may_be_counted(needed):
         return None
     if type(states) not in (torch.Tensor, nn.Parameter):
         return None
@@ -115,8 +115,6 @@ def find_tokens(needed: torch.Tensor | None, states: torch.Tensor) -> Tokens | N
 def real_positions(attention_mask: torch.Tensor | None, segment_ids: torch.Tensor | None) -> torch.Tensor | None:
     """Booleans `(b, n)`, false at padding, or None where neither a padding mask nor segment ids alone tell.
 
-    In a row of nothing but padding every position is true: what sees nothing attends to all.
-
     Args:
         attention_mask: `(b, n)`, nonzero where a position is not padding; of any other shape it does not tell.
         segment_ids: `(b, n)`, 0 at padding.
@@ -124,8 +122,7 @@ def real_positions(attention_mask: torch.Tensor | None, segment_ids: torch.Tenso
     mask = segment_ids if attention_mask is None else attention_mask
     if mask is None or mask.ndim != 2 or (attention_mask is not None and segment_ids is not None):
         return None
-    real = mask != 0
-    return real | ~real.any(1, keepdim=True)
+    return mask != 0
 
 
 def positions_up_to_labels(labels: torch.Tensor, ignored: int) -> torch.Tensor:
@@ -136,19 +133,3 @@ def positions_up_to_labels(labels: torch.Tensor, ignored: int) -> torch.Tensor:
         ignored: what stands where there is no label.
     """
     return (labels != ignored).flip(1).cumsum(1).flip(1) > 0
-
-
-def all_find_inputs(decoder_segment_ids: torch.Tensor | None, segment_ids: torch.Tensor | None) -> bool:
-    """Whether every packed example of the decoder has inputs, as far as they can be counted; one without attends to
-    all positions of the encoder, padding too.
-
-    Args:
-        decoder_segment_ids: `(b, n)`, 0 at padding; None, as the other one, without packing.
-        segment_ids: `(b, m)`, the encoder's.
-    """
-    if decoder_segment_ids is None or segment_ids is None:
-        return True
-    if not (_may_be_counted(decoder_segment_ids) and _may_be_counted(segment_ids)):
-        return False
-    pairs = zip(decoder_segment_ids.cpu(), segment_ids.cpu(), strict=True)
-    return all(bool(torch.isin(ids[ids != 0], inputs).all()) for ids, inputs in pairs)

@@ -23,7 +23,7 @@ from .block_t5_experimental import T5Block, T5Dropout, T5LayerNorm
 from .cache_t5_experimental import with_room
 from .checkpointing_t5_experimental import with_kept_attention
 from .configuration_t5_experimental import T5ExperimentalConfig
-from .masks_t5_experimental import Visibility, masked_bias, visibility
+from .masks_t5_experimental import Visibility, inputless_queries, masked_bias, visibility, without_padding
 from .padding_t5_experimental import Tokens, find_tokens, real_positions
 
 
@@ -191,34 +191,30 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         past_key_values = self._cache(past_key_values, use_cache)
-        tokens, encoder_tokens = None, None
-        if not (output_attentions or output_hidden_states or self._has_compiled_blocks()):
-            if skip_padding and not self.is_decoder:
-                needed = real_positions(attention_mask, segment_ids)
-            if past_key_values is None and (attention_mask is None or attention_mask.ndim == 2):
-                tokens = find_tokens(needed, inputs_embeds)
-            if skip_padding and encoder_hidden_states is not None:
-                encoder_needed = real_positions(encoder_attention_mask, encoder_segment_ids)
-                encoder_tokens = self._encoder_tokens(encoder_needed, encoder_hidden_states, past_key_values)
-
+        tokens = None
+        if output_attentions or output_hidden_states or self._has_compiled_blocks():
+            skip_padding, needed = False, None
+        elif skip_padding and not self.is_decoder:
+            needed = real_positions(attention_mask, segment_ids)
+        if past_key_values is None and (attention_mask is None or attention_mask.ndim == 2):
+            tokens = find_tokens(needed, inputs_embeds)
         if tokens is not None:
             inputs_embeds, attention_mask, segment_ids = tokens.trim(inputs_embeds, attention_mask, segment_ids)
         visible = self._visible(inputs_embeds, attention_mask, segment_ids, past_key_values)
         visible = visible._replace(query_tokens=tokens, key_tokens=tokens)
         encoder_visible, encoder_bias = None, None
         if encoder_hidden_states is not None:
-            if encoder_tokens is not None:
-                encoder_hidden_states, encoder_attention_mask, encoder_segment_ids = encoder_tokens.trim(
-                    encoder_hidden_states, encoder_attention_mask, encoder_segment_ids
-                )
-            query_length, key_length = inputs_embeds.shape[1], encoder_hidden_states.shape[1]
+            query_length = inputs_embeds.shape[1]
             query_segments = segment_ids[:, -query_length:] if segment_ids is not None else None
-            encoder_visible = visibility(
-                encoder_attention_mask, query_segments, encoder_segment_ids, query_length, key_length
-            )._replace(query_tokens=tokens, key_tokens=encoder_tokens)
+            encoder_hidden_states, encoder_visible = self._encoder_output(
+                encoder_hidden_states,
+                (encoder_attention_mask, encoder_segment_ids),
+                lambda mask, ids, keys: visibility(mask, query_segments, ids, query_length, keys),
+                past_key_values,
+                skip_padding,
+            )
+            encoder_visible = encoder_visible._replace(query_tokens=tokens)
             encoder_bias = self._encoder_attention_bias(inputs_embeds, encoder_visible, output_attentions)
-            if encoder_tokens is not None:
-                encoder_hidden_states = encoder_tokens.gather(encoder_hidden_states)
 
         hidden_states = self.dropout(inputs_embeds if tokens is None else tokens.gather(inputs_embeds), tokens)
         biases: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}  # by number of softmax heads
@@ -257,6 +253,39 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         """Whether single blocks are compiled, which every other number of tokens would compile anew."""
         return any(block._compiled_call_impl is not None or "_orig_mod" in block._modules for block in self.block)
 
+    def _encoder_output(
+        self,
+        states: torch.Tensor,
+        padding: tuple[torch.Tensor | None, torch.Tensor | None],
+        make_visibility: Callable[[torch.Tensor | None, torch.Tensor | None, int], Visibility],
+        past_key_values: Cache | None,
+        skip_padding: bool,
+    ) -> tuple[torch.Tensor, Visibility]:
+        """What the decoder makes keys and values of, without what padding holds, and how it is seen.
+
+        Args:
+            states: `(b, m, d_model)`, the encoder's output.
+            padding: `(b, m)`, mask and segment ids of it, where given.
+            make_visibility: from these two and m.
+            past_key_values: the cache that is used.
+            skip_padding: see [`T5Stack.forward`].
+
+        Returns:
+            The states, `(b, m', d_model)` or, where the visibility names the tokens, `(1, tokens, d_model)`.
+        """
+        visible = make_visibility(*padding, states.shape[1])
+        inputless = inputless_queries(visible)
+        tokens = self._encoder_tokens(real_positions(*padding), states, past_key_values) if skip_padding else None
+        if tokens is not None:
+            if inputless is not None:  # the gradients of its keys depend on their number
+                tokens = tokens.whole()
+            states, *padding = tokens.trim(states, *padding)  # type: ignore[assignment]
+            visible = make_visibility(*padding, states.shape[1])
+            states = tokens.gather(states)
+        elif not _has_encoder_keys(past_key_values):
+            states = without_padding(states, visible)
+        return states, visible._replace(key_tokens=tokens, inputless=inputless)
+
     @staticmethod
     def _encoder_tokens(
         needed: torch.Tensor | None, encoder_hidden_states: torch.Tensor, past_key_values: Cache | None
@@ -264,7 +293,7 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         """The positions of the encoder that get keys and values; a cache holds all columns, in the mask's order."""
         if past_key_values is None:
             return find_tokens(needed, encoder_hidden_states)
-        if past_key_values.is_updated.get(0):  # type: ignore[attr-defined]  # [`T5Stack._cache`] sees to the type
+        if _has_encoder_keys(past_key_values):
             return None
         tokens = find_tokens(needed, encoder_hidden_states)
         return None if tokens is None else tokens.whole()
@@ -324,3 +353,8 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         if mask is None:
             return None
         return masked_bias(torch.zeros((), dtype=inputs_embeds.dtype, device=inputs_embeds.device), mask)
+
+
+def _has_encoder_keys(past_key_values: Cache | None) -> bool:
+    """Whether a cache that [`T5Stack._cache`] has seen holds the encoder's keys and values already."""
+    return isinstance(past_key_values, EncoderDecoderCache) and bool(past_key_values.is_updated.get(0))

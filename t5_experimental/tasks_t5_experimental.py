@@ -24,7 +24,7 @@ from .cache_t5_experimental import with_room
 from .configuration_t5_experimental import T5ExperimentalConfig
 from .decoding_t5_experimental import decoding_session, next_token_logits
 from .loss_t5_experimental import IGNORE_INDEX, chunked_token_losses, cross_entropy_loss, mean_of_counted
-from .padding_t5_experimental import all_find_inputs, positions_up_to_labels
+from .padding_t5_experimental import positions_up_to_labels
 from .stack_t5_experimental import T5ExperimentalPreTrainedModel, T5Stack
 
 
@@ -81,7 +81,6 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
                 "An attention mask with a query axis holds for the encoder alone: pass `segment_ids` for packed "
                 "examples, or run the encoder first and give `encoder_outputs` and a 2-D mask."
             )
-        skip_padding = all_find_inputs(decoder_segment_ids, segment_ids)
         encoded: BaseModelOutput
         if encoder_outputs is None:
             encoded = self.encoder(
@@ -91,7 +90,7 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
                 output_attentions=output_attentions,
                 output_hidden_states=output_hidden_states,
                 segment_ids=segment_ids,
-                skip_padding=skip_padding,
+                skip_padding=True,
                 return_dict=True,
             )
         elif isinstance(encoder_outputs, BaseModelOutput):
@@ -110,7 +109,7 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
             output_hidden_states=output_hidden_states,
             segment_ids=decoder_segment_ids,
             encoder_segment_ids=segment_ids,
-            skip_padding=skip_padding,
+            skip_padding=True,
             needed=needed,
             return_dict=True,
         )

@@ -122,6 +122,18 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
 
 
 @pytest.fixture(scope="session")
+def golden_without_inputs() -> Callable[[str], dict[str, np.ndarray]]:
+    """`golden_without_inputs(name)`: what the original makes of checkpoint `name` where some examples have no inputs;
+    `scores` are log-probabilities of the targets."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        with np.load(REFERENCE / "golden" / "no_inputs.npz") as arrays:
+            return {key.removeprefix(f"{name}/"): arrays[key] for key in arrays if key.startswith(f"{name}/")}
+
+    return load
+
+
+@pytest.fixture(scope="session")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """`converted(name)`: folder that the `t5-experimental` command made of golden checkpoint `name`."""
     from t5_experimental.convert.cli import main

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from t5_experimental.masks_t5_experimental import causal_positions, masked_bias, visibility
+from t5_experimental.masks_t5_experimental import causal_positions, inputless_queries, masked_bias, visibility
 
 
 def visible_positions(*arguments):
@@ -65,6 +65,19 @@ def test_causal_positions():
     assert causal_positions(2, 4, 2, device)[0, 0].tolist() == [[True, True, True, False], [True] * 4]
     # A cache of fixed size has more room than positions, and counts them in a tensor.
     assert causal_positions(1, 4, torch.tensor(1), device)[0, 0].tolist() == [[True, True, False, False]]
+
+
+def test_targets_without_inputs_are_found():
+    targets = torch.tensor([[1, 2, 0], [1, 2, 0]])
+
+    def found(keys, mask=None):
+        inputless = inputless_queries(visibility(mask, targets, torch.tensor(keys), 3, 3))
+        return None if inputless is None else inputless.tolist()
+
+    assert found([[1, 1, 2], [2, 1, 2]]) is None
+    assert found([[1, 2, 2], [1, 1, 0]]) == [[False, False, False], [False, True, False]]
+    assert found([[1, 2, 2], [1, 1, 2]], torch.tensor([[1, 1, 1], [0, 1, 0]])) == [[False] * 3, [False, True, False]]
+    assert inputless_queries(visibility(torch.zeros(2, 3), None, None, 3, 3)) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -217,8 +217,10 @@ def test_hidden_rows_stay_finite_in_half_precision():
     assert all(tensor.isfinite().all() for tensor in results.values())
 
 
-def test_a_model_equals_its_eager_version(make_config, batch, monkeypatch):
+@pytest.mark.parametrize("without_inputs", [[], [1]])
+def test_a_model_equals_its_eager_version(without_inputs, make_config, batch, monkeypatch):
     """Loss and the gradient of every parameter, transposed views and shared bias tables among them."""
+    batch["attention_mask"][without_inputs] = 0
     monkeypatch.setattr(attention_t5_experimental, "_MIN_QUERIES", 1)
     monkeypatch.setattr(attention_t5_experimental, "_MIN_PAIRS", 1)
     calls = []

@@ -35,12 +35,13 @@ LEARNING_RATE = 0.03
 TOLERANCE = 1e-5
 
 
-def restore(folder, golden):
+def restore(folder, golden, dtype=None):
     """Restores one checkpoint, variables, slots and step, and runs it.
 
     Args:
         folder: the exported checkpoint.
         golden: dict of the arrays in `golden.npz`.
+        dtype: a `mtf.VariableDType`; what the gin file says unless given.
 
     Returns:
         Dict with `logits`, `loss` and `loss_after_step`.
@@ -50,7 +51,9 @@ def restore(folder, golden):
     features = {name: golden[name] for name in mesh_oracle.FEATURES if name in golden}
     with tf.Graph().as_default():
         # The count of rows is a multiple of the vocabulary divisor, so that it is not rounded up once more.
-        built = mesh_oracle.build_teacher_forced(features, golden["logits"].shape[-1], utils.get_variable_dtype())
+        built = mesh_oracle.build_teacher_forced(
+            features, golden["logits"].shape[-1], dtype or utils.get_variable_dtype()
+        )
         variables = built.graph.trainable_variables
         gradients = mtf.gradients([built.loss], [v.outputs[0] for v in variables])
         adafactor = optimize.AdafactorOptimizer(

@@ -80,6 +80,16 @@ def test_the_originals_next_step(
     assert abs(error) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["t5.1.1.tiny", "t5.1.th.tiny", "t5.1.n4w10.tiny", "t5.1.1.tiny-packed"])
+def test_the_originals_next_step_where_examples_have_no_inputs(
+    name: str, with_slots: Callable[[str], Path], golden_without_inputs: Callable[[str], Arrays]
+) -> None:
+    arrays = golden_without_inputs(name)
+    error = loss_after_step(with_slots(name), arrays) / float(arrays["loss_after_step"]) - 1
+    print(f"{name}: relative difference of the loss after a step {abs(error):.1e}")
+    assert abs(error) < 1e-5
+
+
 def first_states(optimizer: Adafactor) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
     """Every parameter with the state that the checkpoint gives it."""
     parameters = optimizer.param_groups[0]["params"]

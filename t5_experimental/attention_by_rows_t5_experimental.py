@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from .masks_t5_experimental import Visibility, masked_bias
 
@@ -434,6 +435,35 @@ def _no_second_gradients(ctx: Any, *grads: torch.Tensor) -> None:
 
 _attention_by_rows.register_autograd(_gradients, setup_context=_save)
 _attention_by_rows_backward.register_autograd(_no_second_gradients)
+
+
+def _flops(
+    query: torch.Size,
+    key: torch.Size,
+    value: torch.Size,
+    logits_projection: torch.Size | None,
+    weights_projection: torch.Size | None,
+    *unused: Any,
+    out_shape: Any = None,
+) -> int:
+    """Of the products that the same attention takes with all pairs at once, from shapes."""
+    batch, key_heads, queries, key_size = query
+    _, value_heads, keys, value_size = value
+    per_pair = key_heads * key_size + value_heads * value_size
+    for matrix in (logits_projection, weights_projection):
+        per_pair += 0 if matrix is None else matrix[0] * matrix[1]
+    return 2 * batch * queries * keys * per_pair
+
+
+def _flops_backward(grad_output: torch.Size, *inputs: Any, out_shape: Any = None) -> int:
+    """A product has two gradients, which are products as large."""
+    return 2 * _flops(*inputs)
+
+
+for _operator, _formula in ((_attention_by_rows, _flops), (_attention_by_rows_backward, _flops_backward)):
+    _packet = _operator._opoverload.overloadpacket
+    if _packet not in flop_registry:  # it is there if this file is imported once more
+        register_flop_formula(_packet)(_formula)
 
 
 def attention_operator() -> Any:

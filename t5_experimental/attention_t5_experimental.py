@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from .attention_by_rows_t5_experimental import attention_by_rows
+from .calls_t5_experimental import is_transformed
 from .configuration_t5_experimental import TALKING_HEADS, LayerSpec, T5ExperimentalConfig
 from .masks_t5_experimental import Visibility, masked_bias
 from .padding_t5_experimental import Tokens
@@ -236,7 +237,7 @@ class T5Attention(nn.Module):
 
     def _may_take_rows(self, visible: Visibility | None, output_attentions: bool) -> bool:
         """Whether rows are possible and worthwhile: unless the eager path is asked for, for all but small problems."""
-        if visible is None or output_attentions or self.config._attn_implementation != "sdpa":
+        if visible is None or output_attentions or self.config._attn_implementation != "sdpa" or is_transformed():
             return False
         return visible.query_length >= _MIN_QUERIES and visible.query_length * visible.key_length >= _MIN_PAIRS
 

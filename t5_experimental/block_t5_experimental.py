@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention_t5_experimental import T5Attention, build_attention, dense_bias, shared_dropout
+from .calls_t5_experimental import is_untouched
 from .configuration_t5_experimental import LayerSpec, T5ExperimentalConfig
 from .masks_t5_experimental import Visibility
 from .padding_t5_experimental import Tokens
@@ -115,8 +116,9 @@ class T5DenseActDense(nn.Module):
         return (
             self.is_gated
             and not self.training
-            and type(self.act) in FUSED_ACTIVATIONS
             and is_plain_inference(hidden_states)
+            and is_untouched(self.act, *FUSED_ACTIVATIONS)
+            and is_untouched(self.dropout, T5Dropout)
             and are_bare(hidden_states, self.wi_0, self.wi_1)
         )
 

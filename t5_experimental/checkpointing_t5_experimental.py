@@ -15,6 +15,7 @@ import torch
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from .attention_by_rows_t5_experimental import attention_operator
+from .calls_t5_experimental import LOOKS_AWAY
 
 
 # Kernels of `F.scaled_dot_product_attention`, on processors and CUDA devices.
@@ -32,7 +33,10 @@ OPTION = "keep_attention"
 def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """For the two passes: the first keeps what the attentions return, the second takes it from there."""
     kernels = [getattr(torch.ops.aten, name).default for name in _KERNELS if hasattr(torch.ops.aten, name)]
-    return create_selective_checkpoint_contexts([attention_operator(), *kernels])
+    contexts = create_selective_checkpoint_contexts([attention_operator(), *kernels])
+    for mode in contexts:  # they are modes of torch, and let all but attentions pass
+        setattr(mode, LOOKS_AWAY, True)
+    return contexts
 
 
 def with_kept_attention(function: Callable[..., Any]) -> Callable[..., Any]:

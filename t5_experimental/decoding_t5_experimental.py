@@ -8,8 +8,8 @@ twice as fast as rows. q, k and v become one matrix on that occasion; wi_0 and w
 gelu and gate itself.
 
 The copies live as long as a [`decoding_session`], and `generate` opens one for itself: nobody changes a weight while it
-runs, so no copy can be stale. Whatever is not exactly what was built here (adapters, quantised weights, hooks of
-offloading or sharding) is left to the ordinary forward pass.
+runs, so no copy can be stale. What is not exactly what was built here (adapters, quantised weights, hooks of
+offloading or sharding), or is watched, is left to the ordinary forward pass (calls_t5_experimental.py).
 """
 
 import platform
@@ -43,6 +43,7 @@ from .block_t5_experimental import (
     T5LayerSelfAttention,
 )
 from .cache_t5_experimental import ROOM, GrowingLayer, storage_dtype
+from .calls_t5_experimental import hooks_of, is_untouched, is_watched
 from .masks_t5_experimental import Visibility, masked_bias, visibility
 from .stack_t5_experimental import T5Stack
 
@@ -266,6 +267,7 @@ class StepDecoder:
         ]
         self.final_norm = Norm(decoder.final_layer_norm)
         self.classifier = Product(model.lm_head)
+        self.hooks = [hooks for module in _modules_of_a_step(model) for hooks in hooks_of(module)]
         self.steps = 0
         self.is_settled = False  # whether there are copies of the weights, or there shall be none
         self.bias_dtype = storage_dtype(self.embedding.dtype, self.embedding.device)  # that of the keys
@@ -366,13 +368,13 @@ def is_ordinary(model: Any) -> bool:
     `forward`: what they do must not be passed over.
     """
     activations = {id(module.act) for module in model.decoder.modules() if isinstance(module, T5DenseActDense)}
-    modules = [module for module in model.decoder.modules() if id(module) not in activations] + [model.lm_head]
+    modules = [module for module in _modules_of_a_step(model) if id(module) not in activations]
     parameters = [parameter for module in modules for parameter in module.parameters(recurse=False)]
     first = parameters[0]
     return bool(
-        not nn.modules.module._has_any_global_hook()
-        and not any(module.training for module in modules)
-        and all(_is_untouched(module) for module in modules)
+        not any(module.training for module in modules)
+        and all(is_untouched(module, *OWN_MODULES) and getattr(module, "bias", None) is None for module in modules)
+        and all(is_untouched(module, type(module)) for module in model.decoder.modules())  # activations, too
         and all(type(parameter) is nn.Parameter for parameter in parameters)
         and all((parameter.dtype, parameter.device) == (first.dtype, first.device) for parameter in parameters)
         and first.dtype in (torch.float32, torch.bfloat16, torch.float64)
@@ -380,13 +382,9 @@ def is_ordinary(model: Any) -> bool:
     )
 
 
-def _is_untouched(module: nn.Module) -> bool:
-    return (
-        type(module) in OWN_MODULES
-        and getattr(module, "bias", None) is None
-        and not ({"forward", "__call__"} & set(vars(module)))
-        and not (module._forward_hooks or module._forward_pre_hooks)
-    )
+def _modules_of_a_step(model: Any) -> list[nn.Module]:
+    """All modules whose calls a step leaves out."""
+    return [*model.decoder.modules(), model.lm_head]
 
 
 def can_be_packed(model: Any) -> bool:
@@ -418,10 +416,12 @@ def decoding_session(model: Any) -> Iterator[None]:
         model: for conditional generation.
     """
     sessions = _SESSIONS.get()
-    if id(model) in sessions:
-        yield
-        return
-    token = _SESSIONS.set({**sessions, id(model): StepDecoder(model) if is_ordinary(model) else None})
+    decode = sessions.get(id(model))
+    if not is_ordinary(model):
+        decode = None
+    elif id(model) not in sessions:
+        decode = StepDecoder(model)
+    token = _SESSIONS.set({**sessions, id(model): decode})
     try:
         yield
     finally:
@@ -452,6 +452,8 @@ def next_token_logits(
         or any(mask is not None and mask.ndim != 2 for mask in (encoder_mask, decoder_mask))
         or torch.is_grad_enabled()
         or torch.is_autocast_enabled(input_ids.device.type)
+        or is_watched()
+        or any(decode.hooks)  # since the session was opened
         or not decode.takes(cache)
     ):
         return None

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .calls_t5_experimental import is_traced
+
 
 _MIN_PADDING = 1 / 16
 """Share of positions from which leaving them out is worth the copies: of a layer of base size on the CPU, gathering and
@@ -82,9 +84,7 @@ def may_be_counted(mask: torch.Tensor) -> bool:
     return (
         type(mask) is torch.Tensor
         and mask.device.type in ("cpu", "cuda")
-        and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
+        and not is_traced()
         and not (mask.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
     )
 

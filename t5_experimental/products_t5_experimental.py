@@ -2,8 +2,8 @@
 """Products with weights as oneDNN computes them on CPUs, in inference and in training.
 
 Of float32, on processors that MKL was not made for, oneDNN multiplies up to a fifth faster than `F.linear`, and it
-applies gelu and gate to its outputs before they leave the cache. Whatever is not a bare `nn.Linear` (adapters,
-quantised weights, hooks of offloading or sharding) is called as it is.
+applies gelu and gate to its outputs before they leave the cache. What is not a bare `nn.Linear` (adapters, quantised
+weights, hooks of offloading or sharding), or is watched, is called as it is (calls_t5_experimental.py).
 """
 
 import platform
@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from .calls_t5_experimental import is_bare_linear, is_traced, is_watched
 
 
 _MIN_ROWS = 128
@@ -30,19 +32,18 @@ def is_eager_on_cpu(states: torch.Tensor) -> bool:
     """Whether `states` are on a CPU, in a pass that nothing traces, casts or transforms."""
     return (
         states.device.type == "cpu"
-        and not torch.compiler.is_compiling()
+        and not is_traced()
         and not torch.is_autocast_enabled("cpu")
         and type(states) in (torch.Tensor, nn.Parameter)
-        and not torch._C._are_functorch_transforms_active()
     )
 
 
 def _has_many_rows(states: torch.Tensor) -> bool:
-    return states.shape[:-1].numel() >= _MIN_ROWS and is_eager_on_cpu(states)
+    return states.shape[:-1].numel() >= _MIN_ROWS and is_eager_on_cpu(states) and not is_watched()
 
 
 def is_plain_inference(states: torch.Tensor) -> bool:
-    """Whether `states` `(..., d)` are many rows on a CPU, in a pass that nothing records, traces or casts."""
+    """Whether `states` `(..., d)` are many rows on a CPU, in a pass that nothing records, traces, casts or watches."""
     return not torch.is_grad_enabled() and _has_many_rows(states)
 
 
@@ -52,23 +53,12 @@ def are_bare(states: torch.Tensor, *linears: nn.Module) -> bool:
         _has_many_rows(states)
         and _multiplies(states.dtype)
         and bool(torch.backends.mkldnn.enabled)
-        and all(_is_bare(linear, states.dtype) for linear in linears)
+        and all(is_bare_linear(linear) and _is_on_cpu(linear.weight, states.dtype) for linear in linears)
     )
 
 
-def _is_bare(linear: nn.Module, dtype: torch.dtype) -> bool:
-    return (
-        type(linear) is nn.Linear
-        and linear.bias is None
-        # Before a look at the weight: DeepSpeed's ZeRO-3 gathers it then, and all processes have to take part, whatever
-        # the number of rows that each of them has.
-        and "forward" not in vars(linear)
-        and not (linear._forward_hooks or linear._forward_pre_hooks)
-        and not (linear._backward_hooks or linear._backward_pre_hooks)
-        and type(linear.weight) is nn.Parameter
-        and linear.weight.dtype == dtype
-        and linear.weight.device.type == "cpu"
-    )
+def _is_on_cpu(weight: Any, dtype: torch.dtype) -> bool:
+    return weight.dtype == dtype and weight.device.type == "cpu"
 
 
 class _Product(torch.autograd.Function):
@@ -86,10 +76,13 @@ class _Product(torch.autograd.Function):
         states, weight = ctx.saved_tensors
         grad_states = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_states = _Product.apply(grad_output, weight.t())
+            # Who looks on may have come since the forward pass.
+            takes_onednn = is_eager_on_cpu(grad_output) and not is_watched()
+            grad_states = _Product.apply(grad_output, weight.t()) if takes_onednn else grad_output @ weight
         if ctx.needs_input_grad[1]:
-            # oneDNN is no faster at this one.
-            grad_weight = grad_output.flatten(0, -2).t() @ states.flatten(0, -2)
+            # oneDNN is no faster at this one. Not flattened, for which batched gradients have no rule.
+            rows = grad_output.reshape(-1, grad_output.shape[-1])
+            grad_weight = rows.t() @ states.reshape(-1, states.shape[-1])
         return grad_states, grad_weight
 
 

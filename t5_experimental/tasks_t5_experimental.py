@@ -21,6 +21,7 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from .cache_t5_experimental import with_room
+from .calls_t5_experimental import is_bare_linear
 from .configuration_t5_experimental import T5ExperimentalConfig
 from .decoding_t5_experimental import decoding_session, next_token_logits
 from .loss_t5_experimental import IGNORE_INDEX, chunked_token_losses, cross_entropy_loss, mean_of_counted
@@ -244,7 +245,9 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
             smoothing: share of the target distribution that is spread evenly, `label_smoothing` of [`token_losses`]; a
                 trainer takes every argument with "label" in its name for a column of labels.
             skip_logits: return the loss alone, which then takes the memory for logits of a few hundred tokens and not
-                of all; the decoder leaves out what stands behind the last label of a row.
+                of all; the decoder leaves out what stands behind the last label of a row. All logits exist at once
+                where the classifier is more than a matrix, or its call or operators are watched (adapters, hooks,
+                `FlopCounterMode`).
 
         Raises:
             ValueError: `skip_logits` without `labels`.
@@ -291,7 +294,7 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
         hidden_states = outputs.last_hidden_state
         if self.config.scale_decoder_outputs:
             hidden_states = hidden_states * self.config.d_model**-0.5
-        if labels is not None and skip_logits and self._classifier_is_its_weight():
+        if labels is not None and skip_logits and is_bare_linear(self.lm_head):
             losses = chunked_token_losses(hidden_states, self.lm_head.weight, labels, z_loss, smoothing)
             loss = mean_of_counted(losses, labels, num_items_in_batch)
             return Seq2SeqLMOutput(loss=loss, **intermediate_outputs(outputs))
@@ -304,16 +307,6 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
             logits=None if skip_logits else logits,
             **intermediate_outputs(outputs),
         )
-
-    def _classifier_is_its_weight(self) -> bool:
-        """Whether multiplying by the weight is all that calling the classifier does.
-
-        Adapters and quantisers put another module there; engines that bring weights when a module is called (ZeRO-3,
-        offloading) hang on to its call.
-        """
-        classifier = self.lm_head
-        is_bare = type(classifier) is nn.Linear and "forward" not in vars(classifier)
-        return is_bare and not (classifier._forward_pre_hooks or classifier._forward_hooks)
 
     @functools.wraps(GenerationMixin.generate)
     def generate(self, *args: Any, **kwargs: Any) -> Any:

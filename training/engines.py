@@ -69,6 +69,11 @@ def settle_engine(args: TrainingArguments, is_spread: bool = False) -> None:
     _settle_xla(args, is_spread)
     if torch.accelerator.is_available() or is_torch_xla_available():
         return
+    if engine == DistributedType.FSDP:
+        raise TrainingError(
+            "FSDP spreads a model over GPUs, and torch finds none here: take configs/ddp.yaml or one of the "
+            "deepspeed configs, which train on the CPU, too, or install a build of torch for the hardware."
+        )
     if engine == DistributedType.DEEPSPEED:
         _prepare_deepspeed_for_cpu()
         args.dataloader_pin_memory = False

@@ -1,6 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """An engine that is asked for either runs, or the run ends with a sentence."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +19,9 @@ from t5_experimental.training.engines import (
     wanted_engine,
 )
 from t5_experimental.training.errors import TrainingError
+
+
+DATA = Path(__file__).parents[1] / "data"
 
 
 def arguments(**fields: object) -> SimpleNamespace:
@@ -47,6 +51,37 @@ def test_engines_are_not_left_out_without_a_word(engine, monkeypatch, tiny_model
     assert wanted_engine(args) is None
     assert wanted_engine(arguments(deepspeed="zero.json")) == DistributedType.DEEPSPEED
     assert wanted_engine(arguments(fsdp=True)) == DistributedType.FSDP
+
+
+def test_fsdp_without_an_accelerator_ends_before_anything_is_loaded(monkeypatch, tiny_models, tmp_path, capfd):
+    """As the launcher asks for it on a machine without GPUs; in one sentence."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(finetune, "run", lambda options: pytest.fail("the run has begun"))
+    files = {"train_file": DATA / "restaurants_train.jsonl", "output_dir": tmp_path / "output"}
+    options = {"model_name_or_path": tiny_models["t5_v1_1"], **files}
+    words = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="^finetune: FSDP spreads a model over GPUs, and torch finds none here: "):
+        finetune.main(words)
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    with pytest.raises(SystemExit, match="FSDP spreads a model over GPUs, and torch finds none here: "):
+        finetune.main([*words, "--fsdp", "full_shard"])
+    assert not (tmp_path / "output").exists()
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.slow
+def test_the_launcher_asks_for_fsdp_without_an_accelerator(launching, tiny_models, tmp_path):
+    script = Path(finetune.__file__)
+    options = {"train_file": DATA / "restaurants_train.jsonl", "output_dir": tmp_path / "output"}
+    flags = launching.flags(model_name_or_path=tiny_models["t5_v1_1"], optimizer_preset="finetune", **options)
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    outcome = launching.launch("fsdp2", script, flags, processes=2, environment=hidden)
+    assert outcome.returncode != 0
+    assert outcome.stderr.count("finetune: FSDP spreads a model over GPUs") == 1, outcome.stderr
+    assert outcome.stderr.count("Traceback") == 1, outcome.stderr  # the launcher's own
+    assert not (tmp_path / "output").exists()
 
 
 def test_processes_know_of_each_other(monkeypatch):

@@ -45,6 +45,8 @@ class DocumentFile:
         Raises:
             TrainingError: the file is not what its ending says, or a document is larger than [`MOST_BYTES`].
         """
+        if start >= stop:
+            return
         with self.path.open("rb") as file:
             if self.path.suffix.lower() in JSON_FORMATS:
                 documents = (self._column_of(place, line) for place, line in _lines(file, start, stop))

@@ -62,7 +62,7 @@ def test_fsdp_without_an_accelerator_ends_before_anything_is_loaded(monkeypatch,
     words = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit, match="^finetune: FSDP spreads a model over GPUs, and torch finds none here: "):
+    with pytest.raises(SystemExit, match=r"^finetune: FSDP spreads a model over GPUs, and torch finds none here: "):
         finetune.main(words)
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
     with pytest.raises(SystemExit, match="FSDP spreads a model over GPUs, and torch finds none here: "):

@@ -7,13 +7,18 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import ConversionError
 from .remote import RemoteStorage
 from .storage import LocalStorage, Range, check_range, read_text
 
+
+# Files of up to so many bytes, which no index has a checksum of, are kept with one of our own: the vocabulary, say.
+# They come with a single request, and are never continued.
+_SMALL_BYTES = 2**24
 
 # Another run that downloads the same file may take hours; one whose file does not grow is stuck.
 _STUCK_SECONDS = 600
@@ -25,7 +30,13 @@ class CachedStorage:
     CACHE/HOST-FOLDER-HASH/VERSION.NAME is a complete file: it has this name only since then. A file of the same name
     with ".partial" behind it is the beginning of one, and a download goes on where it ends. A file that changed on the
     server has another version. Of several runs that need the same file one downloads it and the others wait.
+
+    A disk may lose what it was given. Small files are compared with VERSION.NAME.sha256, and fetched again if they
+    differ; of a server that tells no version they are fetched by every run. Of large ones the reader knows checksums,
+    and calls `refetch`.
     """
+
+    keeps_copies = True
 
     def __init__(self, remote: RemoteStorage, cache_dir: Path) -> None:
         """Writes nothing yet.
@@ -40,6 +51,7 @@ class CachedStorage:
         self._remote = remote
         self._local = LocalStorage(self.folder)
         self._complete: dict[str, str] = {}
+        self._fetched: set[str] = set()
 
     def list(self) -> list[str] | None:
         """See `Storage.list`."""
@@ -74,6 +86,27 @@ class CachedStorage:
         self._local.close()
         self._remote.close()
 
+    def refetch(self, name: str) -> bool:
+        """See `Storage.refetch`."""
+        if name in self._fetched:
+            return False
+        self._fetched.add(name)
+        path = self.folder / self._complete.pop(name)
+        try:
+            with self._locked(name, path):
+                # Another run that found the same has put another file there.
+                if self._local.is_current(path.name):
+                    path.unlink()
+        except OSError as error:
+            raise ConversionError(f"{path} is damaged and cannot be removed: {error.strerror or error}.") from error
+        self._local.forget(path.name)
+        return True
+
+    def place(self, name: str) -> str:
+        """See `Storage.place`."""
+        again = ", although it was fetched again" if name in self._fetched else ""
+        return f"{self.folder / self._complete[name]}{again}" if name in self._complete else self._remote.place(name)
+
     def _stored(self, name: str) -> str:
         """Name in the cache of a file, which is complete then."""
         if name not in self._complete:
@@ -81,7 +114,7 @@ class CachedStorage:
             stored = f"{_digest(f'{size} {self._remote.version(name)}')}.{name}"
             path = self.folder / stored
             try:
-                if not _has_size(path, size):
+                if not self._is_kept(name, path, size):
                     self._download(name, path, size)
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -93,10 +126,32 @@ class CachedStorage:
             self._complete[name] = stored
         return self._complete[name]
 
+    def _is_kept(self, name: str, path: Path, size: int) -> bool:
+        """Whether the cache has a file, and it is what it was."""
+        if not path.is_file() or path.stat().st_size != size:
+            return False
+        return size > _SMALL_BYTES or (self._remote.version(name) is not None and _checksum(path) == _noted(path))
+
     def _download(self, name: str, path: Path, size: int) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.partial")
+        with self._locked(name, path):
+            if self._is_kept(name, path, size):
+                return
+            if size <= _SMALL_BYTES:
+                partial.unlink(missing_ok=True)
+            if not partial.exists():
+                self._fetched.add(name)
+            _append(self._remote, name, partial, size)
+            if size <= _SMALL_BYTES:
+                _note(path, _checksum(partial))
+            os.replace(partial, path)
+
+    @contextmanager
+    def _locked(self, name: str, path: Path) -> Iterator[None]:
+        """Waits until no other run downloads a file."""
         from filelock import FileLock, Timeout
 
-        self.folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
         lock = FileLock(path.with_name(f"{path.name}.lock"))
         grown, since = -1, time.monotonic()
@@ -114,10 +169,7 @@ class CachedStorage:
                         "end it, or choose another folder."
                     ) from None
         try:
-            if _has_size(path, size):
-                return
-            _append(self._remote, name, partial, size)
-            os.replace(partial, path)
+            yield
         finally:
             lock.release()
 
@@ -146,8 +198,21 @@ def _append(remote: RemoteStorage, name: str, partial: Path, size: int) -> None:
         os.fsync(file.fileno())
 
 
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _note(path: Path, checksum: str) -> None:
+    """Notes the checksum of a file that is going to be there."""
+    path.with_name(f"{path.name}.sha256").write_text(f"{checksum}\n", encoding="ascii")
+
+
+def _noted(path: Path) -> str:
+    """The noted checksum of a file, or nothing."""
+    try:
+        return path.with_name(f"{path.name}.sha256").read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def _digest(text: str) -> str:

@@ -98,6 +98,18 @@ class LocalFiles:
             with suppress(OSError):  # It is advice only.
                 os.posix_fadvise(self._open[path].descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
+    def is_current(self, path: Path) -> bool:
+        """Whether a file that was used is still what has its name."""
+        try:
+            return self._identities.get(path) == Identity.of(path.stat())
+        except OSError:
+            return False
+
+    def forget(self, path: Path) -> None:
+        """Lets another file have this name from now on."""
+        self._open.pop(path, None)
+        self._identities.pop(path, None)
+
     def close(self) -> None:
         """Closes the files; they are opened again if they are needed."""
         self._open.clear()

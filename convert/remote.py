@@ -53,6 +53,8 @@ class RemoteStorage:
     any more is cancelled there.
     """
 
+    keeps_copies = False
+
     def __init__(
         self,
         folder: str,
@@ -128,6 +130,14 @@ class RemoteStorage:
         """See `Storage.expect`."""
         self.close()
         self._ahead = self._read_ahead(ranges)
+
+    def refetch(self, name: str) -> bool:
+        """Nothing is kept."""
+        return False
+
+    def place(self, name: str) -> str:
+        """See `Storage.place`."""
+        return f"{name} in {self._label}"
 
     def describe(self) -> str:
         """See `Storage.describe`."""

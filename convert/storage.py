@@ -23,7 +23,13 @@ class FileMissing(ConversionError):
 
 
 class Storage(Protocol):
-    """A folder of files that do not change while it is used."""
+    """A folder of files that do not change while it is used.
+
+    Attributes:
+        keeps_copies: files are copied to a disk of this machine, and may be damaged there: see `refetch`.
+    """
+
+    keeps_copies: bool
 
     def list(self) -> list[str] | None:
         """Names of the files, sorted; None where the place cannot tell, as most web servers."""
@@ -56,6 +62,13 @@ class Storage(Protocol):
         Reading anything else stays possible; it only has to be waited for.
         """
 
+    def refetch(self, name: str) -> bool:
+        """Gives up a copy of a file whose bytes turned out to be damaged, so that it is copied again to be read; False
+        if it is no copy, or has been copied again already."""
+
+    def place(self, name: str) -> str:
+        """Where the bytes of a file were read, for messages about damage."""
+
     def describe(self) -> str:
         """Name for messages and model cards: no path of this machine, no credential."""
 
@@ -73,6 +86,8 @@ def read_text(storage: Storage, name: str) -> str:
 
 class LocalStorage:
     """A folder on this machine's disk."""
+
+    keeps_copies = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -110,6 +125,22 @@ class LocalStorage:
 
     def expect(self, ranges: Iterable[Range]) -> None:
         """The operating system reads ahead by itself."""
+
+    def refetch(self, name: str) -> bool:
+        """The files are no copies."""
+        return False
+
+    def place(self, name: str) -> str:
+        """See `Storage.place`."""
+        return str(self.folder / name)
+
+    def is_current(self, name: str) -> bool:
+        """Whether a file that was read is still the one of that name."""
+        return self._files.is_current(self.folder / name)
+
+    def forget(self, name: str) -> None:
+        """Lets another file have this name from now on."""
+        self._files.forget(self.folder / name)
 
     def describe(self) -> str:
         """Name of the folder without what is above it."""

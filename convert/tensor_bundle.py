@@ -52,11 +52,10 @@ class TensorBundleReader:
         self._memory = np.empty(0, np.uint8)
         path = index_path(prefix)
         try:
-            self._num_shards, tensors = read_index(
-                self._load(path) if storage is None else _load_from(storage, path.name)
-            )
+            self._num_shards, tensors = self._read_index(path)
         except Malformed as error:
-            raise ConversionError(f"{path} is not a readable checkpoint index: {error}; copy it again.") from error
+            place = path if storage is None else storage.place(path.name)
+            raise ConversionError(f"{place} is not a readable checkpoint index: {error}; copy it again.") from error
         self._tensors = {tensor.variable.name: tensor for tensor in tensors}
         self._check_files()
         self.variables: Mapping[str, Variable] = {tensor.variable.name: tensor.variable for tensor in tensors}
@@ -180,6 +179,16 @@ class TensorBundleReader:
                         "it again."
                     )
 
+    def _read_index(self, path: Path) -> tuple[int, list[Tensor]]:
+        if self._storage is None:
+            return read_index(self._load(path))
+        try:
+            return read_index(_load_from(self._storage, path.name))
+        except Malformed:
+            if not self._storage.refetch(path.name):
+                raise
+            return read_index(_load_from(self._storage, path.name))
+
     def _load(self, path: Path) -> bytes:
         size = self._local_size(path)
         if size > MAX_INDEX_BYTES:
@@ -198,17 +207,30 @@ class TensorBundleReader:
 
     def _part_blocks(self, name: str, part: Part, max_bytes: int) -> Iterator[np.ndarray]:
         """See `blocks`."""
+        self._check_copy(part, max_bytes)
         crc = 0
         for start in range(0, max(part.size, 1), max_bytes):
             block = self._block(part, start, min(max_bytes, part.size - start))
             crc = google_crc32c.extend(crc, block)
             if start + max_bytes >= part.size and crc != part.crc32c:
+                path = self.data_file(part.shard)
                 raise ConversionError(
-                    f"{name} fails its checksum: bytes {part.offset} to {part.offset + part.size} of "
-                    f"{self.data_file(part.shard)} are not what was written; copy the file again."
+                    f"{name} fails its checksum: bytes {part.offset} to {part.offset + part.size} are not what was "
+                    f"written in {path if self._storage is None else self._storage.place(path.name)}; copy the file "
+                    "again."
                 )
             if part.size:
                 yield block
+
+    def _check_copy(self, part: Part, max_bytes: int) -> None:
+        """Has a copy of a file that is damaged fetched again, once, before any byte of the part is used."""
+        if self._storage is None or not self._storage.keeps_copies:
+            return
+        crc = 0
+        for start in range(0, part.size, max_bytes):
+            crc = google_crc32c.extend(crc, self._block(part, start, min(max_bytes, part.size - start)))
+        if crc != part.crc32c:
+            self._storage.refetch(self.data_file(part.shard).name)
 
     def _block(self, part: Part, start: int, length: int) -> np.ndarray:
         """uint8 [length], read-only, valid until the next call."""

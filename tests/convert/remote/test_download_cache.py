@@ -1,6 +1,7 @@
 """Downloads that are kept: complete or not there, continued where they broke, shared by several runs."""
 
 import errno
+import itertools
 import os
 import subprocess
 import sys
@@ -31,8 +32,9 @@ def content(server: Any, pseudo_random: Callable[[int], bytes]) -> bytes:
 
 
 @pytest.fixture
-def cached(server: Any, impatient: Patience, tmp_path: Path) -> Open:
-    """`cached()`: the folder run/ as another run would open it."""
+def cached(server: Any, impatient: Patience, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
+    """`cached()`: the folder run/ as another run would open it; its data count as a large file."""
+    monkeypatch.setattr(download_cache, "_SMALL_BYTES", MIB)
 
     def opened() -> CachedStorage:
         remote = RemoteStorage(server.address("run?signature=secret", "http"), impatient, block_bytes=MIB)
@@ -42,8 +44,8 @@ def cached(server: Any, impatient: Patience, tmp_path: Path) -> Open:
 
 
 def kept(tmp_path: Path) -> list[Path]:
-    """Files in the cache that are not locks."""
-    return sorted(p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.suffix != ".lock")
+    """Files in the cache that are neither locks nor checksums."""
+    return sorted(p for p in (tmp_path / "cache").rglob("*") if p.is_file() and p.suffix not in (".lock", ".sha256"))
 
 
 @pytest.mark.parametrize("scheme", ["http", "gs", "s3"])
@@ -163,3 +165,117 @@ def test_a_folder_that_cannot_be_written(server: Any, impatient: Patience, conte
     storage = CachedStorage(RemoteStorage(server.address("run"), impatient), tmp_path / "file")
     with pytest.raises(ConversionError, match="cannot be written"):
         storage.read("data", 0, 9)
+
+
+def zeros(path: Path) -> None:
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+SPOILED = {
+    "zeros": zeros,
+    "a bit": flip,
+    "its checksum is gone": lambda path: path.with_name(f"{path.name}.sha256").unlink(missing_ok=True),
+    "its checksum is zeros": lambda path: path.with_name(f"{path.name}.sha256").write_bytes(bytes(65)) and None,
+}
+
+
+@pytest.fixture
+def run_twice(
+    server: Any, reference: Path, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Callable[[], None]], Any]:
+    """`run_twice(between)`: a conversion with a vocabulary and a cache, `between()`, and the conversion once more."""
+    monkeypatch.setattr(download_cache, "_SMALL_BYTES", 400_000)  # less than the data
+    server.put(reference / "golden" / "t5.1.th.tiny", "run")
+    server.files["vocab/sentencepiece.model"] = (reference.parent / "data" / "restaurants.model").read_bytes()
+
+    def call(between: Callable[[], None]) -> Any:
+        command = ["convert", server.address("run"), "--vocab", server.address("vocab/sentencepiece.model")]
+        first = run(*command, tmp_path / "first", "--cache-dir", tmp_path / "cache")
+        assert first.status == 0, first.err
+        between()
+        server.requests.clear()
+        return run(*command, tmp_path / "second", "--cache-dir", tmp_path / "cache")
+
+    return call
+
+
+def stored(tmp_path: Path, ending: str) -> Path:
+    (path,) = (path for path in kept(tmp_path) if path.name.endswith(ending))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        (".data-00000-of-00001", "zeros"),
+        (".data-00000-of-00001", "a bit"),
+        *itertools.product((".index", ".checkpoint", ".operative_config.gin", "sentencepiece.model"), SPOILED),
+    ],
+)
+def test_a_damaged_copy_is_fetched_again(
+    name: str, how: str, run_twice: Callable[..., Any], server: Any, tmp_path: Path
+) -> None:
+    result = run_twice(lambda: SPOILED[how](stored(tmp_path, name)))
+    assert result.status == 0, result.err
+    first, second = (tmp_path / folder for folder in ("first", "second"))
+    assert sorted(os.listdir(first)) == sorted(os.listdir(second))
+    for path in first.iterdir():
+        if path.name != "README.md":  # whose title is the folder's name
+            assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+    assert [request.name.endswith(name.removeprefix(".")) for request in server.data()] == [True]
+    assert stored(tmp_path, name).read_bytes() == server.files[server.data()[0].name]
+
+
+@pytest.mark.parametrize("name", [".data-00000-of-00001", ".index"])
+def test_what_is_damaged_on_the_server_is_fetched_again_once_and_its_copy_named(
+    name: str, run_twice: Callable[..., Any], server: Any, tmp_path: Path
+) -> None:
+    def spoil() -> None:
+        path = stored(tmp_path, name)
+        zeros(path)
+        (served,) = (served for served in server.files if served.endswith(name))
+        server.files[served] = bytes(len(server.files[served]))
+
+    result = run_twice(spoil)
+    assert result.status == 1
+    sentence = result.err.splitlines()[-1].rpartition("\r")[2]
+    assert sentence.startswith("error: ")
+    assert str(stored(tmp_path, name)) in sentence
+    assert "fetched again" in sentence
+    assert len(server.data(name)) == 1
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_damaged_copy_is_left_to_the_run_that_reads_it(cached: Open, content: bytes, tmp_path: Path) -> None:
+    """Two runs find the same damage: the second must not give up what the first has fetched."""
+    assert cached().read("data", 0, 9) == content[:9]
+    zeros(stored(tmp_path, "data"))
+    first, second = cached(), cached()
+    assert first.read("data", 0, 9) == second.read("data", 0, 9) == bytes(9)
+    assert first.refetch("data")
+    assert not first.refetch("data")
+    assert first.read("data", 0, 9) == content[:9]
+    fetched = stored(tmp_path, "data").stat().st_ino
+    assert second.refetch("data")
+    assert second.read("data", 0, 9) == content[:9]
+    assert stored(tmp_path, "data").stat().st_ino == fetched
+
+
+def test_small_files_of_a_server_without_versions_are_not_kept(
+    cached: Open, server: Any, fault: Any, content: bytes
+) -> None:
+    server.files["run/checkpoint"] = b"one"
+    server.faults = [fault("", "untagged", times=99)]
+    assert cached().text("checkpoint") == "one"
+    server.files["run/checkpoint"] = b"two"
+    assert cached().text("checkpoint") == "two"
+    assert cached().read("data", 0, 9) == content[:9]
+    server.requests.clear()
+    assert cached().read("data", 0, 9) == content[:9]
+    assert server.data() == []

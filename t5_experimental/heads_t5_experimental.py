@@ -58,6 +58,11 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: T5Ex
     return F.cross_entropy(logits, labels.flatten())
 
 
+def _real_tokens(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Booleans `(batch, length)`, false at padding, if a mask tells it."""
+    return attention_mask != 0 if attention_mask is not None and attention_mask.ndim == 2 else None
+
+
 class T5ExperimentalForSequenceClassification(T5ExperimentalPreTrainedModel):
     """A class, several labels or a number for a text, read off the decoder's state at the last end-of-sequence
     token."""
@@ -86,6 +91,8 @@ class T5ExperimentalForSequenceClassification(T5ExperimentalPreTrainedModel):
         """Classifies; arguments as of [`T5ExperimentalModel.forward`], decoder inputs are the shifted inputs unless
         given.
 
+        Padding may be anywhere, as long as `attention_mask` tells it.
+
         Args:
             input_ids: `(batch, source)`; needed also beside `inputs_embeds`, because the end-of-sequence token is
                 looked for in it.
@@ -96,11 +103,19 @@ class T5ExperimentalForSequenceClassification(T5ExperimentalPreTrainedModel):
         """
         if input_ids is None:
             raise ValueError("Sequence classification reads the state at the end-of-sequence token: give `input_ids`.")
+        real = _real_tokens(attention_mask)
         is_eos = torch.isin(input_ids, torch.as_tensor(self.config.eos_token_id, device=input_ids.device))
+        if real is not None:
+            is_eos = is_eos & real.to(is_eos.device)
         if not torch.compiler.is_compiling() and not bool(is_eos.any(-1).all()):
-            raise ValueError("Every example must contain the end-of-sequence token; T5's tokenizer appends it.")
+            missing = (~is_eos.any(-1)).nonzero().flatten().tolist()
+            raise ValueError(
+                "Every example must contain the end-of-sequence token, which T5's tokenizer appends: it is missing "
+                f"from example {', '.join(map(str, missing))} of the batch."
+            )
         if decoder_input_ids is None and decoder_inputs_embeds is None:
-            decoder_input_ids = self._shift_right(input_ids)
+            decoder_input_ids, mask = self._decoder_inputs(input_ids, real)
+            decoder_attention_mask = mask if decoder_attention_mask is None else decoder_attention_mask
         outputs = self.transformer(
             input_ids=input_ids if inputs_embeds is None else None,
             attention_mask=attention_mask,
@@ -195,7 +210,8 @@ class T5ExperimentalForQuestionAnswering(T5ExperimentalEncoderDecoder):
     ) -> Seq2SeqQuestionAnsweringModelOutput:
         """Scores every position; arguments as of [`T5ExperimentalModel.forward`].
 
-        Decoder inputs are the shifted inputs unless given.
+        Decoder inputs are the shifted inputs unless given. Padding may be anywhere, as long as `attention_mask` tells
+        it; positions count from the first column.
 
         Args:
             start_positions: `(batch,)`, index of the answer's first token; positions beyond the text do not count.
@@ -204,7 +220,8 @@ class T5ExperimentalForQuestionAnswering(T5ExperimentalEncoderDecoder):
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             if input_ids is None:
                 raise ValueError("Give `input_ids`, or the decoder's `decoder_input_ids` or `decoder_inputs_embeds`.")
-            decoder_input_ids = self._shift_right(input_ids)
+            decoder_input_ids, mask = self._decoder_inputs(input_ids, _real_tokens(attention_mask))
+            decoder_attention_mask = mask if decoder_attention_mask is None else decoder_attention_mask
         outputs = self.run_stacks(
             input_ids,
             attention_mask,

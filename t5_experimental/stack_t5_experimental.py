@@ -5,7 +5,7 @@ embed -> dropout -> block 0 .. block N-1 -> norm -> dropout
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from .cache_t5_experimental import with_room
 from .checkpointing_t5_experimental import with_kept_attention
 from .configuration_t5_experimental import T5ExperimentalConfig
 from .masks_t5_experimental import Visibility, inputless_queries, masked_bias, visibility, without_padding
-from .padding_t5_experimental import Tokens, find_tokens, real_positions
+from .padding_t5_experimental import Tokens, find_tokens, may_be_counted, real_positions
 
 
 logger = logging.get_logger(__name__)
@@ -106,6 +106,21 @@ class T5ExperimentalPreTrainedModel(PreTrainedModel):
             is_first = segment_ids != F.pad(segment_ids[..., :-1], (1, 0), value=-1)
             shifted = shifted.masked_fill(is_first, start)
         return shifted
+
+    def _decoder_inputs(
+        self, targets: torch.Tensor, real: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Decoder inputs that predict `targets` wherever these begin, and the mask that hides what stands before.
+
+        Args:
+            targets: `(batch, length)`, ids, or -100 where there is none.
+            real: booleans `(batch, length)`, false at padding; None without any.
+        """
+        shifted = self._shift_right(targets)
+        if real is None or (real.device.type == "cpu" and may_be_counted(real) and bool(real[:, 0].all())):
+            return shifted, None  # what comes later is hidden by causality
+        is_first = real & (real.cumsum(-1) == 1)
+        return shifted.masked_fill(is_first, cast(int, self.config.decoder_start_token_id)), real
 
 
 class T5Stack(T5ExperimentalPreTrainedModel):

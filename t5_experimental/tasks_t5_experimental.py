@@ -258,7 +258,11 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
             if use_cache is None:
                 use_cache = False
             if decoder_input_ids is None and decoder_inputs_embeds is None:
-                decoder_input_ids = self._shift_right(labels, decoder_segment_ids)
+                if decoder_segment_ids is not None or decoder_attention_mask is not None:
+                    decoder_input_ids = self._shift_right(labels, decoder_segment_ids)
+                else:  # a collator may pad on the left
+                    begun = (labels != IGNORE_INDEX).cumsum(-1) > 0
+                    decoder_input_ids, decoder_attention_mask = self._decoder_inputs(labels, begun)
         others = (input_ids, inputs_embeds, decoder_inputs_embeds, labels, segment_ids, decoder_segment_ids)
         config = self.config
         wants_more = (

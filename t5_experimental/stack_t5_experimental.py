@@ -44,6 +44,14 @@ class T5ExperimentalPreTrainedModel(PreTrainedModel):
     # Embeddings of the stacks that are the model's `shared`, whatever the configuration says of the classifier.
     _shared_embeddings: tuple[str, ...] = ()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What takes the place of the model's `shared` (adapters wrap modules so) embeds for its stacks, too."""
+        super().__setattr__(name, value)
+        if name == "shared" and isinstance(value, nn.Module):
+            for stack in (self._modules.get("encoder"), self._modules.get("decoder")):
+                if stack is not None:
+                    stack.set_input_embeddings(value)  # type: ignore[operator]
+
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
         """Names of parameters that are another one: always the stacks' embeddings, the classifier only where
         configured."""

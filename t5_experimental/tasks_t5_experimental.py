@@ -50,8 +50,6 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.shared = value
-        self.encoder.set_input_embeddings(value)
-        self.decoder.set_input_embeddings(value)
 
     def run_stacks(
         self,
@@ -295,14 +293,16 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
             decoder_segment_ids,
             needed=positions_up_to_labels(labels, IGNORE_INDEX) if labels is not None and skip_logits else None,
         )
-        hidden_states = outputs.last_hidden_state
+        hidden_states: Any = outputs.last_hidden_state
         if self.config.scale_decoder_outputs:
             hidden_states = hidden_states * self.config.d_model**-0.5
         if labels is not None and skip_logits and is_bare_linear(self.lm_head):
-            losses = chunked_token_losses(hidden_states, self.lm_head.weight, labels, z_loss, smoothing)
+            matrix = self._adapted_embedding()
+            weight = self.lm_head.weight if matrix is None else matrix
+            losses = chunked_token_losses(hidden_states, weight, labels, z_loss, smoothing)
             loss = mean_of_counted(losses, labels, num_items_in_batch)
             return Seq2SeqLMOutput(loss=loss, **intermediate_outputs(outputs))
-        logits = self.lm_head(hidden_states)
+        logits = self._classify(hidden_states)
         if labels is None:
             return Seq2SeqLMOutput(logits=logits, **intermediate_outputs(outputs))
         loss = cross_entropy_loss(logits, labels, num_items_in_batch, z_loss, smoothing)
@@ -311,6 +311,30 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
             logits=None if skip_logits else logits,
             **intermediate_outputs(outputs),
         )
+
+    def _adapted_embedding(self) -> torch.Tensor | None:
+        """`(vocab, d_model)`, what an adapter on `shared` makes of the embedding that is the classifier, too; None if
+        the classifier's own weight says it all."""
+        if not self.config.tie_word_embeddings or type(self.lm_head) is not nn.Linear:
+            return None
+        if type(self.shared) is nn.Embedding:
+            return None
+        return self.shared(torch.arange(self.lm_head.out_features, device=self.lm_head.weight.device))
+
+    def _classify(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(b, n, d_model)` -> logits `(b, n, vocab)`."""
+        matrix = self._adapted_embedding()
+        if matrix is None:
+            return self.lm_head(hidden_states)
+        return torch.func.functional_call(self.lm_head, {"weight": matrix}, (hidden_states,))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # An embedding that comes back from an adapter, trained or not, is the classifier again.
+        if name == "shared" and type(value) is nn.Embedding and self.config.tie_word_embeddings:
+            classifier = self._modules.get("lm_head")
+            if type(classifier) is nn.Linear and classifier.weight.shape == value.weight.shape:
+                classifier.weight = value.weight
 
     @functools.wraps(GenerationMixin.generate)
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -399,7 +423,6 @@ class T5ExperimentalEncoderModel(T5ExperimentalPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.shared = value
-        self.encoder.set_input_embeddings(value)
 
     @can_return_tuple
     def forward(

@@ -6,6 +6,7 @@ and the defaults of the released base size; any configuration class can describe
 """
 
 import copy
+import functools
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -66,8 +67,17 @@ class LayerSpec:
     d_ff: int
 
 
-# What transformers' T5Config means by a field that is left out.
-_STOCK_T5_DEFAULTS = {"d_model": 512, "num_layers": 6, "num_heads": 8, "feed_forward_proj": "relu"}
+# What transformers' T5Config means by a field that is left out, and what it says of no layer.
+_STOCK_T5_DEFAULTS = {
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_heads": 8,
+    "feed_forward_proj": "relu",
+    "attention_type": MULTI_HEAD,
+    "layer_overrides": {},
+}
 
 # What a layer may override, by the name of the configuration field that it overrides.
 LAYER_FIELDS = ("attention_type", "num_heads", "num_key_heads", "num_value_heads", "d_kv", "d_k", "d_v", "d_ff")
@@ -172,18 +182,20 @@ class T5ExperimentalConfig(PreTrainedConfig):
             self.scale_decoder_outputs = self.tie_word_embeddings
         super().__post_init__(**kwargs)
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """See [`~transformers.PreTrainedConfig.from_dict`]; understands the configuration of a stock T5, too.
+    def __init_subclass__(cls, *args: Any, **kwargs: Any) -> None:
+        super().__init_subclass__(*args, **kwargs)
+        _understand_other_configurations(cls)
 
-        transformers 5 writes `tie_word_embeddings: true` for every T5 and keeps the truth in `scale_decoder_outputs`:
-        the original rescales the decoder's output exactly when the classifier is the embedding.
+    @classmethod
+    def of_stock(cls, config: PreTrainedConfig) -> "T5ExperimentalConfig":
+        """What a configuration of transformers' T5 says, as one of this class.
+
+        Raises:
+            ValueError: it is of another kind of model.
         """
-        if config_dict.get("model_type") == "t5":
-            tied = config_dict.get("scale_decoder_outputs", config_dict.get("tie_word_embeddings", True))
-            config_dict = {**_STOCK_T5_DEFAULTS, **config_dict, "tie_word_embeddings": tied}
-            config_dict |= {"scale_decoder_outputs": tied, "model_type": cls.model_type}
-        return super().from_dict(config_dict, **kwargs)
+        ours = cls(**config.to_dict())
+        ours._attn_implementation = config._attn_implementation
+        return ours
 
     def _take_activation(self, dense_act_fn: str | None, is_gated_act: bool | None) -> None:
         """Makes `feed_forward_proj` say what these two say, as far as they are given and say something else."""
@@ -332,6 +344,46 @@ class T5ExperimentalConfig(PreTrainedConfig):
             if source.parent.resolve() != folder.resolve():
                 shutil.copyfile(source, folder / source.name)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+def _understand_other_configurations(cls: type[T5ExperimentalConfig]) -> None:
+    """Lets a class be made of the fields of a stock T5's configuration, and of no other kind of model's."""
+    make = cls.__init__
+
+    @functools.wraps(make)
+    def __init__(self: T5ExperimentalConfig, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **_own_fields(type(self), kwargs))
+
+    cls.__init__ = __init__  # type: ignore[method-assign]
+
+
+def _own_fields(cls: type[T5ExperimentalConfig], values: dict[str, Any]) -> dict[str, Any]:
+    """Fields as they are called and meant here, from those of one of our configurations or of transformers' T5.
+
+    transformers 5 writes `tie_word_embeddings: true` for every T5 and keeps the truth in `scale_decoder_outputs`: the
+    original rescales the decoder's output exactly when the classifier is the embedding. Releases before wrote no
+    `scale_decoder_outputs`.
+
+    Raises:
+        ValueError: they are of another kind of model.
+    """
+    model_type = values.get("model_type") or cls.model_type
+    values = {name: value for name, value in values.items() if name != "model_type"}
+    if model_type == "t5":
+        scales = values.get("scale_decoder_outputs")
+        tied = values.get("tie_word_embeddings", True) is not False and scales is not False
+        values = {**_STOCK_T5_DEFAULTS, **values, "tie_word_embeddings": tied}
+        return values | {"scale_decoder_outputs": tied if scales is None else scales}
+    ours = {cls.model_type, T5ExperimentalConfig.model_type, *(other.model_type for other in CONFIG_CLASSES)}
+    if model_type not in ours:
+        raise ValueError(
+            f"These are the fields of a configuration of type {model_type!r}, which {cls.__name__} cannot describe: "
+            f"give those of a T5 of transformers (type 't5') or of one of {sorted(ours)}."
+        )
+    return values
+
+
+_understand_other_configurations(T5ExperimentalConfig)
 
 
 @strict

@@ -69,6 +69,7 @@ class T5ExperimentalForSequenceClassification(T5ExperimentalPreTrainedModel):
 
     def __init__(self, config: T5ExperimentalConfig):
         super().__init__(config)
+        config = self.config
         self.transformer = T5ExperimentalModel(config)
         self.classification_head = T5ClassificationHead(config)
         self.post_init()
@@ -145,6 +146,7 @@ class T5ExperimentalForTokenClassification(T5ExperimentalPreTrainedModel):
 
     def __init__(self, config: T5ExperimentalConfig):
         super().__init__(config)
+        config = self.config
         self.num_labels = config.num_labels
         self.transformer = T5ExperimentalEncoderModel(config)
         self.dropout = nn.Dropout(config.classifier_dropout)
@@ -188,6 +190,7 @@ class T5ExperimentalForQuestionAnswering(T5ExperimentalEncoderDecoder):
 
     def __init__(self, config: T5ExperimentalConfig):
         super().__init__(config)
+        config = self.config
         self.num_labels = config.num_labels
         self.qa_outputs = nn.Linear(config.d_model, config.num_labels or 2)
         self.post_init()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPastAndCrossAttentions
@@ -43,6 +43,12 @@ class T5ExperimentalPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     # Embeddings of the stacks that are the model's `shared`, whatever the configuration says of the classifier.
     _shared_embeddings: tuple[str, ...] = ()
+
+    def __init__(self, config: PreTrainedConfig):
+        # Not by its type: a folder that carries these files along has a class of its own for the same thing.
+        if isinstance(config, PreTrainedConfig) and not hasattr(config, "layer_specs"):
+            config = self.config_class.of_stock(config)
+        super().__init__(config)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """What takes the place of the model's `shared` (adapters wrap modules so) embeds for its stacks, too."""
@@ -141,6 +147,7 @@ class T5Stack(T5ExperimentalPreTrainedModel):
 
     def __init__(self, config: T5ExperimentalConfig, stack: str):
         super().__init__(config)
+        config = self.config
         self.is_decoder = stack == "decoder"
         # A module of its own, as in transformers' T5, so that device maps can place it; its weight is the model's
         # `shared`.

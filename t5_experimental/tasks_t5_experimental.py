@@ -41,6 +41,7 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
 
     def __init__(self, config: T5ExperimentalConfig):
         super().__init__(config)
+        config = self.config
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = T5Stack(config, "encoder")
         self.decoder = T5Stack(config, "decoder")
@@ -201,7 +202,7 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
 
     def __init__(self, config: T5ExperimentalConfig):
         super().__init__(config)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(self.config.d_model, self.config.vocab_size, bias=False)
         self.post_init()
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
@@ -414,6 +415,7 @@ class T5ExperimentalEncoderModel(T5ExperimentalPreTrainedModel):
 
     def __init__(self, config: T5ExperimentalConfig):
         super().__init__(config)
+        config = self.config
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = T5Stack(config, "encoder")
         self.post_init()

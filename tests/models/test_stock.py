@@ -1,10 +1,20 @@
 """t5.1.1 beside transformers' own T5, which is exact there when loaded from files: weights and outputs go both ways."""
 
+import itertools
 import json
 
 import pytest
 import torch
-from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration, T5ForSequenceClassification
+import transformers
+from transformers import (
+    AutoConfig,
+    BertConfig,
+    MT5Config,
+    T5Config,
+    T5EncoderModel,
+    T5ForConditionalGeneration,
+    T5ForSequenceClassification,
+)
 
 import t5_experimental
 
@@ -116,3 +126,89 @@ def test_parameter_names_are_stock_names(model, stock_config):
     theirs = T5ForConditionalGeneration(stock_config)
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert ours == {name: tuple(tensor.shape) for name, tensor in theirs.state_dict().items()}
+
+
+CONFIG_CLASSES = [
+    t5_experimental.T5V11Config,
+    t5_experimental.T5LMAdaptedConfig,
+    t5_experimental.T5TalkingHeadsConfig,
+    t5_experimental.T5FirstLayersNarrowConfig,
+    t5_experimental.T5ExperimentalConfig,
+]
+FAMILIES = [config_class.__name__.removesuffix("Config") for config_class in CONFIG_CLASSES[:4]]
+
+
+@pytest.mark.parametrize("config_class", CONFIG_CLASSES)
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("form", ["dict", "differences", "before transformers 5"])
+def test_fields_of_a_stock_configuration_mean_what_they_mean_there(config_class, is_tied, form):
+    stock_config = T5Config(num_heads=4, feed_forward_proj="gated-gelu", tie_word_embeddings=is_tied)
+    fields = stock_config.to_diff_dict() if form == "differences" else stock_config.to_dict()
+    assert fields.get("tie_word_embeddings", True) is True  # as transformers 5 writes it whatever is true
+    if form == "before transformers 5":
+        del fields["scale_decoder_outputs"], fields["tie_word_embeddings"]
+        fields |= {} if is_tied else {"tie_word_embeddings": False}
+    for config in (config_class(**fields), config_class.from_dict(fields)):
+        assert config.tie_word_embeddings is config.scale_decoder_outputs is is_tied
+        assert config.model_type == config_class.model_type
+        expected = t5_experimental.LayerSpec("multi_head", 4, 4, 4, 64, 64, 2048)
+        for stack in ("encoder", "decoder"):
+            assert config.layer_specs(stack) == (expected,) * 6
+        assert config.d_model == 512
+    assert config_class(**{**fields, "tie_word_embeddings": False}).tie_word_embeddings is False
+
+
+def test_fields_of_other_models_are_refused():
+    for config_class, other in itertools.product(CONFIG_CLASSES, (MT5Config, BertConfig)):
+        with pytest.raises(ValueError, match=rf"of type '{other.model_type}', which {config_class.__name__} cannot"):
+            config_class(**other().to_dict())
+    with pytest.raises(ValueError, match="of type 'bert', which T5V11Config cannot describe: give those of a T5"):
+        t5_experimental.T5V11Model(BertConfig())
+    assert t5_experimental.T5V11Config(**t5_experimental.T5LMAdaptedConfig().to_dict()).model_type == "t5_v1_1"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_every_family_takes_a_stock_configuration(family, is_tied, stock_config, batch, tmp_path):
+    """As it is, as the `config=` of a folder, and as what a folder of transformers' T5 holds."""
+    torch.manual_seed(0)
+    stock_config.scale_decoder_outputs = is_tied
+    theirs = T5ForConditionalGeneration(stock_config).eval()
+    if not is_tied:
+        theirs.lm_head.weight = torch.nn.Parameter(torch.randn(1152, 32))
+        theirs.all_tied_weights_keys.pop("lm_head.weight", None)
+    theirs.save_pretrained(tmp_path)
+    our_class = getattr(t5_experimental, f"{family}ForConditionalGeneration")
+    made = our_class(AutoConfig.from_pretrained(tmp_path)).eval()
+    made.load_state_dict(theirs.state_dict())
+    loaded = our_class.from_pretrained(tmp_path)
+    overridden = our_class.from_pretrained(tmp_path, config=stock_config)
+    for ours in (made, loaded, overridden):
+        assert type(ours.config).__name__ == f"{family}Config"
+        assert (ours.lm_head.weight is ours.shared.weight) == is_tied
+        assert_same_outputs(ours, theirs, batch)
+    made.save_pretrained(tmp_path / "ours")
+    assert_same_outputs(our_class.from_pretrained(tmp_path / "ours"), theirs, batch)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    "suffix", ["Model", "EncoderModel", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]
+)
+def test_every_head_takes_a_stock_configuration(family, suffix, implementation, stock_config, batch):
+    torch.manual_seed(0)
+    theirs = getattr(transformers, f"T5{suffix}")(stock_config).eval()
+    stock_config._attn_implementation = implementation
+    ours = getattr(t5_experimental, f"{family}{suffix}")(stock_config).eval()
+    assert ours.config._attn_implementation == implementation
+    assert type(ours.config).__name__ == f"{family}Config"
+    ours.load_state_dict(theirs.state_dict())
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    if suffix == "Model":
+        inputs["decoder_input_ids"] = batch["labels"]
+    if suffix == "ForSequenceClassification":  # a padded row on the left is read elsewhere by transformers
+        inputs = {name: tensor[:2] for name, tensor in inputs.items()}
+    our_outputs, their_outputs = ours(**inputs), theirs(**inputs)
+    name = next(name for name in ("logits", "start_logits", "last_hidden_state") if name in their_outputs)
+    torch.testing.assert_close(our_outputs[name], their_outputs[name], rtol=1e-4, atol=1e-5)

@@ -10,6 +10,7 @@ from .checkpoint import Variable
 from .errors import ConversionError
 from .layout import SUBLAYERS
 from .matching import Sorted, mesh_name
+from .readable import joined
 
 
 # Mesh's activation -> names of the same function in transformers, the one that we write first. Mesh's gelu is the tanh
@@ -36,6 +37,11 @@ def original_activation(proj: str) -> str | None:
         return "gelu"
     name = proj.removeprefix("gated-")
     return next((original for original, ours in ACTIVATIONS.items() if name in ours), None)
+
+
+# Least and greatest number of buckets of the position bias: both directions need one for single distances and some for
+# longer ones, all of them within the 128 positions that the original tells apart.
+BUCKETS = (4, 255)
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,14 @@ class Shapes:
     def __init__(self, variables: Mapping[str, Variable], names: Sorted) -> None:
         self._variables = variables
         self.names = names
+        # Which sections the self-attention of a layer has variables of; an entry for every layer that has any at all.
+        self._layers: dict[str, dict[int, set[str]]] = {stack: {} for stack in SUBLAYERS}
+        for name, match in names.matches.items():
+            place = re.match(r"(\w+)\.block\.(\d+)\.layer\.\d+\.(?P<attention>SelfAttention\.)?", name)
+            if place:
+                sections = self._layers[place[1]].setdefault(int(place[2]), set())
+                if place["attention"]:
+                    sections.add(match.section)
 
     def __contains__(self, our_name: str) -> bool:
         return our_name in self.names.matches
@@ -94,13 +108,24 @@ class Shapes:
         )
 
     def layer_count(self, stack: str) -> int:
-        """Layers of a stack: one more than the highest number in a name."""
-        numbers = [int(m[1]) for m in (re.match(rf"{stack}\.block\.(\d+)\.", name) for name in self.names.matches) if m]
-        if not numbers:
+        """Layers of a stack, all of which have variables.
+
+        Raises:
+            ConversionError: there are none, or a number is left out.
+        """
+        present = self._layers[stack]
+        if not present:
             raise ConversionError(
                 f"the checkpoint has no {stack} layers: only encoder-decoder models with two stacks are converted."
             )
-        return max(numbers) + 1
+        missing = next((i for i in range(len(present)) if i not in present), None)
+        if missing is not None:
+            name = mesh_name(f"{stack}.block.{missing}.layer.0.layer_norm.weight", MULTI_HEAD, self.names.layout)
+            raise ConversionError(
+                f"{name} is missing from the checkpoint, as is all of layer {missing} of the {stack}, though it has "
+                f"layer {max(present)}."
+            )
+        return len(present)
 
     @property
     def gated(self) -> bool:
@@ -109,9 +134,7 @@ class Shapes:
 
     def attention_section(self, stack: str, i: int) -> str:
         """Kind of attention in a layer, which is also the name of its rules' section."""
-        prefix = f"{stack}.block.{i}.layer.0.SelfAttention."
-        sections = {match.section for name, match in self.names.matches.items() if name.startswith(prefix)}
-        return TALKING_HEADS if TALKING_HEADS in sections else MULTI_HEAD
+        return TALKING_HEADS if TALKING_HEADS in self._layers[stack].get(i, ()) else MULTI_HEAD
 
 
 def deduce(shapes: Shapes, d_kv: int | None = None) -> Architecture:
@@ -132,7 +155,12 @@ def deduce(shapes: Shapes, d_kv: int | None = None) -> Architecture:
         layers[stack] = tuple(_layer(shapes, stack, i, heads) for i in range(count))
         buckets |= heads.buckets
     if len(buckets) > 1:
-        raise ConversionError(f"the bias tables have {sorted(buckets)} buckets: our models have one number for all.")
+        listed = joined(sorted(buckets))
+        raise ConversionError(f"the bias tables have {listed} buckets: our models have one number for all.")
+    if buckets and not min(BUCKETS) <= min(buckets) <= max(BUCKETS):
+        raise ConversionError(
+            f"the bias tables have {buckets.pop()} buckets: our models can have {min(BUCKETS)} to {max(BUCKETS)}."
+        )
     proj = "gated-gelu" if shapes.gated else "relu"
     return Architecture(
         d_model=embedding["d_model"],
@@ -210,13 +238,18 @@ class _HeadCounts:
         name = self._shapes.names.matches[f"{self._stack}.block.{i}.layer.0.SelfAttention.q.weight"].mesh
         heads = self._by_columns.get(columns)
         sizes = {c // h for c, h in self._by_columns.items() if c % h == 0}
+        if heads and columns % heads:
+            raise ConversionError(
+                f"{name} has {columns} columns, which cannot be those of the {heads} heads of its bias table: the "
+                "checkpoint is not one of a single model."
+            )
         size = columns // heads if heads else self._given or (sizes.pop() if len(sizes) == 1 else None)
         if size is None:
             raise ConversionError(
                 f"no bias table tells how many heads the {columns} columns of {name} are: pass --d-kv N, a head's size."
             )
         if columns % size:
-            raise ConversionError(f"{name} has {columns} columns, which are no whole number of heads of size {size}.")
+            raise ConversionError(f"{name} has {columns} columns, which is no multiple of the head size {size}.")
         return columns // size, size
 
 

@@ -11,7 +11,9 @@ from typing import Protocol
 import numpy as np
 
 from .errors import ConversionError
+from .gin_file import MAX_GIN_BYTES, decode
 from .matrix import Matrix
+from .readable import joined
 from .released import is_released, resolve_released
 from .remote import is_remote
 from .remote_checkpoint import locate
@@ -19,6 +21,9 @@ from .storage import Storage
 
 
 GIN_FILE = "operative_config.gin"
+
+# The file `checkpoint` names some of the last checkpoints, the newest of them at its beginning.
+_MOST_STATE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -100,21 +105,38 @@ class Checkpoint:
 
     @property
     def gin_file(self) -> Path | None:
-        """The configuration that the run wrote beside its checkpoints, if it is there; on a server its name alone."""
+        """The configuration that the run wrote beside its checkpoints, if it is there; on a server its name alone.
+
+        Raises:
+            ConversionError: there is something of that name that is no file.
+        """
         path = self.prefix.parent / GIN_FILE
-        there = path.is_file() if self.storage is None else self.storage.exists(GIN_FILE)
-        return path if there else None
+        if self.storage is not None:
+            return path if self.storage.exists(GIN_FILE) else None
+        if not os.path.lexists(path):
+            return None
+        if not os.path.isfile(path):
+            raise ConversionError(
+                f"{path} is not a file, or leads to none: put the run's own file there, or move it away to have the "
+                "architecture deduced from the variables."
+            )
+        return path
 
     def gin_text(self) -> str:
-        """Text of `gin_file`."""
+        """Text of `gin_file`.
+
+        Raises:
+            ConversionError: it cannot be read, or is not what a run writes.
+        """
         if self.storage is not None:
             return self.storage.text(GIN_FILE)
-        return (self.prefix.parent / GIN_FILE).read_text(encoding="utf-8", errors="replace")
+        path = self.prefix.parent / GIN_FILE
+        return decode(_read(path, MAX_GIN_BYTES + 1), path.name)
 
     @property
     def named_step(self) -> int | None:
         """Training step in the prefix's name."""
-        match = re.search(r"-(\d+)\Z", self.prefix.name)
+        match = re.search(r"-([0-9]{1,18})\Z", self.prefix.name)
         return int(match[1]) if match else None
 
 
@@ -131,19 +153,20 @@ def resolve(source: str | Path, cache_dir: str | Path | None = None) -> Checkpoi
     """
     vocabulary = None
     # A folder of that name on this disk is meant rather than a download of gigabytes.
-    if is_released(source) and not Path(source).exists():
+    if is_released(source) and not os.path.exists(source):
         released = resolve_released(str(source))
         source, vocabulary = released.source, released.vocabulary
     if is_remote(source):
         storage, prefix_name = locate(str(source), Path(cache_dir).expanduser() if cache_dir else None)
         return Checkpoint(Path(prefix_name), storage, vocabulary)
     path = Path(source).expanduser()
-    if path.is_dir():
+    # Not through Path, which raises for names that are too long.
+    if os.path.isdir(path):
         prefix = _in_folder(path)
     else:
-        prefix = path.with_name(re.sub(r"\.(index|meta|data-\d{5}-of-\d{5})\Z", "", path.name))
-        if not _index(prefix).is_file():
-            if not prefix.parent.is_dir() or not any(prefix.parent.glob(_glob_escape(prefix.name) + ".data-*")):
+        prefix = path.with_name(re.sub(r"(?<=.)\.(index|meta|data-\d{5}-of-\d{5})\Z", "", path.name))
+        if not os.path.isfile(_index(prefix)):
+            if not os.path.isdir(prefix.parent) or not any(prefix.parent.glob(_glob_escape(prefix.name) + ".data-*")):
                 raise ConversionError(
                     f"{source} does not exist: give a checkpoint's folder, or a prefix such as DIR/model.ckpt-1000000."
                 )
@@ -153,7 +176,7 @@ def resolve(source: str | Path, cache_dir: str | Path | None = None) -> Checkpoi
 
 
 def _in_folder(folder: Path) -> Path:
-    present = sorted(path.name.removesuffix(".index") for path in folder.glob("*.index"))
+    present = sorted(path.name.removesuffix(".index") for path in folder.glob("?*.index"))
     state = folder / "checkpoint"
     if state.is_file():
         return _newest(folder, state, present)
@@ -162,25 +185,34 @@ def _in_folder(folder: Path) -> Path:
     if len(present) > 1:
         raise ConversionError(
             f"{folder} holds {len(present)} checkpoints and no file `checkpoint` that picks one: give one of the "
-            f"prefixes {', '.join(present)}."
+            f"prefixes {joined(present)}."
         )
     return folder / present[0]
 
 
 def _newest(folder: Path, state: Path, present: list[str]) -> Path:
     """The prefix that TensorFlow's `checkpoint` file names, also after the folder was copied from elsewhere."""
-    text = state.read_text(encoding="utf-8", errors="replace")
-    match = re.search(r'^\s*model_checkpoint_path\s*:\s*"((?:[^"\\]|\\.)*)"', text, re.MULTILINE)
+    text = _read(state, _MOST_STATE_BYTES).decode("utf-8", errors="replace")
+    match = re.search(r'^[ \t]*model_checkpoint_path\s*:\s*"((?:[^"\\]|\\.)*)"', text, re.MULTILINE)
     if not match:
         raise ConversionError(f"{state} names no checkpoint: give the prefix of the one to convert.")
     named = re.sub(r"\\(.)", r"\1", match[1])
     basename = re.split(r"[/\\]", named)[-1]
     # What lies in the folder comes first: an absolute path in the file is where the folder was when it was written.
     for candidate in (folder / basename, folder / named):
-        if basename and "://" not in str(candidate) and _index(candidate).is_file():
+        if basename not in ("", ".", "..") and "://" not in str(candidate) and os.path.isfile(_index(candidate)):
             return candidate
-    others = f"give the prefix of one that is: {', '.join(present)}" if present else "no other is there either"
+    others = f"give the prefix of one that is: {joined(present)}" if present else "no other is there either"
     raise ConversionError(f"{state} names {basename}, whose .index is not in the folder; {others}.")
+
+
+def _read(path: Path, most: int) -> bytes:
+    """The first bytes of a file, all of them unless it has more than it should."""
+    try:
+        with path.open("rb") as file:
+            return file.read(most)
+    except OSError as error:
+        raise ConversionError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _index(prefix: Path) -> Path:

@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from .. import without_models
 from .errors import ConversionError, UnknownVariables
 from .names import FAMILY_SECTIONS
+from .options import DTYPES
 from .output_format import FORMATS, NATIVE
 from .plan import parse_size
+from .readable import say
 
 
 if TYPE_CHECKING:
     from .export import Export
     from .pipeline import Inspection, Summary
-
-
-_DTYPES = ("source", "float32", "bfloat16", "float16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except ConversionError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", to=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
-        print(f"{'; '.join(['error: interrupted', *getattr(interrupt, '__notes__', [])])}.", file=sys.stderr)
+        say(f"{'; '.join(['error: interrupted', *getattr(interrupt, '__notes__', [])])}.", to=sys.stderr)
         return 130
     return 0
 
@@ -102,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
             "--with-optimizer", action="store_true", help="also Adafactor's state, in optimizer.safetensors"
         )
     convert.add_argument("--vocab", metavar="FILE", help="sentencepiece.model, or its address; adds the tokenizer")
-    convert.add_argument("--dtype", choices=_DTYPES, default="source", help="dtype to write; default: the source's own")
+    convert.add_argument("--dtype", choices=DTYPES, default="source", help="dtype to write; default: the source's own")
     convert.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="default: 5GB")
     convert.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new folder is complete")
     convert.add_argument(
@@ -173,12 +172,17 @@ def _inspect(arguments: argparse.Namespace) -> None:
     try:
         found = inspect(arguments.source, **_planning(arguments))
     except UnknownVariables as error:
-        print("Unknown variables", *error.listed, sep="\n  ")
+        say("Unknown variables", *(f"  {line}" for line in error.listed))
         raise
+    print_inspection(found)
+
+
+def print_inspection(found: "Inspection") -> None:
+    """Prints what `inspect` says of a checkpoint."""
     _print_findings(found)
-    print("\nConfiguration")
+    say("", "Configuration")
     for name, value in sorted(found.output.fields(found.config).items()):
-        print(f"  {name}: {value}")
+        say(f"  {name}: {value}")
     _print_table(found)
 
 
@@ -219,7 +223,7 @@ def _push(arguments: argparse.Namespace) -> None:
 def _push_folder(folder: str | Path, repository: str, private: bool) -> None:
     from .hub import push
 
-    print(f"\nUploaded to {push(folder, repository, private)}")
+    say("", f"Uploaded to {push(folder, repository, private)}")
 
 
 def _verify(arguments: argparse.Namespace) -> None:
@@ -241,7 +245,7 @@ def _export(arguments: argparse.Namespace) -> None:
         report=_print_export,
         progress=True,
     )
-    print(f"\nWritten to {summary.prefix} in {summary.seconds:.1f} seconds")
+    say("", f"Written to {summary.prefix} in {summary.seconds:.1f} seconds")
 
 
 def _print_export(found: "Export") -> None:
@@ -258,7 +262,7 @@ def _print_export(found: "Export") -> None:
 def _presets(_: argparse.Namespace) -> None:
     from .released import presets_table
 
-    print(presets_table())
+    say(*presets_table().splitlines())
 
 
 _COMMANDS = {
@@ -290,9 +294,9 @@ def _print_findings(found: "Inspection") -> None:
 
 def _print_rows(rows: Mapping[str, object], notes: Sequence[str]) -> None:
     for title, text in rows.items():
-        print(f"{title + ':':<12}{text}")
+        say(f"{title + ':':<12}{text}")
     for note in notes:
-        print(f"{'Note:':<12}{note}")
+        say(f"{'Note:':<12}{note}")
 
 
 def _print_table(found: "Inspection") -> None:
@@ -303,11 +307,11 @@ def _print_table(found: "Inspection") -> None:
         for name, entry in entries.items()
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    print("\nVariables")
+    say("", "Variables")
     for row in rows:
-        print(("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))).rstrip())
+        say(("  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))).rstrip())
     for text in _left_out(found):
-        print(f"  left out: {text}")
+        say(f"  left out: {text}")
 
 
 def _left_out(found: "Inspection") -> list[str]:
@@ -317,15 +321,15 @@ def _left_out(found: "Inspection") -> list[str]:
 
 def _print_verified(found: "Inspection") -> None:
     exact = sum(entry.dtype == entry.source.dtype for entry in found.plan.reads)
-    print("\nVerified")
-    print(f"  equal bit for bit:            {exact:,} tensors")
+    say("", "Verified")
+    say(f"  equal bit for bit:            {exact:,} tensors")
     if exact < len(found.plan.reads):
-        print(f"  equal to the source as cast:  {len(found.plan.reads) - exact:,} tensors")
-    print(f"  bytes:                        {found.plan.all_nbytes:,}")
+        say(f"  equal to the source as cast:  {len(found.plan.reads) - exact:,} tensors")
+    say(f"  bytes:                        {found.plan.all_nbytes:,}")
 
 
 def _print_summary(summary: "Summary") -> None:
-    print("\nSummary")
+    say("", "Summary")
     rows = {
         "output": summary.output,
         "tensors": f"{summary.tensors:,} in {len(summary.inspection.plan.shards)} file(s)",
@@ -340,4 +344,4 @@ def _print_summary(summary: "Summary") -> None:
     if summary.inspection.plan.drops:
         rows["left out"] = ", ".join(_left_out(summary.inspection))
     for title, text in rows.items():
-        print(f"  {title + ':':<14}{text}")
+        say(f"  {title + ':':<14}{text}")

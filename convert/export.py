@@ -21,7 +21,7 @@ from .errors import ConversionError
 from .gin_writer import can_be_written, check_expressible, natural_layout, operative_config
 from .layout import Layout
 from .matching import mesh_name, sort_names
-from .names import SLOTS
+from .names import GLOBAL_STEP, SLOTS
 from .optimizer import FILENAME as OPTIMIZER_FILENAME
 from .optimizer import find_slots, slot_variables, with_optimizer
 from .output_folder import check_output, finished_or_nothing, reclaimable
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 DTYPES = ("source", "float32", "bfloat16")
 
-GLOBAL_STEP = "global_step"
 _STEP_BYTES = np.int64().nbytes
 
 # What transformers may save beside the one matrix that these are, and a bias of old releases that nothing reads.

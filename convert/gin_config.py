@@ -9,11 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 from ..configuration_t5_experimental import MULTI_HEAD, TALKING_HEADS, LayerSpec
-from .architecture import ACTIVATIONS, Architecture, written_proj
+from .architecture import ACTIVATIONS, BUCKETS, Architecture, written_proj
 from .errors import ConversionError
 from .gin_file import GinFile, Reference
+from .gin_values import MAX_SIZE, flag, integer, items, names, number
 from .layout import SUBLAYERS
+from .readable import joined, shown
 
+
+# Layers of ours in one stack; the largest released model has 24.
+MAX_LAYERS = 1024
 
 # Class -> (sublayer it can be, kind of attention, class whose parameters it takes over where it has none of its own).
 LAYER_CLASSES: Mapping[str, tuple[str, str, str | None]] = {
@@ -107,25 +112,32 @@ def read_architecture(gin: GinFile) -> Architecture:
     layers: dict[str, tuple[LayerSpec, ...]] = {}
     facts: dict[str, set[Any]] = {name: set() for name in _SAME_EVERYWHERE}
     for stack in SUBLAYERS:
-        layers[stack] = tuple(_layer(gin, stack, i, group, facts) for i, group in enumerate(_groups(gin, stack)))
-        facts["Unitransformer.d_model"].add(_required(gin, stack, "Unitransformer", "d_model"))
+        layers[stack] = _layers(gin, stack, facts)
+        d_model = _required(gin, stack, "Unitransformer", "d_model")
+        facts["Unitransformer.d_model"].add(integer(gin, f"{stack}/Unitransformer.d_model", d_model))
         bound, epsilon = gin.lookup(stack, "sublayer_rms_norm", "epsilon")
-        facts["sublayer_rms_norm.epsilon"].add(epsilon if bound else 1e-6)
+        epsilon = number(gin, "sublayer_rms_norm.epsilon", epsilon) if bound else 1e-6
+        facts["sublayer_rms_norm.epsilon"].add(epsilon)
     d_model, buckets, activation, epsilon = (_only(gin, name, values) for name, values in facts.items())
     architecture = Architecture(
-        d_model=_whole(gin, "Unitransformer.d_model", d_model),
+        d_model=d_model,
         layers=layers,
-        buckets=_whole(gin, "relative_attention_num_buckets", buckets),
+        buckets=buckets,
         feed_forward_proj=activation,
-        tied=bool(gin.lookup("decoder", "Unitransformer", "shared_embedding_and_softmax_weights")[1]),
-        layer_norm_epsilon=float(epsilon),
+        tied=_tied(gin),
+        layer_norm_epsilon=epsilon,
     )
-    rates = {rate for rate in _dropout_rates(gin) if rate is not None}
+    rates = set(_dropout_rates(gin))
     if len(rates) > 1:
-        listed = ", ".join(str(rate) for rate in sorted(rates))
-        note = f"{gin.name} has several dropout rates ({listed}); our models have one, the highest."
-        return replace(architecture, dropout_rate=float(max(rates)), notes=(note,))
-    return replace(architecture, dropout_rate=float(rates.pop()) if rates else None)
+        note = f"{gin.name} has several dropout rates ({joined(sorted(rates))}); our models have one, the highest."
+        return replace(architecture, dropout_rate=max(rates), notes=(note,))
+    return replace(architecture, dropout_rate=rates.pop() if rates else None)
+
+
+def _tied(gin: GinFile) -> bool:
+    parameter = "shared_embedding_and_softmax_weights"
+    bound, value = gin.lookup("decoder", "Unitransformer", parameter)
+    return bound and flag(gin, f"decoder/Unitransformer.{parameter}", value)
 
 
 def _refuse(gin: GinFile) -> None:
@@ -136,20 +148,12 @@ def _refuse(gin: GinFile) -> None:
 
 
 def _check(gin: GinFile, where: str, parameter: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    plain = _names(value)
+    plain = names(value)
     if not any(plain == choice and type(plain) is type(choice) for choice in allowed):
         raise ConversionError(
-            f"{gin.name} sets {where}.{parameter} = {plain!r}, which our models cannot express (only {allowed[0]!r})."
+            f"{gin.name} sets {where}.{parameter} = {shown(plain)}, which our models cannot express (only "
+            f"{allowed[0]!r})."
         )
-
-
-def _names(value: Any) -> Any:
-    """The value with references replaced by their names."""
-    if isinstance(value, Reference):
-        return value.name
-    if isinstance(value, list):
-        return [_names(item) for item in value]
-    return value
 
 
 def _required(gin: GinFile, scope: str, configurable: str, parameter: str) -> Any:
@@ -162,12 +166,31 @@ def _required(gin: GinFile, scope: str, configurable: str, parameter: str) -> An
     return value
 
 
+def _layers(gin: GinFile, stack: str, facts: dict[str, set[Any]]) -> tuple[LayerSpec, ...]:
+    """Widths of every layer; those that `num_layers` repeats are read once."""
+    known: dict[tuple[tuple[str, int], ...], LayerSpec] = {}
+    result = []
+    for i, group in enumerate(_groups(gin, stack)):
+        key = tuple((name, id(keywords)) for name, keywords in group)
+        if key not in known:
+            known[key] = _layer(gin, stack, i, group, facts)
+        result.append(known[key])
+    return tuple(result)
+
+
 def _groups(gin: GinFile, stack: str) -> list[list[tuple[str, Mapping[str, Any]]]]:
     """Layers of ours as lists of (class, keywords), one entry per sublayer."""
-    specs = [_parse_layer(gin, stack, item) for item in _required(gin, stack, "make_layer_stack", "layers")]
-    count = _required(gin, stack, "make_layer_stack", "num_layers")
-    specs = specs * _whole(gin, f"{stack}/make_layer_stack.num_layers", count)
+    where = f"{stack}/make_layer_stack"
     size = len(SUBLAYERS[stack])
+    listed = items(gin, f"{where}.layers", _required(gin, stack, "make_layer_stack", "layers"))
+    most = MAX_LAYERS * size
+    count = integer(gin, f"{where}.num_layers", _required(gin, stack, "make_layer_stack", "num_layers"), most=most)
+    if len(listed) * count > most:
+        raise ConversionError(
+            f"{gin.name} gives the {stack} more than {MAX_LAYERS} layers ({where}.num_layers = {count}): no T5 has as "
+            "many."
+        )
+    specs = [_parse_layer(gin, stack, item) for item in listed] * count
     for k, (name, _) in enumerate(specs):
         if name not in LAYER_CLASSES:
             raise ConversionError(f"{gin.name} gives the {stack} a layer of class {name}, which no model here has.")
@@ -188,9 +211,11 @@ def _parse_layer(gin: GinFile, stack: str, item: Any) -> tuple[str, Mapping[str,
     parts = item if isinstance(item, list | tuple) else [item]
     classes = [part.name for part in parts if isinstance(part, Reference)]
     keywords = [part for part in parts if isinstance(part, dict)]
-    if len(classes) != 1:
+    strange = [part for part in parts if not isinstance(part, Reference | dict | str)]
+    if len(classes) != 1 or strange:
         raise ConversionError(
-            f"{gin.name} has {item!r} among the layers of the {stack}: one class per layer is expected."
+            f"{gin.name} has {shown(names(item))} among the layers of the {stack}: one class per layer is expected, "
+            "with keywords and a name or without."
         )
     return classes[0], keywords[-1] if keywords else {}
 
@@ -210,7 +235,7 @@ def _layer(
         else:
             attentions.append(layer.attention())
             if LAYER_CLASSES[name][0] == "self_attention":
-                facts["relative_attention_num_buckets"].add(layer.value("relative_attention_num_buckets"))
+                facts["relative_attention_num_buckets"].add(layer.width("relative_attention_num_buckets", *BUCKETS))
     if len(set(attentions)) > 1:
         raise ConversionError(
             f"{gin.name} gives layer {i} of the {stack} a self-attention and an encoder-decoder attention of different "
@@ -242,9 +267,9 @@ class _Layer:
         bound, value = self._bound(parameter)
         return value if bound else _DEFAULTS[self._parent or self._name, parameter]
 
-    def width(self, parameter: str) -> int:
+    def width(self, parameter: str, least: int = 1, most: int = MAX_SIZE) -> int:
         """Value of a parameter that is a number of heads or a size."""
-        return _whole(self._gin, f"{self._stack}/{self._name}.{parameter}", self.value(parameter))
+        return integer(self._gin, f"{self._stack}/{self._name}.{parameter}", self.value(parameter), least, most)
 
     def refuse(self) -> None:
         """Raises for what our models cannot express."""
@@ -273,40 +298,40 @@ class _Layer:
         return kind, heads, key_heads, value_heads, self.width("key_size"), self.width("value_size")
 
     def _heads(self, parameter: str) -> tuple[str, int]:
-        dims = self.value(parameter)
         where = f"{self._stack}/{self._name}.{parameter}"
-        if not isinstance(dims, list | tuple) or len(dims) != 1 or len(dims[0]) != 2:
-            raise ConversionError(
-                f"{self._gin.name} sets {where} = {dims!r}, which our models cannot express (only one name and size)."
-            )
-        return dims[0][0], _whole(self._gin, where, dims[0][1])
+        match self.value(parameter):
+            case [[str(name), size]]:
+                return name, integer(self._gin, where, size)
+            case dims:
+                raise ConversionError(
+                    f"{self._gin.name} sets {where} = {shown(names(dims))}, which our models cannot express (only one "
+                    "name and size)."
+                )
 
 
 def _feed_forward_proj(gin: GinFile, value: Any) -> str:
-    parts = _names(value if isinstance(value, list) else [value])
-    if parts[0] in ACTIVATIONS and parts[1:] in ([], ["linear"]):
-        return written_proj(parts[0], gated=len(parts) == 2)
+    match names(value):
+        case str(name) | [str(name)] if name in ACTIVATIONS:
+            return written_proj(name, gated=False)
+        case [str(name), "linear"] if name in ACTIVATIONS:
+            return written_proj(name, gated=True)
     raise ConversionError(
-        f"{gin.name} sets DenseReluDense.activation = {_names(value)!r}, which our models cannot express (one of "
+        f"{gin.name} sets DenseReluDense.activation = {shown(names(value))}, which our models cannot express (one of "
         f"{', '.join(ACTIVATIONS)}, alone or in a list with 'linear' after it)."
     )
 
 
-def _dropout_rates(gin: GinFile) -> Iterable[Any]:
+def _dropout_rates(gin: GinFile) -> Iterable[float]:
     configurables = ("sublayer_dropout", "DenseReluDense", "SelfAttention", "TalkingHeadsSelfAttention", "LayerStack")
-    for (_, configurable, parameter), raw in gin.bindings.items():
+    for (scope, configurable, parameter), raw in gin.bindings.items():
         if parameter == "dropout_rate" and configurable in configurables:
-            yield gin.resolve(raw)
-
-
-def _whole(gin: GinFile, what: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConversionError(f"{gin.name} sets {what} = {value!r}: it must be a positive whole number.")
-    return value
+            rate = gin.resolve(raw)
+            if rate is not None:
+                yield number(gin, "/".join(filter(None, (scope, f"{configurable}.{parameter}"))), rate, below=1)
 
 
 def _only(gin: GinFile, what: str, values: set[Any]) -> Any:
     if len(values) != 1:
-        listed = ", ".join(str(value) for value in sorted(values, key=str))
+        listed = joined(sorted(values, key=str))
         raise ConversionError(f"{gin.name} sets {what} to {listed} in different layers: our models have one for all.")
     return values.pop()

@@ -13,9 +13,13 @@ SUBLAYERS: Mapping[str, tuple[str, ...]] = {
 }
 
 _KINDS = "|".join(SUBLAYERS["decoder"])
+# As "%03d" writes it: every number in one way alone. No model has as many layers as more digits can count.
+_NUMBER = "(?:[0-9]{3}|[1-9][0-9]{3,5})"
 # "block_003/layer_001"; "layer_010" (`make_layer_stack.block_scope = False`); "block_003/self_attention" and
 # "block_003/layer_000/self_attention" in old checkpoints, whose layers have names of their own.
-SCOPE_PATTERN = rf"(?P<scope>(?:block_\d{{3,}}/)?(?:layer_\d{{3,}}(?:/(?:{_KINDS}))?|(?:{_KINDS})))"
+SCOPE_PATTERN = rf"(?P<scope>(?:block_{_NUMBER}/)?(?:layer_{_NUMBER}(?:/(?:{_KINDS}))?|(?:{_KINDS})))"
+_SCOPED = re.compile(rf"(encoder|decoder)/(?:(block_{_NUMBER})/)?(?:layer_({_NUMBER})|(?:{_KINDS}))/")
+_NAMED = re.compile(rf"(encoder|decoder)/block_{_NUMBER}/(?:{_KINDS})/")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Layout:
         names = list(names)
         sizes: dict[str, dict[str | None, int]] = {stack: {} for stack in SUBLAYERS}
         for name in names:
-            match = re.match(rf"(encoder|decoder)/(?:(block_\d{{3,}})/)?(?:layer_(\d{{3,}})|(?:{_KINDS}))/", name)
+            match = _SCOPED.match(name)
             if match:
                 stack, block, layer = match.groups()
                 count = int(layer) + 1 if layer else len(SUBLAYERS[stack])
@@ -53,12 +57,12 @@ class Layout:
             per_block[stack] = min((size for size, n in common if n == common[0][1]), default=None)
             if not blocks:
                 per_block[stack] = len(SUBLAYERS[stack])
-        named = any(re.match(rf"(encoder|decoder)/block_\d{{3,}}/(?:{_KINDS})/", name) for name in names)
+        named = any(_NAMED.match(name) for name in names)
         return cls(per_block, named, any(name.endswith("/layer_norm/scale") for name in names))
 
     def locate(self, stack: str, scope: str) -> tuple[int, int] | None:
         """Our layer and sublayer of a Mesh scope, or None if no layer of ours can be there."""
-        levels = dict(re.findall(r"(block|layer)_(\d+)", scope))
+        levels = dict(re.findall(r"(block|layer)_([0-9]+)", scope))
         kind = re.search(rf"(?:{_KINDS})\Z", scope)
         sublayers = SUBLAYERS[stack]
         if kind and kind[0] not in sublayers:

@@ -36,13 +36,19 @@ class Sorted:
     unknown: tuple[str, ...]
 
 
+# Rules by what the names end in, which no placeholder is part of: few are left to be tried.
+_BY_LAST_PART: dict[str, list[tuple[str, Rule]]] = {}
+for _section, _rules in SECTIONS.items():
+    for _rule in _rules:
+        _BY_LAST_PART.setdefault(_rule.mesh.rpartition("/")[2], []).append((_section, _rule))
+
+
 def match_name(mesh_name: str, layout: Layout) -> Match | None:
     """The rule of a Mesh variable and our name for it, or None if there is no rule."""
-    for section, rules in SECTIONS.items():
-        for rule in rules:
-            ours = rule.to_ours(mesh_name, layout)
-            if ours is not None:
-                return Match(mesh_name, ours, rule, section)
+    for section, rule in _BY_LAST_PART.get(mesh_name.rpartition("/")[2], ()):
+        ours = rule.to_ours(mesh_name, layout)
+        if ours is not None:
+            return Match(mesh_name, ours, rule, section)
     return None
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .output_format import OutputFormat
 from .plan import Plan
+from .readable import markdown, markdown_code
 
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ tags:
 | | |
 |---|---|
 | family | {family} |
-| source | Mesh TensorFlow checkpoint `{source}` |
+| source | Mesh TensorFlow checkpoint {source} |
 | training step | {step} |
 | parameters | {parameters:,} |
 | d_model | {d_model:,} |
@@ -110,7 +111,7 @@ def model_card(
     Args:
         title: name of the output folder.
         family: one of the four.
-        source: the checkpoint's folder and prefix, without what is above them on somebody's disk.
+        source: the checkpoint's folder and prefix, without what is above them on a disk.
         step: training step, if anything tells.
         config: our configuration of what was written.
         output: kind of the folder.
@@ -123,13 +124,13 @@ def model_card(
     released = "The released checkpoints of this family have seen raw text only: fine-tune them before use on a task."
     all_notes = (*notes, released)
     return _TEMPLATE.format(
-        title=title,
+        title=markdown(title),
         about=_ABOUT[family] + (": the encoder alone" if output.encoder_only else ""),
         family=family,
         model_type="" if output.is_stock else f"- {config.model_type}\n",
         class_name=output.class_name(config),
         loading=_loading(config, output),
-        source=source,
+        source=markdown_code(source),
         step="unknown" if step is None else f"{step:,}",
         parameters=plan.parameter_count,
         d_model=config.d_model,
@@ -144,7 +145,7 @@ def model_card(
         gigabytes=plan.nbytes / 1e9,
         files="one file" if len(plan.shards) == 1 else f"{len(plan.shards)} files",
         other_files="\n\n".join([*_optimizer(plan), _TOKENIZER if has_tokenizer else _NO_TOKENIZER]),
-        notes="\n".join(f"- {note}" for note in all_notes),
+        notes="\n".join(f"- {markdown(note)}" for note in all_notes),
     )
 
 

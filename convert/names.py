@@ -49,7 +49,7 @@ class Rule:
 
     @cached_property
     def _our_pattern(self) -> re.Pattern[str]:
-        numbers = {"i": r"(?P<i>0|[1-9]\d*)", "j": r"(?P<j>0|[1-9]\d*)"}
+        numbers = {"i": r"(?P<i>0|[1-9][0-9]{0,5})", "j": r"(?P<j>[0-9])"}
         return _compile(self.ours, {"stack": "(?P<stack>encoder|decoder)", **numbers}, "")
 
     def to_ours(self, mesh_name: str, layout: Layout) -> str | None:
@@ -179,7 +179,8 @@ SLOTS: Mapping[str, str] = {"_slot_v": "v", "_slot_vr": "vr", "_slot_vc": "vc", 
 SLOT_DROP = "optimizer slot"
 
 # What a checkpoint holds besides the model; `{variable}` is a variable that a rule above maps.
+GLOBAL_STEP = "global_step"
 DROPS: Mapping[str, str] = {
-    "global_step": "training step",
+    GLOBAL_STEP: "training step",
     **{"{variable}" + ending: SLOT_DROP for ending in SLOTS},
 }

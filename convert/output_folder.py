@@ -25,6 +25,8 @@ from signal import SIGINT, SIGTERM
 
 from .. import own_folders
 from .errors import ConversionError
+from .paths import check_encodable
+from .readable import say
 from .verify import RECORD_FILENAME
 
 
@@ -41,6 +43,7 @@ def check_output(output: Path, kind: str, source: Path | None, overwrite: bool) 
         source: folder of this disk that is read, if any.
         overwrite: replace what has that name.
     """
+    check_encodable(output)
     try:
         place = output.resolve()
         if source is not None and place in (source.resolve(), *source.resolve().parents):
@@ -78,7 +81,7 @@ def finished_or_nothing(output: Path, kind: str, overwrite: bool, resume: bool =
                 # Another run may have finished it meanwhile, or the last one was killed while renaming.
                 _check_replaceable(output, kind, overwrite)
                 if own_folders.exists(folder) and not resume:
-                    print(f"Note: {folder.name}, which an earlier run left, is started over.", file=sys.stderr)
+                    say(f"Note: {folder.name}, which an earlier run left, is started over.", to=sys.stderr)
                     own_folders.remove(folder)
                 own_folders.begin(folder)
                 try:

@@ -2,7 +2,7 @@
 """Every parameter of a model with its shape on both sides, from its configuration and the name rules alone."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .arrays import shape_of
@@ -55,7 +55,7 @@ def field_name(label: str) -> str:
 
 def layer_sizes(spec: "LayerSpec") -> dict[str, int]:
     """Sizes of the labels that differ from layer to layer."""
-    numbers = {name: size for name, size in asdict(spec).items() if isinstance(size, int)}
+    numbers = {name: size for name, size in vars(spec).items() if isinstance(size, int)}
     return {**numbers, "d_kv": spec.d_k}
 
 

@@ -1,6 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """The road of a conversion: inspect, plan, write into a temporary sibling, rename; only then it looks finished."""
 
+import math
 import sys
 import time
 from collections import Counter
@@ -17,10 +18,12 @@ from .checkpoint import Checkpoint, CheckpointReader, Variable, resolve
 from .errors import ConversionError
 from .gin_file import GinFile
 from .matching import sort_names
+from .names import GLOBAL_STEP
 from .optimizer import find_slots, with_optimizer
+from .options import check_options
 from .output_folder import check_output, finished_or_nothing, reclaimable
 from .output_format import OutputFormat, check_expressible, write_config, write_tokenizer_files
-from .plan import Plan, check_agreement, check_known, check_space, make_plan, without_decoder
+from .plan import Plan, check_agreement, check_known, check_space, check_weights, make_plan, without_decoder
 from .remote import is_remote
 from .remote_checkpoint import local_copy
 from .tensor_bundle import TensorBundleReader
@@ -117,6 +120,18 @@ def inspect(
     from .family import build_config, choose_family
     from .gin_config import read_architecture
 
+    check_options(
+        {
+            "family": family,
+            "dtype": dtype,
+            "max_shard_size": max_shard_size,
+            "d_kv": d_kv,
+            "feed_forward_proj": feed_forward_proj,
+            "encoder_only": encoder_only,
+            "output_format": output_format,
+            "optimizer": optimizer,
+        }
+    )
     output = OutputFormat(output_format, encoder_only)
     checkpoint = source if isinstance(source, Checkpoint) else resolve(source, cache_dir)
     reader = open_reader(checkpoint)
@@ -126,6 +141,7 @@ def inspect(
     said = read_architecture(GinFile(checkpoint.gin_text(), gin.name)) if gin else None
     names = sort_names(variables)
     check_known(names, variables)
+    check_weights(names, variables)
     shapes = Shapes(variables, names)
     vocab_size = shapes.axes("shared.weight")["vocab_size"]
     if gin and said:
@@ -155,9 +171,23 @@ def _config_dtype(dtype: str, weights: list[Variable]) -> str:
 
 
 def _step(checkpoint: Checkpoint, reader: CheckpointReader) -> int | None:
-    if "global_step" in reader.variables:
-        return int(reader.read("global_step"))
-    return checkpoint.named_step
+    variable = reader.variables.get(GLOBAL_STEP)
+    if variable is None:
+        return checkpoint.named_step
+    _check_step(variable)
+    step = int(reader.read(GLOBAL_STEP).reshape(()))
+    if step < 0:
+        raise ConversionError(f"{GLOBAL_STEP} is {step}: no training step is negative, so the checkpoint is damaged.")
+    return step
+
+
+def _check_step(variable: Variable) -> None:
+    """Raises, before it is read, unless it is one integer: a variable of that name may have any size."""
+    if math.prod(variable.shape) != 1 or not variable.dtype.startswith(("int", "uint")):
+        raise ConversionError(
+            f"{variable.name} is {variable.dtype} of shape {list(variable.shape)}, but a training step is one integer: "
+            "the checkpoint is not one that Mesh TensorFlow's saver wrote."
+        )
 
 
 def convert(

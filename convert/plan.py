@@ -15,6 +15,7 @@ from .entries import Entry, Shard, model_shards
 from .errors import ConversionError, UnknownVariables
 from .layout import SUBLAYERS
 from .matching import Sorted, mesh_name
+from .names import EMBEDDING
 from .parameters import Parameter, field_name, parameters
 
 
@@ -86,7 +87,7 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper())
     unit = _UNITS.get(match[2] or "B") if match else None
-    if match is None or unit is None or float(match[1]) * unit < 1:
+    if match is None or unit is None or not 1 <= float(match[1]) * unit < 2**63:
         raise ValueError(f"{text!r} is not a size: write it as 5GB, 500MB or 2GiB")
     return int(float(match[1]) * unit)
 
@@ -100,6 +101,29 @@ def check_known(names: Sorted, variables: Mapping[str, Variable]) -> None:
             f"{first.name}{others}, of shape {list(first.shape)}, is a variable that no rule is for: none of the "
             "families has it, so this is not a checkpoint of one of them.",
             [f"{name} {variables[name].dtype} {list(variables[name].shape)}" for name in names.unknown],
+        )
+
+
+def check_weights(names: Sorted, variables: Mapping[str, Variable]) -> None:
+    """Raises if a variable that becomes a parameter has no numbers, or none that weights are."""
+    for match in names.matches.values():
+        variable = variables[match.mesh]
+        _check_dtype(variable)
+        # Of the vocabulary, padding and the end of a text are the least.
+        if match.rule is EMBEDDING and variable.shape[:1] == (1,):
+            raise ConversionError(f"{variable.name} has one row, but a vocabulary has two or more: it is damaged.")
+        if 0 in variable.shape:
+            raise ConversionError(
+                f"{variable.name} has the shape {list(variable.shape)}, so that it holds no number at all: the "
+                "checkpoint is not one of a model."
+            )
+
+
+def _check_dtype(variable: Variable) -> None:
+    if variable.dtype not in SAFETENSORS_DTYPES:
+        raise ConversionError(
+            f"{variable.name} has the dtype {variable.dtype}, but weights are {', '.join(SAFETENSORS_DTYPES)}: this "
+            "checkpoint cannot be converted."
         )
 
 
@@ -179,11 +203,7 @@ def _with_entries(plan: Plan, entries: Iterable[Entry], max_shard_size: int) -> 
 
 
 def _entry(parameter: Parameter, source: Variable, dtype: str, gin: str | None) -> Entry:
-    if source.dtype not in SAFETENSORS_DTYPES:
-        raise ConversionError(
-            f"{source.name} has the dtype {source.dtype}, but weights are {', '.join(SAFETENSORS_DTYPES)}: this "
-            "checkpoint cannot be converted."
-        )
+    _check_dtype(source)
     rule = parameter.rule
     for form in rule.mesh_axes:
         if source.shape == shape_of(form, parameter.sizes) and fits(form, rule.our_axes, parameter.sizes):

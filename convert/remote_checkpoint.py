@@ -80,7 +80,7 @@ def local_copy(url: str, cache_dir: Path | None = None, patience: Patience | Non
 
 def newest(text: str) -> str | None:
     """Basename of the prefix that a `checkpoint` file names; None if it names none."""
-    match = re.search(r'^\s*model_checkpoint_path\s*:\s*"((?:[^"\\]|\\.)*)"', text, re.MULTILINE)
+    match = re.search(r'^[ \t]*model_checkpoint_path\s*:\s*"((?:[^"\\]|\\.)*)"', text, re.MULTILINE)
     return re.split(r"[/\\]", re.sub(r"\\(.)", r"\1", match[1]))[-1] or None if match else None
 
 

@@ -7,6 +7,7 @@ and the defaults of the released base size; any configuration class can describe
 
 import copy
 import functools
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -299,6 +300,10 @@ class T5ExperimentalConfig(PreTrainedConfig):
         for name in ("dropout_rate", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: it must be at least 0 and less than 1.")
+        if not 0 <= self.layer_norm_epsilon < math.inf:
+            raise ValueError(
+                f"`layer_norm_epsilon` is {self.layer_norm_epsilon}: it must be a finite number from 0 on."
+            )
         # Both directions need at least one bucket for single distances, and room for the logarithmic ones after it.
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
         if buckets < 4 or distance <= buckets // 2:

@@ -96,7 +96,7 @@ def test_heads_that_no_table_tells(make_config: Callable[..., Any], inspect_mode
     found = inspect_model(config, d_kv=8)
     assert found.family == "t5.1.th"
     assert found.config.layer_overrides == {"encoder": [{}, {"attention_type": "multi_head"}]}
-    with pytest.raises(ConversionError, match="no whole number of heads of size 7"):
+    with pytest.raises(ConversionError, match="no multiple of the head size 7"):
         inspect_model(config, d_kv=7)
 
 

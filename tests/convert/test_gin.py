@@ -1,6 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Gin files: syntax, the genuine ones field by field, and refusal of everything that our models cannot express."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,111 @@ def test_broken_syntax(text: str, message: str) -> None:
         GinFile(text)
 
 
+def test_nothing_is_printed_on_the_style_of_a_file() -> None:
+    """Python's parser warns of such strings and numbers, and quotes them."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert GinFile("a.b = '\\d'\n").lookup("", "a", "b") == (True, "\\d")
+    assert told == []
+
+
+BOMBS = {
+    "doubling": "\n".join(f"m{n} = [%m{n + 1}, %m{n + 1}]" for n in range(15)) + "\nm15 = [1, 2, 3]",
+    "thirtyfold": "\n".join(f"m{n} = [{f'%m{n + 1}, ' * 30}]" for n in range(12)) + "\nm12 = 1",
+    "tables": "\n".join(f"m{n} = {{1: %m{n + 1}, 2: %m{n + 1}}}" for n in range(15)) + "\nm15 = [1, 2, 3]",
+    "a long chain": "\n".join(f"m{n} = %m{n + 1}" for n in range(10_000)) + "\nm10000 = 1",
+    "a circle": "\n".join(f"m{n} = %m{n + 1}" for n in range(20)) + "\nm20 = %m0",
+    "a deep value": f"m0 = {'[' * 40}{']' * 40}",
+    "deep in another": f"m0 = {'[' * 20}%m1{']' * 20}\nm1 = {'[' * 20}{']' * 20}",
+}
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_macros_that_grow(case: str) -> None:
+    """Far below what a file may hold, and far above what any value needs."""
+    with pytest.raises(ConversionError, match=r"more than 32768 parts, or|by too many others"):
+        GinFile(f"{BOMBS[case]}\na.b = %m0\n").lookup("", "a", "b")
+
+
+def test_macros_that_are_used_often_stay_small() -> None:
+    text = "\n".join(f"m{n} = [%m{n + 1}, %m{n + 1}]" for n in range(10)) + "\nm10 = 1\na.b = %m0\na.c = %m1\n"
+    gin = GinFile(text)
+    found = gin.lookup("", "a", "b")[1]
+    for _ in range(10):
+        assert len(found) == 2
+        found = found[0]
+    assert found == 1
+    assert gin.lookup("", "a", "b")[1][0] == gin.lookup("", "a", "c")[1]
+
+
+ABSURD = [
+    (
+        "num_layers = 100_000_000",
+        "encoder/make_layer_stack.num_layers = 100000000: it must be an integer from 1 to 2048",
+    ),
+    ("num_layers = 1025", "gives the encoder more than 1024 layers .*num_layers = 1025"),
+    ("num_layers = 0", "num_layers = 0: it must be an integer"),
+    ("num_layers = [2]", r"num_layers = \[2\]: it must be an integer"),
+    ("num_layers = True", "num_layers = True: it must be an integer"),
+    ("d_model = 1e999", "encoder/Unitransformer.d_model = inf: it must be an integer from 1 to 2147483647"),
+    ("d_model = [32]", r"Unitransformer.d_model = \[32\]"),
+    ("d_model = 4294967296", "d_model = 4294967296"),
+    (f"d_model = 0x{'f' * 5000}", "cannot be read: d_model has no plain value"),
+    (f"d_model = {'9' * 5000}", "cannot be read: d_model has no plain value"),
+    ("d_ff = -1", "DenseReluDense.hidden_size = -1"),
+    ("num_heads = {}", r"SelfAttention.num_heads = {}"),
+    ("num_heads = @x.SelfAttention", "num_heads = 'SelfAttention'"),
+    ("d_kv = 8.0", "key_value_size = 8.0"),
+    ("dropout_rate = 2.0", "DenseReluDense.dropout_rate = 2.0: it must be a number from 0 to less than 1"),
+    ("dropout_rate = 1.0", "dropout_rate = 1.0"),
+    ("dropout_rate = -0.1", "dropout_rate = -0.1"),
+    ("dropout_rate = 1e999", "dropout_rate = inf"),
+    ("dropout_rate = []", r"dropout_rate = \[\]"),
+    ("dropout_rate = 'x'", "dropout_rate = 'x'"),
+    ("sublayer_rms_norm.epsilon = 1e999", "sublayer_rms_norm.epsilon = inf: it must be a finite number from 0 on"),
+    ("sublayer_rms_norm.epsilon = -1e-6", "epsilon = -1e-06"),
+    ("sublayer_rms_norm.epsilon = 'x'", "epsilon = 'x'"),
+    ("sublayer_rms_norm.epsilon = None", "epsilon = None"),
+    (
+        "encoder/SelfAttention.relative_attention_num_buckets = 3",
+        "num_buckets = 3: it must be an integer from 4 to 255",
+    ),
+    ("encoder/SelfAttention.relative_attention_num_buckets = 256", "num_buckets = 256"),
+    ("encoder/SelfAttention.relative_attention_num_buckets = [32]", r"num_buckets = \[32\]"),
+    ("encoder/make_layer_stack.layers = 5", "make_layer_stack.layers = 5: it must be a list"),
+    ("encoder/make_layer_stack.layers = 'x'", "make_layer_stack.layers = 'x': it must be a list"),
+    ("encoder/make_layer_stack.layers = [[]]", "one class per layer"),
+    ("encoder/make_layer_stack.layers = [(5, @x.SelfAttention), @x.DenseReluDense]", "one class per layer"),
+    ("decoder/Unitransformer.shared_embedding_and_softmax_weights = 'no'", "= 'no': it must be True or False"),
+    ("encoder/DenseReluDense.activation = []", r"activation = \[\], which"),
+    ("encoder/DenseReluDense.activation = [[], 'linear']", "activation = .* which our models cannot express"),
+    ("encoder/DenseReluDense.activation = {'a': 1}", "activation = {'a': 1}, which"),
+    ("encoder/SelfAttention.attention_kwargs = [1]", "attention_kwargs"),
+    ("encoder/SelfAttention.attention_kwargs = {%d_ff: 1}", "has no plain value"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), ABSURD)
+def test_absurd_values(line: str, message: str, reference: Path) -> None:
+    with pytest.raises(ConversionError, match=message):
+        read_architecture(spoiled(reference, "t5.1.1.tiny", line))
+
+
+@pytest.mark.parametrize(
+    "dims", ["[4]", "['heads']", "[(4, 'heads')]", "[[4, 4, 4]]", "[('a', 0)]", "[('a', 1.0)]", "4"]
+)
+def test_absurd_heads(dims: str, reference: Path) -> None:
+    with pytest.raises(ConversionError, match="key_heads_dims = "):
+        read_architecture(
+            spoiled(reference, "t5.1.th.tiny", f"encoder/TalkingHeadsSelfAttention.key_heads_dims = {dims}")
+        )
+
+
+def test_as_many_layers_as_are_allowed(reference: Path) -> None:
+    found = read_architecture(spoiled(reference, "t5.1.1.tiny", "num_layers = 1024"))
+    assert {stack: len(specs) for stack, specs in found.layers.items()} == {"encoder": 1024, "decoder": 1024}
+
+
 @pytest.mark.parametrize("text", ["d = %e\na.b = %d", "d = [%d, %d]\na.b = %d", "d = %e\ne = %d\na.b = {1: %d}"])
 def test_macros_without_value(text: str) -> None:
     with pytest.raises(ConversionError, match="without defining it"):
@@ -142,7 +248,7 @@ def test_what_cannot_be_expressed_is_refused_by_name(line: str, reference: Path)
         ("encoder/TalkingHeadsSelfAttention.dynamic_projections = ['x2l']", "dynamic_projections"),
         ("encoder/TalkingHeadsSelfAttention.key_heads_dims = [('a', 2), ('b', 2)]", "key_heads_dims"),
         ("encoder/TalkingHeadsSelfAttention.key_heads_dims = [('heads', 4)]", "do not mix"),
-        ("encoder/TalkingHeadsSelfAttention.key_size = 0", "positive whole number"),
+        ("encoder/TalkingHeadsSelfAttention.key_size = 0", "an integer from 1 to"),
         ("decoder/TalkingHeadsEncDecAttention.key_size = 4", "layer 0 of the decoder .* different kinds or widths"),
     ],
 )

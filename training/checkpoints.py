@@ -279,7 +279,7 @@ def complete(folder: Path, record: Record) -> None:
 
 def share_as_usual(folder: Path) -> None:
     """Lets those read the files of a folder who may read any new file there: safetensors writes its own for their owner
-    alone, whatever the umask says."""
+    alone and does not ask the umask."""
     sample = folder / ".permissions"
     sample.touch()
     usual = stat.S_IMODE(sample.stat().st_mode)

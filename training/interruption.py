@@ -77,7 +77,8 @@ class _Signals:
         """Ends the processes that prepare data before they lose the other end of their pipes and say so."""
         if children := [child for child in multiprocessing.active_children() if child.daemon]:
             # torch would raise an error of its own for each of them, in the middle of what is cleaned up.
-            self._before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
+            if os.name != "nt":
+                self._before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
             for child in children:
                 child.kill()
             for child in children:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -137,7 +136,7 @@ def read_prompt(path: Path, config: T5ExperimentalConfig) -> torch.Tensor:
         rows = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise TrainingError(f"{said} cannot be read ({error.strerror}): give the path of an .npy file.") from error
-    except (ValueError, SyntaxError, OverflowError, TokenError) as error:  # as headers are damaged
+    except Exception as error:  # numpy evaluates the header, and a damaged one ends in errors of all kinds
         raise TrainingError(
             f"{said} is not a numpy file of numbers ({in_a_line(error)}): export the prompt once more."
         ) from error

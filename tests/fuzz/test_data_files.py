@@ -135,7 +135,7 @@ def test_tables(ending, write, fuzz, tmp_path):
         path.write_bytes(write(again, generator))
         assert read(path) == [{**row, "target": [row["target"]]} for row in again]
 
-    fuzz(attempt, inputs=3000, refusals=REFUSALS)
+    fuzz(attempt, inputs=1000, refusals=REFUSALS)
 
 
 def test_documents(fuzz, tmp_path):
@@ -182,7 +182,7 @@ def test_recipes(fuzz, tmp_path):
                 expected.append(f"--{name}={value}")
         assert flags == expected
 
-    fuzz(attempt, inputs=500, refusals=REFUSALS)
+    fuzz(attempt, inputs=400, refusals=REFUSALS)
 
 
 def test_parquet(fuzz, tmp_path):
@@ -200,7 +200,7 @@ def test_parquet(fuzz, tmp_path):
         path.write_bytes(content[:cut] + damaged(content[cut:], generator))
         read(path)
 
-    fuzz(attempt, inputs=1000, refusals=REFUSALS)
+    fuzz(attempt, inputs=400, refusals=REFUSALS)
 
 
 def test_prompts(fuzz, tmp_path):
@@ -216,4 +216,4 @@ def test_prompts(fuzz, tmp_path):
         else:
             assert np.array_equal(read_prompt(path, config).numpy(), rows)
 
-    fuzz(attempt, inputs=500, refusals=REFUSALS)
+    fuzz(attempt, inputs=400, refusals=REFUSALS)

@@ -174,6 +174,7 @@ def test_files_that_are_no_prompts(tiny_models, tmp_path):
         "beyond all bounds": header.replace(b"(4, 32), }" + b" " * 25, b"(" + b"9" * 31 + b",)}"),
         "open bracket": header.replace(b"(4, 32)", b"(4, 32 "),
         "no such type": header.replace(b"'<f4'", b"',f4'"),
+        "names of two kinds": header.replace(b" 'fortran_order'", b"b'fortran_order'"),
         "no dictionary": header.replace(b"{'descr'", b"8'descr'"),
     }
     for name, content in contents.items():

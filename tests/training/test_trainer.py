@@ -26,11 +26,11 @@ def build(tiny_models, tmp_path, monkeypatch) -> Callable[..., FinetuningTrainer
     """`build(flags, model_type=...)`: a trainer on the restaurants."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
-    def make(flags: str, model_type: str = "t5_v1_1") -> FinetuningTrainer:
+    def make(
+        flags: str, model_type: str = "t5_v1_1", validation_file: Path = DATA / "restaurants_validation.jsonl"
+    ) -> FinetuningTrainer:
         files = f"--model_name_or_path {tiny_models[model_type]} --output_dir {tmp_path / 'output'}"
-        data = (
-            f"--train_file {DATA / 'restaurants_train.jsonl'} --validation_file {DATA / 'restaurants_validation.jsonl'}"
-        )
+        data = f"--train_file {DATA / 'restaurants_train.jsonl'} --validation_file {validation_file}"
         more = "--use_cpu --save_strategy no --per_device_train_batch_size 4"
         trainer, _ = finetune.build_trainer(finetune.parse(f"{files} {data} {more} {flags}".split()))
         return trainer
@@ -160,9 +160,9 @@ def test_presets_of_optimizers(build, tiny_models):
     trainer.create_optimizer()
     assert trainer.optimizer.param_groups[0]["lr"] == 0.05
     # 10 steps of warm-up to 3e-4, or to what the schedule has left of it.
-    expected = {"": 3e-4, "--lr_scheduler_type linear": 3e-4 * 2 / 10, "--warmup_steps 0.5": 3e-4}
+    expected = {"10": 3e-4, "10 --lr_scheduler_type linear": 3e-4 * 2 / 10, "0.5": 3e-4}
     for flags, rate in expected.items():
-        trainer = build(f"--optimizer_preset adamw --warmup_steps 10 {flags}")
+        trainer = build(f"--optimizer_preset adamw --warmup_steps {flags}")
         trainer.create_optimizer_and_scheduler(20)
         rates = []
         for _ in range(19):
@@ -239,7 +239,7 @@ def test_every_input_is_generated_once_and_compared_with_all_references(build, t
     rows = [("Thai food", "x"), ("by the river", "y"), ("Thai food", produced)]
     path = tmp_path / "references.jsonl"
     path.write_text("\n".join(json.dumps({"source": source, "target": target}) for source, target in rows))
-    trainer = build(f"--validation_file {path} --metric exact_match f1 bleu rouge --generation_max_length 9")
+    trainer = build("--metric exact_match f1 bleu rouge --generation_max_length 9", validation_file=path)
     metrics = trainer.evaluate()
     assert metrics["eval_exact_match"] == 50
     assert {"eval_f1", "eval_bleu", "eval_rouge1", "eval_rouge2", "eval_rougeLsum", "eval_loss"} <= set(metrics)

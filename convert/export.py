@@ -6,6 +6,7 @@ the two sides of every tensor are exchanged, and what would have been written is
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from .checkpoint import GIN_FILE, Variable
 from .entries import Entry
 from .errors import ConversionError
 from .gin_writer import can_be_written, check_expressible, natural_layout, operative_config
+from .json_files import read_json
 from .layout import Layout
 from .matching import mesh_name, sort_names
 from .names import GLOBAL_STEP, SLOTS
@@ -29,7 +31,7 @@ from .parameters import Parameter, parameters
 from .plan import check_space, make_plan
 from .safetensors_reader import SafetensorsReader, weight_files
 from .transfer import Transfer
-from .verify import RECORD_FILENAME
+from .verify import RECORD_FILENAME, load_record
 
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ _IGNORED = (
     "decoder.embed_tokens.weight",
     "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
 )
+
+# What transformers' T5 says beside `feed_forward_proj`.
+_STOCK_FIELDS = ("dense_act_fn", "is_gated_act")
 
 _WITHOUT_SLOTS = f"convert again, or move {OPTIMIZER_FILENAME} away to export the model alone"
 
@@ -205,26 +210,31 @@ def _blocks(transfer: Transfer, entry: Entry, advance: Callable[[int], Any]) -> 
 
 
 def _read_config(folder: Path) -> "T5ExperimentalConfig":
-    from huggingface_hub.errors import StrictDataclassError
-
-    from ..configuration_t5_experimental import CONFIG_CLASSES, T5V11Config
+    from ..configuration_t5_experimental import CONFIG_CLASSES, T5ExperimentalConfig, T5V11Config
 
     path = folder / "config.json"
     # A stock T5 is a t5.1.1, or a t5.1.0, which differs from it in what the configuration says.
     classes = {config_class.model_type: config_class for config_class in CONFIG_CLASSES} | {"t5": T5V11Config}
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        model_type = fields.get("model_type")
-        if model_type not in classes:
-            raise ConversionError(
-                f"{folder} holds a model of type {model_type}, which the original does not have: give a folder that "
-                "the converter wrote."
-            )
-        return classes[model_type].from_dict(fields)
+        fields = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConversionError(f"{folder} has no config.json: give a folder that the converter wrote.") from error
-    except (OSError, ValueError, TypeError, AttributeError, StrictDataclassError) as error:
+    except (OSError, ValueError) as error:
         raise ConversionError(f"{path} cannot be read ({error}): convert again.") from error
+    model_type = fields.get("model_type")
+    if not isinstance(model_type, str) or model_type not in classes:
+        raise ConversionError(
+            f"{folder} holds a model of type {model_type!r:.80}, which the original does not have: give a folder that "
+            "the converter wrote."
+        )
+    # Others become attributes, whatever they are called.
+    known = {"model_type", *_STOCK_FIELDS, *T5ExperimentalConfig.__annotations__}
+    try:
+        return classes[model_type].from_dict({name: fields[name] for name in fields if name in known})
+    except Exception as error:  # of whatever kind transformers raises for the values of its own fields
+        # Around what the configuration says itself there may be an exception that says where it was said.
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ConversionError(f"{path} describes no model ({reason:.1000}): convert again.") from error
 
 
 def _sort_tensors(
@@ -250,8 +260,8 @@ def _sort_tensors(
             slots.setdefault(owner, []).append(kind)
         elif name not in wanted and name not in ignored:
             raise ConversionError(
-                f"{folder} has a tensor {name}, which the model of its config.json has not: only the language model "
-                "itself can be exported."
+                f"{folder} has a tensor {name!r:.200}, which the model of its config.json has not: only the language "
+                "model itself can be exported."
             )
     for name, parameter in wanted.items() if slots else ():
         # Only of two dimensions or more, a state can be factored.
@@ -280,26 +290,22 @@ def _same_json(text: str, other: str) -> bool:
 
 
 def _checked_step(folder: Path, step: Any) -> int:
-    try:
-        number = int(step)
-    except (TypeError, ValueError):
-        number = -1
-    if not 0 <= number < 2**63:
-        raise ConversionError(f"{folder} says that the step is {step!r}: pass --step N with N from 0 on.")
+    number = int(step) if isinstance(step, str) and re.fullmatch("[0-9]{1,19}", step) else step
+    if type(number) is not int or not 0 <= number < 2**63:
+        raise ConversionError(f"{folder} says that the step is {step!r:.80}: pass --step N with N from 0 on.")
     return number
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
     """`conversion.json`, where a folder still has it."""
     try:
-        record = json.loads((folder / RECORD_FILENAME).read_text(encoding="utf-8"))
+        return load_record(folder)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise ConversionError(
             f"{folder / RECORD_FILENAME} cannot be read ({error}): remove it, and the variables get today's names."
         ) from error
-    return record if isinstance(record, dict) else {}
 
 
 def _layout(
@@ -313,7 +319,7 @@ def _layout(
         names = {name: record[name]["source"] for name in wanted}
         layout = Layout.of(names.values())
         same = all(mesh_name(name, p.section, layout) == names[name] for name, p in wanted.items())
-    except (KeyError, TypeError):
+    except KeyError:
         same = False
     if same and can_be_written(layout, config):
         return layout, ()

@@ -1,11 +1,13 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Uploading a converted folder to the Hugging Face hub."""
 
-import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .errors import ConversionError
+from .json_files import check_plain_name, read_json
 from .optimizer import FILENAME as OPTIMIZER_FILENAME
 from .safetensors_reader import SafetensorsReader, weight_files
 from .verify import read_record
@@ -84,21 +86,35 @@ def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
 
 
 def _check_complete(folder: Path) -> None:
-    """Whatever loading takes is there, and every file of tensors is as long as its header says."""
-    record = read_record(folder)
+    """Whatever loading takes is there, files of tensors are as long as their headers say, and names can be sent."""
+    files = {row["file"] for row in read_record(folder)["tensors"].values()}
     try:
-        files = {row["file"] for row in record["tensors"].values()}
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        code = {f"{name.partition('.')[0]}.py" for name in config.get("auto_map", {}).values()}
+        code = _code_files(read_json(folder / "config.json"))
     except FileNotFoundError as error:
         raise ConversionError(f"{folder} has no config.json: convert again.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise ConversionError(f"{folder} does not say what belongs to it ({error}): convert again.") from error
     for filename in sorted(code | files):
         if not (folder / filename).is_file():
             raise ConversionError(f"{folder} has no {filename}: convert again.")
+    for path in folder.rglob("*"):
+        try:
+            str(path.relative_to(folder)).encode()
+        except UnicodeEncodeError as error:
+            raise ConversionError(f"the name {path.name!r:.300} in {folder} is not UTF-8: rename that file.") from error
     optimizer = folder / OPTIMIZER_FILENAME
     SafetensorsReader([*weight_files(folder), *([optimizer] if optimizer.is_file() else [])])
+
+
+def _code_files(config: Mapping[str, Any]) -> set[str]:
+    """Names of the files that `trust_remote_code` loads; raises a ValueError if there cannot be such."""
+    names = config.get("auto_map", {})
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError("the auto_map of its config.json is none")
+    files = {f"{name.partition('.')[0]}.py" for name in names.values()}
+    for name in files:
+        check_plain_name(name)
+    return files
 
 
 def _status(error: Exception) -> str:

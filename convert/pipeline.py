@@ -308,11 +308,7 @@ def verify(
         ConversionError: they differ, or one of the two cannot be read.
     """
     folder = Path(output).expanduser()
-    options = read_record(folder)["options"]
-    try:
-        found = inspect(source, **options, cache_dir=cache_dir)
-    except TypeError as error:
-        raise ConversionError(f"{folder} was converted by another version of this command: convert again.") from error
+    found = inspect(source, **read_record(folder)["options"], cache_dir=cache_dir)
     _check(found, folder, folder, progress)
     return found
 
@@ -322,6 +318,8 @@ def _check(found: Inspection, folder: Path, output: Path, progress: bool) -> Non
         wrong = compare(found.plan, found.reader, folder, advance)
     if wrong:
         name, what = next(iter(wrong.items()))
+        if not name.isprintable() or len(name) > 200:  # it may be the file's
+            name = f"{name!r:.200}"
         raise ConversionError(
             f"{len(wrong)} of {len(found.plan.reads)} tensors of {output} are wrong, first {name}, which {what}: "
             "convert again."

@@ -4,9 +4,8 @@
 Format: see `writer`.
 """
 
-import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from .arrays import SAFETENSORS_DTYPES, numpy_dtype
 from .checkpoint import Variable
 from .errors import ConversionError
+from .json_files import MAX_BYTES, check_plain_name, parse_json, read_json
 from .local_files import LocalFiles
 from .matrix import FileMatrix, Matrix
 from .writer import INDEX_FILENAME
@@ -26,8 +26,8 @@ WEIGHTS_FILENAME = "model.safetensors"
 # The names that safetensors has for what NumPy can hold.
 _DTYPES = {name: dtype for dtype, name in SAFETENSORS_DTYPES.items()}
 
-# That of a model of a hundred thousand tensors has some 20 MB.
-_MAX_HEADER_BYTES = 10**8
+# Of NumPy.
+_MOST_AXES = 64
 
 _BLOCK_BYTES = 2**24
 
@@ -65,7 +65,7 @@ class SafetensorsReader:
                 self._add(path)
             except FileNotFoundError as error:
                 raise ConversionError(f"{path} is missing: copy all files of the folder.") from error
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            except (OSError, ValueError) as error:
                 raise ConversionError(f"{path} is no complete safetensors file ({error}): save it again.") from error
 
     def read(self, name: str) -> np.ndarray:
@@ -122,33 +122,62 @@ class SafetensorsReader:
         if size < 8:
             raise ValueError(f"it has {size} bytes")
         length = int.from_bytes(self._bytes(path, 0, 8), "little")
-        if length > min(size - 8, _MAX_HEADER_BYTES):
+        if length > min(size - 8, MAX_BYTES):
             raise ValueError(f"it has {size} bytes, but its header {length}")
-        table: Mapping[str, Any] = json.loads(self._bytes(path, 8, length))
+        table = parse_json(self._bytes(path, 8, length))
         start = 8 + length
-        self.metadata |= table.get("__metadata__", {})
-        rows = {name: row for name, row in table.items() if name != "__metadata__"}
+        self._add_metadata(path, table.pop("__metadata__", {}))
+        rows = [_Row.of(name, row) for name, row in table.items()]
         covered = 0
-        for name, row in sorted(rows.items(), key=lambda item: item[1]["data_offsets"]):
-            begin, end = row["data_offsets"]
+        for row in sorted(rows, key=lambda row: row.begin):
             # As safetensors demands: no byte belongs to two tensors, or to none.
-            if begin != covered:
-                raise ValueError(f"{name} begins at byte {begin} of the data, but {covered} is expected")
-            covered = end
-            shape = tuple(int(number) for number in row["shape"])
-            if row["dtype"] not in _DTYPES:
-                raise ValueError(f"{name} has the dtype {row['dtype']}, but weights are {', '.join(_DTYPES)}")
-            dtype = _DTYPES[row["dtype"]]
-            if min(shape, default=0) < 0 or end - begin != math.prod(shape) * numpy_dtype(dtype).itemsize:
-                raise ValueError(f"{name} has {end - begin} bytes, which {dtype} {list(shape)} has not")
-            if begin < 0 or start + end > size:
-                raise ValueError(f"{name} lies outside of it")
-            if name in self.variables:
-                raise ValueError(f"{name} is in {self._places[name].path.name}, too")
-            self.variables[name] = Variable(name, shape, dtype)
-            self._places[name] = _Place(path, start + begin)
+            if row.begin != covered:
+                raise ValueError(f"{row.name!r:.200} begins at byte {row.begin} of the data, but {covered} is expected")
+            covered = row.end
+            if start + covered > size:
+                raise ValueError(f"{row.name!r:.200} lies outside of it")
+            if row.name in self.variables:
+                raise ValueError(f"{row.name!r:.200} is in {self._places[row.name].path.name}, too")
+            self.variables[row.name] = Variable(row.name, row.shape, row.dtype)
+            self._places[row.name] = _Place(path, start + row.begin)
         if start + covered != size:
             raise ValueError(f"it has {size} bytes, but its tensors end at {start + covered}")
+
+    def _add_metadata(self, path: Path, metadata: Any) -> None:
+        if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+            raise ValueError("its metadata are not texts")
+        self.metadata |= metadata
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a header says of a tensor, which fits itself."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @classmethod
+    def of(cls, name: str, row: Any) -> "_Row":
+        """Checks a row of the header; raises a ValueError."""
+        if not isinstance(row, dict) or row.keys() != {"dtype", "shape", "data_offsets"}:
+            raise ValueError(f"the header does not say of {name!r:.200} its dtype, shape and data_offsets alone")
+        shape, offsets = row["shape"], row["data_offsets"]
+        for numbers in (shape, offsets):
+            if not isinstance(numbers, list) or not all(type(n) is int and 0 <= n < 2**63 for n in numbers):
+                raise ValueError(f"shape or data_offsets of {name!r:.200} are no lists of integers from 0 on")
+        if len(offsets) != 2:
+            raise ValueError(f"{name!r:.200} has {len(offsets)} data_offsets instead of two")
+        if len(shape) > _MOST_AXES:
+            raise ValueError(f"{name!r:.200} has {len(shape)} axes, but no tensor has more than {_MOST_AXES}")
+        if not isinstance(row["dtype"], str) or row["dtype"] not in _DTYPES:
+            raise ValueError(f"{name!r:.200} has the dtype {row['dtype']!r:.80}, but weights are {', '.join(_DTYPES)}")
+        dtype, (begin, end) = _DTYPES[row["dtype"]], offsets
+        if end - begin != math.prod(shape) * numpy_dtype(dtype).itemsize:
+            raise ValueError(f"{name!r:.200} has {end - begin} bytes, which {dtype} {shape} has not")
+        return cls(name, dtype, tuple(shape), begin, end)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -165,8 +194,11 @@ def weight_files(folder: Path) -> list[Path]:
             )
         return [folder / WEIGHTS_FILENAME]
     try:
-        names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        names = read_json(index).get("weight_map")
+        if not names or not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise ValueError("its weight_map does not say which tensor is in which file")
+        for name in set(names.values()):
+            check_plain_name(name)
+    except (OSError, ValueError) as error:
         raise ConversionError(f"{index} cannot be read ({error}): save the model again.") from error
-    # The names are the file's: none may lead out of the folder.
-    return [folder / Path(name).name for name in sorted(names)]
+    return [folder / name for name in sorted(set(names.values()))]

@@ -11,12 +11,32 @@ from typing import Any
 
 from .checkpoint import CheckpointReader
 from .errors import ConversionError
+from .json_files import check_plain_name, read_json
+from .names import FAMILY_SECTIONS
+from .output_format import FORMATS
 from .plan import Plan
 from .safetensors_reader import SafetensorsReader
 from .transfer import Transfer
 
 
 RECORD_FILENAME = "conversion.json"
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**63
+
+
+# What a recorded option of `pipeline.inspect` may be.
+_OPTIONS: Mapping[str, Callable[[Any], bool]] = {
+    "family": lambda value: value in ("auto", *FAMILY_SECTIONS),
+    "dtype": lambda value: value in ("source", "float32", "bfloat16", "float16"),
+    "max_shard_size": _is_count,
+    "d_kv": lambda value: value is None or _is_count(value),
+    "feed_forward_proj": lambda value: value is None or isinstance(value, str),
+    "encoder_only": lambda value: isinstance(value, bool),
+    "output_format": lambda value: value in FORMATS,
+    "optimizer": lambda value: isinstance(value, bool),
+}
 
 
 def write_record(
@@ -59,18 +79,49 @@ def read_record(folder: Path) -> dict[str, Any]:
     """What `write_record` wrote.
 
     Raises:
-        ConversionError: it is no folder that the converter wrote.
+        ConversionError: it is no folder that the converter wrote, or its record is damaged.
     """
-    path = folder / RECORD_FILENAME
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record["options"], dict):
-            raise ValueError("its options are no table")
-    except FileNotFoundError as error:
+        return load_record(folder)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ConversionError(f"{folder} has no {RECORD_FILENAME}: give a folder that the converter wrote.") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"{path} cannot be read ({error}): convert again.") from error
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{folder / RECORD_FILENAME} cannot be read ({error}): convert again.") from error
+
+
+def load_record(folder: Path) -> dict[str, Any]:
+    """What `write_record` wrote.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+        ValueError: it is no record.
+    """
+    record = read_json(folder / RECORD_FILENAME)
+    _check_record(record)
     return record
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Raises a ValueError for a record that `write_record` does not write."""
+    options, tensors = record.get("options"), record.get("tensors")
+    if not isinstance(options, dict):
+        raise ValueError("it has no table of options")
+    for name, value in options.items():
+        if name not in _OPTIONS:
+            raise ValueError(f"another version of this command, with an option {name!r:.80}, wrote it")
+        if not _OPTIONS[name](value):
+            raise ValueError(f"its option {name} is {value!r:.80}")
+    if not isinstance(record.get("source"), str):
+        raise ValueError("it names no source")
+    if (step := record.get("step")) is not None and type(step) is not int:
+        raise ValueError(f"its step is {step!r:.80}")
+    if not isinstance(tensors, dict) or not all(isinstance(row, dict) for row in tensors.values()):
+        raise ValueError("it has no table of tensors")
+    for name, row in tensors.items():
+        for key in ("file", "source"):
+            if not isinstance(row.get(key), str):
+                raise ValueError(f"it does not say the {key} of {name!r:.80}")
+        check_plain_name(row["file"])
 
 
 def compare(

@@ -40,6 +40,10 @@ _TANH_GELUS = {"gelu_new", "gelu_pytorch_tanh"}
 # Known without asking transformers, whose list of activations takes seconds to import.
 _USUAL_ACTIVATIONS = ("gelu_pytorch_tanh", "relu", "gelu_new", "silu")
 
+# Far beyond what was ever trained: what says more is damaged, and must not be believed before anything is allocated.
+_MOST_LAYERS = 2**12
+_LARGEST = 2**31 - 1
+
 # Called when a configuration object is made, until somebody clears the list: the package puts the import of its model
 # classes here. A converted folder's copy of this file, whose `auto_map` names them, leaves it empty.
 BEFORE_FIRST_USE: list[Callable[[], None]] = []
@@ -222,9 +226,11 @@ class T5ExperimentalConfig(PreTrainedConfig):
         return self.feed_forward_proj.removeprefix("gated-")
 
     def _num_layers_of(self, stack: str) -> int:
-        if stack == "encoder" or self.num_decoder_layers is None:
-            return self.num_layers
-        return self.num_decoder_layers
+        name = "num_layers" if stack == "encoder" or self.num_decoder_layers is None else "num_decoder_layers"
+        count: int = getattr(self, name)
+        if not 1 <= count <= _MOST_LAYERS:
+            raise ValueError(f"`{name}` is {count!r:.80}: it must be a positive integer of at most {_MOST_LAYERS}.")
+        return count
 
     def layer_specs(self, stack: str) -> tuple[LayerSpec, ...]:
         """Widths of every layer of a stack, with all defaults filled in.
@@ -268,8 +274,8 @@ class T5ExperimentalConfig(PreTrainedConfig):
             )
         for field in fields(spec):
             number = getattr(spec, field.name)
-            if field.name != "attention_type" and (not isinstance(number, int) or number < 1):
-                raise ValueError(f"`{field.name}` of {where} is {number!r}: it must be a positive whole number.")
+            if field.name != "attention_type" and not _is_size(number):
+                raise ValueError(f"`{field.name}` of {where} is {number!r:.80}: it must be {_SIZE}.")
         if spec.attention_type == MULTI_HEAD and (
             (spec.num_key_heads, spec.num_value_heads) != (heads, heads) or spec.d_k != spec.d_v
         ):
@@ -294,9 +300,9 @@ class T5ExperimentalConfig(PreTrainedConfig):
         save)."""
         if unknown := sorted(set(self.layer_overrides or {}) - set(STACKS)):
             raise ValueError(f"`layer_overrides` has the keys {unknown}: it may only have {list(STACKS)}.")
-        for name in ("vocab_size", "d_model", "num_layers", "num_decoder_layers"):
-            if (count := getattr(self, name)) is not None and count < 1:
-                raise ValueError(f"`{name}` is {count}: it must be a positive whole number.")
+        for name in ("vocab_size", "d_model"):
+            if not _is_size(size := getattr(self, name)):
+                raise ValueError(f"`{name}` is {size!r:.80}: it must be {_SIZE}.")
         for name in ("dropout_rate", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: it must be at least 0 and less than 1.")
@@ -306,11 +312,14 @@ class T5ExperimentalConfig(PreTrainedConfig):
             )
         # Both directions need at least one bucket for single distances, and room for the logarithmic ones after it.
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
-        if buckets < 4 or distance <= buckets // 2:
+        if buckets < 4 or not buckets // 2 < distance <= _LARGEST:
             raise ValueError(
-                f"`relative_attention_num_buckets` is {buckets} and `relative_attention_max_distance` {distance}: "
-                "there must be at least 4 buckets, and a distance greater than half their number."
+                f"`relative_attention_num_buckets` is {buckets!r:.80} and `relative_attention_max_distance` "
+                f"{distance!r:.80}: there must be at least 4 buckets, and a distance greater than half their number "
+                f"and of at most {_LARGEST}."
             )
+        if not 0 <= self.initializer_factor <= _LARGEST:
+            raise ValueError(f"`initializer_factor` is {self.initializer_factor!r:.80}: it must be a number from 0 on.")
         if not _is_activation(self.dense_act_fn):
             raise ValueError(
                 f"`feed_forward_proj` is {self.feed_forward_proj!r}: use an activation of transformers such as 'relu', "
@@ -437,6 +446,13 @@ class T5FirstLayersNarrowConfig(T5ExperimentalConfig):
                 stack: [dict(narrow) if index < 4 else {} for index in range(self._num_layers_of(stack))]
                 for stack in STACKS
             }
+
+
+_SIZE = f"a positive integer of at most {_LARGEST}"
+
+
+def _is_size(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= _LARGEST
 
 
 def _is_activation(name: str) -> bool:

@@ -90,7 +90,8 @@ def attempt(models: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def change_piece(model: Any, generator: random.Random) -> None:
     if not model.pieces:
         return
-    piece = model.pieces[generator.choice([0, 1, 2, generator.randrange(len(model.pieces)), len(model.pieces) - 1]) - 1]
+    count = len(model.pieces)
+    piece = model.pieces[generator.choice([0, 1, 2, count - 1, generator.randrange(count)]) % count]
     field = generator.randrange(3)
     if field == 0:
         piece.piece = generator.choice([*TEXTS, generator.choice(model.pieces).piece])

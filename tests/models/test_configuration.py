@@ -1,6 +1,7 @@
 """The configuration: defaults, per-layer widths, errors, round trips."""
 
 import json
+import tracemalloc
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
@@ -75,11 +76,37 @@ def test_first_layers_narrow_default_and_explicit():
         ({"layer_norm_epsilon": -1e-6}, "`layer_norm_epsilon` is -1e-06"),
         ({"relative_attention_num_buckets": 2}, "`relative_attention_num_buckets` is 2"),
         ({"relative_attention_max_distance": 16}, "`relative_attention_max_distance` 16"),
+        ({"relative_attention_max_distance": 10**30}, "`relative_attention_max_distance` 10*:"),
+        ({"relative_attention_num_buckets": 10**30}, "`relative_attention_num_buckets` is 10*"),
+        ({"num_layers": 10**9}, "`num_layers` is 10*: it must be a positive integer of at most 4096"),
+        ({"num_decoder_layers": 10**9}, "`num_decoder_layers` is 10*: it must be a positive integer of at most 4096"),
+        ({"vocab_size": 10**30}, "`vocab_size` is 10*: it must be a positive integer of at most 2147483647"),
+        ({"d_model": 10**30}, "`d_model` is 10*: it must be a positive integer of at most 2147483647"),
+        ({"d_kv": 10**30}, "`d_k` of layer 0 of the encoder is 10*: it must be a positive integer of at most"),
+        ({"num_heads": True}, "expected int, got bool"),
+        ({"layer_overrides": {"encoder": [{"d_ff": 10**30}, {}]}}, "`d_ff` of layer 0 of the encoder is 10*"),
+        ({"layer_overrides": {"encoder": [{"d_ff": True}, {}]}}, "`d_ff` of layer 0 of the encoder is True"),
+        ({"dropout_rate": float("nan")}, "`dropout_rate` is nan"),
+        ({"initializer_factor": float("nan")}, "`initializer_factor` is nan"),
+        ({"initializer_factor": float("inf")}, "`initializer_factor` is inf"),
+        ({"initializer_factor": -1.0}, "`initializer_factor` is -1.0"),
     ],
 )
 def test_contradictions_are_refused(make_config, fields, message):
     with pytest.raises(StrictDataclassError, match=message):
         make_config("t5.1.1", **fields)
+
+
+@pytest.mark.parametrize("name", ["num_layers", "num_decoder_layers"])
+def test_absurd_counts_of_layers_allocate_nothing(name):
+    """Layers are listed one by one, by this family before anything is checked."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=f"`{name}` is 10*: it must be a positive integer of at most 4096"):
+            t5_experimental.T5FirstLayersNarrowConfig(**{name: 10**7})
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
 
 
 def test_round_trip_through_files(config, tmp_path):

@@ -134,7 +134,15 @@ class Shapes:
 
     def attention_section(self, stack: str, i: int) -> str:
         """Kind of attention in a layer, which is also the name of its rules' section."""
-        return TALKING_HEADS if TALKING_HEADS in self._layers[stack].get(i, ()) else MULTI_HEAD
+        sections = self._layers[stack].get(i, set())
+        if TALKING_HEADS not in sections:
+            return MULTI_HEAD
+        if len(sections) > 1:
+            raise ConversionError(
+                f"the self-attention of layer {i} of the {stack} has variables of talking heads and of plain ones: the "
+                "checkpoint mixes two models, convert one that a single run wrote."
+            )
+        return TALKING_HEADS
 
 
 def deduce(shapes: Shapes, d_kv: int | None = None) -> Architecture:

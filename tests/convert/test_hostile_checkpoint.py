@@ -115,6 +115,13 @@ def test_a_step_is_one_integer(
         pipeline.inspect(reference / "golden" / NAME)
 
 
+def test_two_kinds_of_attention_in_one_layer(arrays: Arrays, refusal: Callable[..., str]) -> None:
+    prefix = "encoder/block_000/layer_000/TalkingHeadsSelfAttention"
+    arrays |= {f"{prefix}/{name}/kernel": np.zeros((4, 4), np.float32) for name in ("logits", "weights")}
+    message = "layer 0 of the encoder has variables of talking heads and of plain ones"
+    assert message in refusal(arrays)
+
+
 BIAS = "SelfAttention/relative_attention_bias"
 
 SHAPES = {

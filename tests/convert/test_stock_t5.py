@@ -265,7 +265,7 @@ def test_the_originals_plain_gelu_is_the_tanh_form_everywhere(
 
 
 def test_formats_are_two(reference: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match="use native or stock-t5"):
+    with pytest.raises(ConversionError, match="must be one of native, stock-t5"):
         convert(reference / "golden" / "t5.1.1.tiny", tmp_path / "out", output_format="onnx")
 
 

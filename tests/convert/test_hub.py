@@ -195,7 +195,8 @@ def test_names(name: str) -> None:
         (lambda f: os.truncate(f / "model.safetensors", 5000), "is no complete safetensors file"),
         (lambda f: (f / "optimizer.safetensors").write_bytes(b"12345678"), "is no complete safetensors file"),
         (lambda f: (f / "modeling_t5_experimental.py").unlink(), r"has no modeling_t5_experimental\.py: convert again"),
-        (lambda f: (f / "conversion.json").write_text('{"options": {}}'), "does not say what belongs to it"),
+        (lambda f: (f / "conversion.json").write_text('{"options": {}}'), "it names no source"),
+        (lambda f: (f / "config.json").write_text('{"auto_map": 1}'), "does not say what belongs to it"),
         (shutil.rmtree, r"has no conversion\.json: give a folder that the converter wrote"),
     ],
 )

@@ -86,6 +86,10 @@ class CachedStorage:
         self._local.close()
         self._remote.close()
 
+    def moved_to(self) -> tuple[str, ...]:
+        """See `Storage.moved_to`."""
+        return self._remote.moved_to()
+
     def refetch(self, name: str) -> bool:
         """See `Storage.refetch`."""
         if name in self._fetched:
@@ -216,4 +220,4 @@ def _noted(path: Path) -> str:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:12]

@@ -1,6 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Transports for Google Cloud Storage and Amazon S3, on top of gcsfs and s3fs."""
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 from .errors import ConversionError
 from .storage import FileMissing
-from .transports import Answer, Timeouts, Transient, WebTransport, clause, error_of, import_extra
+from .transports import Answer, Timeouts, Transient, WebTransport, clause, error_of, import_extra, number, silence
 
 
 _CHUNK_BYTES = 256 * 2**10
@@ -74,6 +75,8 @@ class AmazonTransport:
         aiohttp = import_extra("aiohttp")
         self._label = label
         self._bucket, _, self._key = folder.removeprefix("s3://").strip("/").partition("/")
+        self._timeouts = timeouts
+        self._silent = (exceptions.ReadTimeoutError, exceptions.ConnectTimeoutError, TimeoutError)
         self._transient = (
             exceptions.HTTPClientError,
             exceptions.IncompleteReadError,
@@ -100,9 +103,10 @@ class AmazonTransport:
         """See `Transport.get`."""
         place = {"Bucket": self._bucket, "Key": "/".join(filter(None, (self._key, name)))}
         try:
-            answer = await self._system._call_s3("get_object", **place, Range=f"bytes={start}-{stop - 1}")
-            total = answer.get("ContentRange", "").rpartition("/")[2]
-            size = int(total) if total.isdecimal() else int(answer["ContentLength"])
+            asked = self._system._call_s3("get_object", **place, Range=f"bytes={start}-{stop - 1}")
+            answer = await asyncio.wait_for(asked, self._timeouts.head)
+            total = number(answer.get("ContentRange", "").rpartition("/")[2])
+            size = int(answer["ContentLength"]) if total is None else total
             body = answer["Body"]
             try:
                 yield Answer(size, answer.get("ETag"), _chunks(body))
@@ -116,6 +120,8 @@ class AmazonTransport:
                 raise FileMissing(f"{name} in {self._label} is empty: copy the checkpoint again.") from error
             if status:
                 raise error_of(name, self._label, status) from error
+            if isinstance(error, self._silent) or isinstance(error.__cause__, self._silent):
+                raise silence(self._timeouts) from error
             if isinstance(error, self._transient) or isinstance(error.__cause__, self._transient):
                 raise Transient(clause(error)) from error
             raise ConversionError(f"{name} in {self._label} cannot be read: {clause(error)}.") from error

@@ -161,8 +161,15 @@ def inspect(
     step = _step(checkpoint, reader)
     if slots is not None:
         plan = with_optimizer(plan, slots, step)
-    notes = (*family_notes, *architecture.notes, *config_notes, *output.notes(config))
+    notes = (*family_notes, *architecture.notes, *config_notes, *output.notes(config), *_moved(checkpoint))
     return Inspection(checkpoint, reader, chosen, config, output, plan, step, notes)
+
+
+def _moved(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Names where the bytes come from if that is not where they were asked for."""
+    places = checkpoint.storage.moved_to() if checkpoint.storage is not None else ()
+    more = f" and {len(places) - 3} more folders" if len(places) > 3 else ""
+    return (f"The server redirected to {', '.join(places[:3])}{more}, which the bytes are from.",) if places else ()
 
 
 def _config_dtype(dtype: str, weights: list[Variable]) -> str:

@@ -4,7 +4,9 @@
 import asyncio
 import concurrent.futures
 import random
-from collections.abc import Awaitable, Callable, Iterable
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -30,15 +32,23 @@ class Patience:
 
     Attributes:
         tries: requests in a row that may fail before it is an error.
+        mute_tries: of a server that nothing has come from yet, requests in a row to which nothing comes, either.
         first_pause: seconds.
         longest_pause: seconds, also where the server asks for more.
         timeouts: of a single request.
+        least_rate: bytes per second below which a connection is as good as none.
+        rate_seconds: over which that is measured.
+        clock: seconds, from any moment on.
     """
 
     tries: int = 7
+    mute_tries: int = 2
     first_pause: float = 0.5
     longest_pause: float = 30
     timeouts: Timeouts = field(default_factory=Timeouts)
+    least_rate: float = 1024
+    rate_seconds: float = 20
+    clock: Callable[[], float] = time.monotonic
 
     def pause(self, failures: int, retry_after: float) -> float:
         """Seconds to wait after so many failures in a row, at least 1."""
@@ -81,10 +91,13 @@ class RemoteStorage:
         self._transport = _transport(folder, self._patience.timeouts, self._label)
         self._files: dict[str, tuple[int, str | None]] = {}
         self._ahead: ReadAhead | None = None
+        self._has_answered = False
+        self._noted: set[str] = set()
+        self._addresses: dict[str, None] = {}
 
     def list(self) -> list[str] | None:
         """See `Storage.list`."""
-        return wait(self._start(self._transport.names()))
+        return wait(self._start(_in_time(self._transport.names(), self._patience.timeouts.head)))
 
     def exists(self, name: str) -> bool:
         """See `Storage.exists`."""
@@ -131,6 +144,10 @@ class RemoteStorage:
         self.close()
         self._ahead = self._read_ahead(ranges)
 
+    def moved_to(self) -> tuple[str, ...]:
+        """See `Storage.moved_to`."""
+        return tuple(self._addresses)
+
     def refetch(self, name: str) -> bool:
         """Nothing is kept."""
         return False
@@ -167,6 +184,7 @@ class RemoteStorage:
 
         async def ask() -> tuple[int, str | None]:
             async with self._transport.get(name, 0, 1) as answer:
+                self._note_address(answer)
                 async for _ in answer.chunks:
                     break  # A connection can be used again only when everything sent was read.
                 return answer.size, answer.version
@@ -181,7 +199,10 @@ class RemoteStorage:
             nonlocal done
             async with self._transport.get(block.name, block.start + done, block.stop) as answer:
                 self._check_same(block.name, answer)
+                self._note_address(answer)
+                rate = _Rate(self._patience)
                 async for chunk in answer.chunks:
+                    rate.check(len(chunk))
                     # A server that ignores the range's end sends more than it was asked for.
                     chunk = chunk[: len(data) - done]
                     data[done : done + len(chunk)] = chunk
@@ -199,15 +220,31 @@ class RemoteStorage:
         before = progress()
         while True:
             try:
-                return await ask()
+                result = await ask()
+                self._has_answered = True
+                self._noted.clear()
+                return result
             except Transient as error:
                 failures = 1 if progress() - before >= _PROGRESS_BYTES else failures + 1
                 before = progress()
-                if failures >= self._patience.tries:
+                is_mute = bool(error.waited) and not self._has_answered
+                if failures >= (self._patience.mute_tries if is_mute else self._patience.tries):
                     raise ConversionError(
                         f"{name} in {self._label} cannot be read: {error} ({failures} tries); try again later."
                     ) from error
+                if error.waited:
+                    self._note(f"{self._label}: {error}; asking again, {self._patience.tries - failures} more times.")
                 await asyncio.sleep(self._patience.pause(failures, error.retry_after))
+
+    def _note(self, text: str) -> None:
+        """Tells the user why it takes so long; of blocks that are fetched at the same time, one does."""
+        if text not in self._noted:
+            self._noted.add(text)
+            print(f"Note: {text}", file=sys.stderr, flush=True)
+
+    def _note_address(self, answer: Answer) -> None:
+        if answer.address:
+            self._addresses[label(answer.address.partition("?")[0].rpartition("/")[0])] = None
 
     def _check_same(self, name: str, answer: Answer) -> None:
         size, version = self._files.get(name, (answer.size, answer.version))
@@ -215,6 +252,44 @@ class RemoteStorage:
             raise ConversionError(
                 f"{name} in {self._label} changed while it was read: convert when nothing writes to it."
             )
+
+
+async def _in_time(names: Awaitable[Sequence[str] | None], seconds: float) -> list[str] | None:
+    """A list of names; None if it takes longer: only messages get better by it."""
+    try:
+        found = await asyncio.wait_for(names, seconds)
+    except TimeoutError:
+        return None
+    return None if found is None else list(found)
+
+
+class _Rate:
+    """Ends a connection on which too little comes.
+
+    Args:
+        patience: says what is too little.
+    """
+
+    def __init__(self, patience: Patience) -> None:
+        self._patience = patience
+        self._since = patience.clock()
+        self._bytes = 0
+
+    def check(self, count: int) -> None:
+        """Takes note of bytes that came.
+
+        Raises:
+            Transient: they were too few for the time that it took.
+        """
+        self._bytes += count
+        now = self._patience.clock()
+        seconds = now - self._since
+        if seconds < self._patience.rate_seconds:
+            return
+        if self._bytes < seconds * self._patience.least_rate:
+            reason = f"only {self._bytes} bytes came in {seconds:.0f} seconds"
+            raise Transient(reason, waited=seconds)
+        self._since, self._bytes = now, 0
 
 
 def label(url: str) -> str:

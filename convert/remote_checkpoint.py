@@ -16,6 +16,8 @@ from .storage import Storage
 
 _SUFFIX = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})\Z")
 
+_MAX_COPY_BYTES = 2**26
+
 
 def open_storage(folder: str, cache_dir: Path | None = None, patience: Patience | None = None) -> Storage:
     """A folder on a server.
@@ -73,8 +75,11 @@ def local_copy(url: str, cache_dir: Path | None = None, patience: Patience | Non
     parent, name = split_url(url)
     with TemporaryDirectory() as folder:
         storage = open_storage(parent, cache_dir, patience)
+        size = storage.size(name)
+        if size > _MAX_COPY_BYTES:
+            raise ConversionError(f"{label(url)} has {size} bytes, so it is not the small file that it should be.")
         path = Path(folder) / Path(name).name
-        path.write_bytes(storage.read(name, 0, storage.size(name)))
+        path.write_bytes(storage.read(name, 0, size))
         yield path
 
 

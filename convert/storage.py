@@ -62,6 +62,9 @@ class Storage(Protocol):
         Reading anything else stays possible; it only has to be waited for.
         """
 
+    def moved_to(self) -> tuple[str, ...]:
+        """Folders, as `describe` names them, to which a server has redirected requests."""
+
     def refetch(self, name: str) -> bool:
         """Gives up a copy of a file whose bytes turned out to be damaged, so that it is copied again to be read; False
         if it is no copy, or has been copied again already."""
@@ -125,6 +128,10 @@ class LocalStorage:
 
     def expect(self, ranges: Iterable[Range]) -> None:
         """The operating system reads ahead by itself."""
+
+    def moved_to(self) -> tuple[str, ...]:
+        """Disks do not redirect."""
+        return ()
 
     def refetch(self, name: str) -> bool:
         """The files are no copies."""

@@ -7,11 +7,12 @@ whether a server sent what was asked for, and of which version of the file, is i
 
 import asyncio
 import importlib
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urldefrag, urljoin, urlsplit, urlunsplit
 
 from .errors import ConversionError
 from .storage import FileMissing
@@ -19,17 +20,23 @@ from .storage import FileMissing
 
 _CHUNK_BYTES = 256 * 2**10
 
+_MAX_REDIRECTS = 10
+
+_CLAUSE_LENGTH = 200
+
 
 class Transient(Exception):
     """A request failed in a way that the next one may not.
 
     Attributes:
         retry_after: seconds that the server asks to wait, or 0.
+        waited: seconds in which nothing came, or too little, or 0.
     """
 
-    def __init__(self, reason: str, retry_after: float = 0) -> None:
+    def __init__(self, reason: str, retry_after: float = 0, waited: float = 0) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
+        self.waited = waited
 
 
 class Forbidden(ConversionError):
@@ -38,10 +45,15 @@ class Forbidden(ConversionError):
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds to wait for a connection, and for the next bytes on one."""
+    """Seconds to wait for a connection, and for the next bytes on one; for the head of an answer, both together."""
 
-    connect: float = 30
-    read: float = 60
+    connect: float = 20
+    read: float = 20
+
+    @property
+    def head(self) -> float:
+        """Seconds from asking to the first byte of a file."""
+        return self.connect + self.read
 
 
 @dataclass(frozen=True)
@@ -52,11 +64,13 @@ class Answer:
         size: bytes of the whole file.
         version: what changes whenever the file does, if the server tells.
         chunks: the bytes asked for, in order; there may be too few of them.
+        address: where the server has redirected to, or nothing.
     """
 
     size: int
     version: str | None
     chunks: AsyncIterator[bytes]
+    address: str = ""
 
 
 class Transport(Protocol):
@@ -88,7 +102,10 @@ class WebTransport:
         self._label = label
         self._errors: tuple[type[BaseException], ...] = (aiohttp.ClientError, asyncio.TimeoutError, OSError)
         self._final: tuple[type[BaseException], ...] = (aiohttp.InvalidURL, aiohttp.ClientConnectorCertificateError)
-        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect, sock_read=timeouts.read)
+        self._timeouts = timeouts
+        self._timeout = aiohttp.ClientTimeout(
+            total=None, connect=timeouts.connect, sock_connect=timeouts.connect, sock_read=timeouts.read
+        )
         # Proxies are where every other program on the machine has them from.
         self._system = http.HTTPFileSystem(
             skip_instance_cache=True, use_listings_cache=False, client_kwargs={"trust_env": True}
@@ -102,12 +119,35 @@ class WebTransport:
             session, url, headers = await self._request(name)
             # A compressed answer has other bytes at other places.
             headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-            async with session.get(url, headers=headers, timeout=self._timeout) as response:
-                yield self._answer(name, response, start)
+            response, address = await asyncio.wait_for(self._follow(name, session, url, headers), self._timeouts.head)
+            async with response:
+                yield replace(self._answer(name, response, start), address=address)
         except self._final as error:
             raise ConversionError(f"{name} in {self._label} cannot be read: {clause(error)}.") from error
+        except TimeoutError as error:
+            raise silence(self._timeouts) from error
         except self._errors as error:
             raise Transient(clause(error)) from error
+
+    async def _follow(self, name: str, session: Any, url: str, headers: dict[str, str]) -> tuple[Any, str]:
+        """The answer to a request, or to that to which the server redirects, and then its address; nothing is sent to a
+        place that a redirect must not lead to."""
+        seen = {url}
+        while True:
+            # Encoded already: encoding a signed address once more would make its signature wrong.
+            address = import_extra("yarl").URL(url, encoded=True)
+            response = await session.get(address, headers=headers, timeout=self._timeout, allow_redirects=False)
+            if response.status not in (301, 302, 303, 307, 308):
+                return response, url if len(seen) > 1 else ""
+            response.close()
+            target = _redirected(url, response.headers.get("Location", ""))
+            why = _why_not(url, target, seen)
+            if why:
+                raise ConversionError(f"{name} in {self._label} cannot be read: {why}; check the address.")
+            if urlsplit(target)[:2] != urlsplit(url)[:2]:  # Another host must not get to know our credentials.
+                headers = {key: value for key, value in headers.items() if key.lower() != "authorization"}
+            url = target
+            seen.add(url)
 
     async def names(self) -> list[str] | None:
         """See `Transport.names`."""
@@ -127,24 +167,25 @@ class WebTransport:
         headers = response.headers
         if response.status not in (200, 206, 416):
             raise error_of(name, self._label, response.status, headers.get("Retry-After", ""))
-        total = headers.get("Content-Range", "").rpartition("/")[2]
+        total = number(headers.get("Content-Range", "").rpartition("/")[2])
         if response.status == 416:
             # Of an empty file there is no first byte, which is no reason to complain.
-            return Answer(int(total) if total.isdecimal() else 0, self._version(headers), _nothing())
+            return Answer(total or 0, self._version(headers), _nothing())
         chunks = response.content.iter_chunked(_CHUNK_BYTES)
-        if response.status == 206 and total.isdecimal():
+        if response.status == 206 and total is not None:
             if not headers["Content-Range"].replace("=", " ").startswith(f"bytes {start}-"):
                 raise Transient("it sent other bytes than it was asked for")
-            return Answer(int(total), self._version(headers), chunks)
+            return Answer(total, self._version(headers), chunks)
         if response.status == 206 or start:
             raise ConversionError(
                 f"{name} in {self._label} cannot be read in parts, because the server does not answer range requests: "
                 "copy the folder here first."
             )
         # The whole file: fine if it is asked for from the first byte on; the rest of it is not waited for.
-        if response.content_length is None:
+        length = number(headers.get("Content-Length", ""))
+        if length is None:
             raise ConversionError(f"{name} in {self._label} has no known size: copy the folder here first.")
-        return Answer(response.content_length, self._version(headers), chunks)
+        return Answer(length, self._version(headers), chunks)
 
 
 def error_of(name: str, label: str, status: int, retry_after: str = "") -> Exception:
@@ -164,7 +205,7 @@ def error_of(name: str, label: str, status: int, retry_after: str = "") -> Excep
             "machine has credentials for it."
         )
     if status in (408, 425, 429) or status >= 500:
-        return Transient(f"the server says {status}", float(retry_after) if retry_after.isdecimal() else 0)
+        return Transient(f"the server says {status}", number(retry_after) or 0)
     return ConversionError(f"{name} in {label} cannot be read: the server says {status}; check the address.")
 
 
@@ -184,9 +225,44 @@ def import_extra(module: str) -> Any:
 
 
 def clause(error: BaseException) -> str:
-    """An error in a few words, without the addresses that some have in them."""
+    """An error in a few words, without the addresses that some have in them, nor anything of length that a server
+    sent."""
     text = str(error).strip().splitlines()
-    return text[0].rstrip(".") if text and "://" not in text[0] else type(error).__name__
+    is_short = text and "://" not in text[0] and len(text[0]) <= _CLAUSE_LENGTH and text[0].isprintable()
+    return text[0].rstrip(".") if is_short else type(error).__name__
+
+
+def number(text: str) -> int | None:
+    """A count in a header; None if it is none, or more than any file has."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
+
+
+def silence(timeouts: Timeouts) -> Transient:
+    """The error of a server that sends nothing."""
+    return Transient(f"the server sent nothing for {timeouts.read:g} seconds", waited=timeouts.read)
+
+
+def _redirected(url: str, location: str) -> str:
+    """Where a redirect leads; nothing if that is no address."""
+    try:
+        target = urldefrag(urljoin(url, location)).url if location.isprintable() else ""
+        parts = urlsplit(target)
+        return target if location and parts.hostname is not None and parts.port != 0 else ""
+    except ValueError:
+        return ""
+
+
+def _why_not(url: str, target: str, seen: set[str]) -> str | None:
+    """Why a redirect is not followed."""
+    if not target:
+        return "the server redirects to what is no address"
+    before, after = urlsplit(url).scheme, urlsplit(target).scheme
+    # Only the encryption of what was not encrypted may be added.
+    if after != before and (before, after) != ("http", "https"):
+        return f"the server redirects from {before}:// to {after[:20]}://, which is not followed"
+    if target in seen:
+        return "the server redirects in a circle"
+    return f"the server redirects {len(seen)} times" if len(seen) > _MAX_REDIRECTS else None
 
 
 async def _nothing() -> AsyncIterator[bytes]:

@@ -4,7 +4,6 @@ import json
 import re
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,20 +19,24 @@ from t5_experimental.convert.transports import Timeouts
 
 BUCKET = "bucket"
 
+MINUTES = Timeouts(connect=300, read=300)
+
 
 @dataclass
 class Fault:
     """What goes wrong with the next `times` answers about bytes from `start` on of files whose name ends in `name`.
 
     `kind` is a status, or "drop" (the connection ends after half of the bytes), "short" (half of the bytes, as if these
-    were all), "slow" (nothing for `seconds`), "whole" (the range is ignored), "untagged" (nothing tells the version).
+    were all), "mute" (nothing until the server ends), "drip" (the head and three bytes, each by itself, and nothing
+    more until the server ends), "whole" (the range is ignored), "untagged" (nothing tells the version). `headers` come
+    in addition to the usual ones, or in their place.
     """
 
     name: str
     kind: str | int
     times: int = 1
-    seconds: float = 0
     start: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -45,7 +48,7 @@ class Request:
     stop: int
     status: int = 0
     sent: int = 0
-    seconds: float = field(default_factory=time.monotonic)
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 class Server:
@@ -56,12 +59,12 @@ class Server:
         self.versions: dict[str, int] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
-        self.lock = threading.Lock()
+        self.lock = threading.Condition(threading.RLock())
+        self.ended = threading.Event()
         server = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            timeout = 20
 
             def do_GET(self) -> None:
                 server.answer(self)
@@ -91,7 +94,13 @@ class Server:
         with self.lock:
             return [r for r in self.requests if r.name.endswith(name) and r.stop - r.start > 1]
 
+    def wait_until(self, predicate: Callable[[], bool]) -> None:
+        """Returns when the record of requests is as wanted; minutes are for machines that stand still."""
+        with self.lock:
+            assert self.lock.wait_for(predicate, 300), self.requests
+
     def close(self) -> None:
+        self.ended.set()
         self.http.shutdown()
         self.http.server_close()
         self.thread.join(10)
@@ -129,14 +138,17 @@ class Server:
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
         size = len(content) if content is not None else 0
         start, stop = (int(asked[1]), min(int(asked[2]) + 1, size)) if asked else (0, size)
-        request = Request(name, start, stop)
+        request = Request(name, start, stop, headers=dict(handler.headers))
         with self.lock:
             self.requests.append(request)
+            self.lock.notify_all()
             fault = next((f for f in self.faults if name.endswith(f.name) and start >= f.start and f.times > 0), None)
             fault = fault or Fault("", "")
             fault.times -= 1
-        if fault.kind == "slow":
-            time.sleep(fault.seconds)
+        if fault.kind == "mute":
+            self.ended.wait()
+            handler.close_connection = True
+            return
         status = 404 if content is None else 206 if asked else 200
         if isinstance(fault.kind, int):
             status = fault.kind
@@ -148,22 +160,31 @@ class Server:
         body = content[start:stop] if content is not None and status < 300 else b""
         if fault.kind == "short":
             body = body[: len(body) // 2]
-        handler.send_response(status)
+        headers = {"Content-Length": str(len(body))}
         if fault.kind != "untagged":
             version = self.versions.get(name, 1)
-            handler.send_header("ETag", f'"{version}"')
-            handler.send_header("x-goog-generation", str(version))
+            headers |= {"ETag": f'"{version}"', "x-goog-generation": str(version)}
         if status == 206:
-            handler.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         if status == 416:
-            handler.send_header("Content-Range", f"bytes */{size}")
-        handler.send_header("Content-Length", str(len(body)))
+            headers["Content-Range"] = f"bytes */{size}"
+        handler.send_response(status)
+        for key, value in (headers | fault.headers).items():
+            handler.send_header(key, value)
         handler.end_headers()
         if fault.kind == "drop":
             body = body[: len(body) // 2]
             handler.close_connection = True
-        # Before they are sent: whoever has the bytes may look at once.
-        request.sent = len(body)
+        if fault.kind == "drip":
+            for k in range(3):
+                handler.wfile.write(body[k : k + 1])
+            self.ended.wait()
+            handler.close_connection = True
+            return
+        # Before they are sent: a test that has the bytes may look at once.
+        with self.lock:
+            request.sent = len(body)
+            self.lock.notify_all()
         try:
             handler.wfile.write(body)
             if fault.kind == "drop":
@@ -210,7 +231,15 @@ def fault() -> type[Fault]:
 @pytest.fixture
 def impatient() -> Patience:
     """As many tries as usual, in a fraction of the time."""
-    return Patience(tries=4, first_pause=0.01, longest_pause=0.05, timeouts=Timeouts(connect=10, read=10))
+    return Patience(tries=4, first_pause=0.01, longest_pause=0.05, timeouts=MINUTES)
+
+
+@pytest.fixture
+def unwearied() -> Patience:
+    """Gives up on a silent server soon, and asks it again as often as it takes: however slow the machine is, what it
+    answers in the end is read, and what it does not answer is not waited for."""
+    often = 10**6
+    return Patience(tries=often, mute_tries=often, first_pause=0.01, longest_pause=0.05, timeouts=Timeouts(300, 0.3))
 
 
 @pytest.fixture

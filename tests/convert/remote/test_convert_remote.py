@@ -95,3 +95,19 @@ def test_released_names(
     listed = run("presets")
     assert listed.status == 0
     assert listed.out.startswith("name ")
+
+
+def test_a_redirect_is_named_in_the_card(server: Any, fault: Any, reference: Path, run: Run, tmp_path: Path) -> None:
+    folder = reference / "golden" / "t5.1.1.tiny"
+    server.put(folder, "moved/here")
+    for path in folder.iterdir():
+        location = {"Location": f"/bucket/moved/here/{path.name}?signature=secret"}
+        server.faults.append(fault(f"run/{path.name}", 302, times=10**6, headers=location))
+    result = run("convert", server.address("run"), tmp_path / "out")
+    assert result.status == 0, result.err
+    note = f"The server redirected to {server.address('moved/here')}, which the bytes are from."
+    assert note in result.out
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"- {note}" in card
+    assert "secret" not in card
+    assert f"`{server.address('run')}/model.ckpt-800`" in card

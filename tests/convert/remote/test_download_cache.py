@@ -113,7 +113,7 @@ def test_concurrent_runs_download_once(cached: Open, server: Any, content: bytes
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(300)
     assert results == [True] * 4
     assert sum(r.sent for r in server.data()) == len(content)
 
@@ -125,7 +125,7 @@ def test_the_lock_of_a_killed_process_does_not_stay(cached: Open, content: bytes
     storage.read("data", 0, 1)
     (path,) = kept(tmp_path)
     path.unlink()
-    subprocess.run([sys.executable, "-c", code, f"{path}.lock"], timeout=30, check=False)
+    subprocess.run([sys.executable, "-c", code, f"{path}.lock"], timeout=300, check=False)
     assert cached().read("data", 0, 9) == content[:9]
 
 

@@ -86,7 +86,6 @@ def test_first_layers_narrow_default_and_explicit():
         ({"num_heads": True}, "expected int, got bool"),
         ({"layer_overrides": {"encoder": [{"d_ff": 10**30}, {}]}}, "`d_ff` of layer 0 of the encoder is 10*"),
         ({"layer_overrides": {"encoder": [{"d_ff": True}, {}]}}, "`d_ff` of layer 0 of the encoder is True"),
-        ({"dropout_rate": float("nan")}, "`dropout_rate` is nan"),
         ({"initializer_factor": float("nan")}, "`initializer_factor` is nan"),
         ({"initializer_factor": float("inf")}, "`initializer_factor` is inf"),
         ({"initializer_factor": -1.0}, "`initializer_factor` is -1.0"),

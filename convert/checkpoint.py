@@ -11,7 +11,6 @@ from typing import Protocol
 import numpy as np
 
 from .errors import ConversionError
-from .gin_file import MAX_GIN_BYTES, decode
 from .matrix import Matrix
 from .readable import joined
 from .released import is_released, resolve_released
@@ -122,16 +121,15 @@ class Checkpoint:
             )
         return path
 
-    def gin_text(self) -> str:
-        """Text of `gin_file`.
+    def gin_bytes(self, most: int) -> bytes:
+        """Bytes of `gin_file`, at most so many.
 
         Raises:
-            ConversionError: it cannot be read, or is not what a run writes.
+            ConversionError: it cannot be read.
         """
         if self.storage is not None:
-            return self.storage.text(GIN_FILE)
-        path = self.prefix.parent / GIN_FILE
-        return decode(_read(path, MAX_GIN_BYTES + 1), path.name)
+            return bytes(self.storage.read(GIN_FILE, 0, min(self.storage.size(GIN_FILE), most)))
+        return _read(self.prefix.parent / GIN_FILE, most)
 
     @property
     def named_step(self) -> int | None:

@@ -16,7 +16,7 @@ from . import finished_files, writer
 from .architecture import Shapes, deduce, with_options
 from .checkpoint import Checkpoint, CheckpointReader, Variable, resolve
 from .errors import ConversionError
-from .gin_file import GinFile
+from .gin_file import MAX_GIN_BYTES, GinFile, decode
 from .matching import sort_names
 from .names import GLOBAL_STEP
 from .optimizer import find_slots, with_optimizer
@@ -138,7 +138,10 @@ def inspect(
     variables = reader.variables
     gin = checkpoint.gin_file
     # The gin file comes first, because it can name the feature to which an unknown variable belongs.
-    said = read_architecture(GinFile(checkpoint.gin_text(), gin.name)) if gin else None
+    said = None
+    if gin:
+        text = decode(checkpoint.gin_bytes(MAX_GIN_BYTES + 1), gin.name)
+        said = read_architecture(GinFile(text, gin.name))
     names = sort_names(variables)
     check_known(names, variables)
     check_weights(names, variables)

@@ -9,6 +9,7 @@ import pytest
 
 from t5_experimental.convert import released
 from t5_experimental.convert.checkpoint import resolve
+from t5_experimental.convert.readable import markdown
 from t5_experimental.convert.tensor_bundle import TensorBundleReader
 
 
@@ -108,6 +109,6 @@ def test_a_redirect_is_named_in_the_card(server: Any, fault: Any, reference: Pat
     note = f"The server redirected to {server.address('moved/here')}, which the bytes are from."
     assert note in result.out
     card = (tmp_path / "out" / "README.md").read_text()
-    assert f"- {note}" in card
+    assert f"- {markdown(note)}" in card
     assert "secret" not in card
     assert f"`{server.address('run')}/model.ckpt-800`" in card

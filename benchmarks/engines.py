@@ -196,7 +196,7 @@ def train(engine: str, cells: Sequence[Cell], folder: Path, processes: int = 2) 
     ]
     (root / "plan.json").write_text(json.dumps(plan, indent=2))
     cache = {"HF_DATASETS_CACHE": str(folder / "cache")}
-    result = launch(engine, WORKER, [root / "plan.json"], processes=processes, environment=cache, timeout=540)
+    result = launch(engine, WORKER, [root / "plan.json"], processes=processes, environment=cache, timeout=1800)
     (root / "output.txt").write_text(result.stdout + result.stderr)
     if result.returncode:
         raise RuntimeError(f"{engine} failed:\n{result.stdout}\n{result.stderr}")

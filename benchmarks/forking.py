@@ -48,7 +48,7 @@ ENGINES: dict[str, dict[str, str]] = {
 # Seconds that processes have to say something after the first one has failed.
 GRACE = 1.0
 # Seconds after which a run is taken for one that hangs, and ended.
-LIMIT = 200.0
+LIMIT = 1800.0
 
 
 class Family:
@@ -112,7 +112,15 @@ class Nursery:
         self._process.stdin.close()
         self._process.wait()
 
-    def start(self, entry: str, arguments: Sequence[object], engine: str, processes: int, hook: str = "") -> Family:
+    def start(
+        self,
+        entry: str,
+        arguments: Sequence[object],
+        engine: str,
+        processes: int,
+        hook: str = "",
+        grace: float = GRACE,
+    ) -> Family:
         """Starts a run.
 
         Args:
@@ -121,6 +129,8 @@ class Nursery:
             engine: of [`ENGINES`].
             processes: how many.
             hook: Python code that each of them executes before, with `RANK` as its number.
+            grace: seconds that processes have to end after the first one has failed; those that are stopped have none
+                when all others have ended.
         """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -140,6 +150,7 @@ class Nursery:
             "environments": environments,
             "hook": hook,
             "logs": [str(path) for path in logs],
+            "grace": grace,
         }
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")
@@ -171,7 +182,7 @@ def main(with_deepspeed: bool) -> None:
                 _run(entries[order["entry"]], order["arguments"], environment, Path(log), order["hook"], rank)
             pids.append(pid)
         print(json.dumps({"pids": pids}), flush=True)
-        print(json.dumps({"codes": _wait(pids)}), flush=True)
+        print(json.dumps({"codes": _wait(pids, order["grace"])}), flush=True)
 
 
 def _run(entry, arguments: list[str], environment: Mapping[str, str], log: Path, hook: str, rank: int) -> None:
@@ -199,19 +210,25 @@ def _run(entry, arguments: list[str], environment: Mapping[str, str], log: Path,
     os._exit(code)
 
 
-def _wait(pids: list[int]) -> list[int]:
+def _wait(pids: list[int], grace: float) -> list[int]:
     """Return codes when all have ended; when one has failed or all take too long, it ends them, at last by force."""
     codes: dict[int, int] = {}
+    stopped: set[int] = set()
     failed_at, give_up_at = None, time.monotonic() + LIMIT
     sent = []
     while len(codes) < len(pids):
         for pid in set(pids) - set(codes):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
+            ended, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+            if ended and os.WIFSTOPPED(status):
+                stopped.add(pid)
+            elif ended:
                 codes[pid] = os.waitstatus_to_exitcode(status)
+        if codes and stopped == set(pids) - set(codes):
+            for pid in stopped:
+                os.kill(pid, signal.SIGKILL)
         if failed_at is None and (any(codes.values()) or time.monotonic() > give_up_at):
             failed_at = time.monotonic()
-        for number, seconds in ((signal.SIGTERM, GRACE), (signal.SIGKILL, 5 * GRACE)):
+        for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5 * grace)):
             if failed_at is not None and number not in sent and time.monotonic() > failed_at + seconds:
                 sent.append(number)
                 for pid in set(pids) - set(codes):

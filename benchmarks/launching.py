@@ -17,6 +17,9 @@ import psutil
 
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"
 
+# Seconds after which what has not ended is taken for what never will, on a machine however busy.
+LIMIT = 1800.0
+
 TORCHRUN = "torchrun"
 """Name of what is no engine: processes that find each other, and nothing else."""
 
@@ -97,7 +100,7 @@ class Run:
         stdout, stderr = (path.read_text(errors="replace") for path in self._outputs)
         return stdout, stderr
 
-    def wait_for(self, text: str, timeout: float = 120.0) -> None:
+    def wait_for(self, text: str, timeout: float = LIMIT) -> None:
         """Waits until the processes have printed or complained this; fails if they end before, or take longer."""
         end = time.monotonic() + timeout
         while not any(text in output for output in self.read()):
@@ -105,7 +108,7 @@ class Run:
                 raise AssertionError(f"Waited for {text!r} in vain:\n" + "\n".join(self.read()))
             time.sleep(0.05)
 
-    def wait(self, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+    def wait(self, timeout: float = LIMIT) -> subprocess.CompletedProcess[str]:
         """The outcome. If it takes longer, all processes are ended and the return code is that of the signal."""
         try:
             self.launcher.wait(timeout)
@@ -133,7 +136,7 @@ def launch(
     *,
     processes: int = 2,
     environment: Mapping[str, str] | None = None,
-    timeout: float = 300.0,
+    timeout: float = LIMIT,
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script to its end, see [`Run`]."""
     with Run(engine, script, arguments, processes=processes, environment=environment) as run:

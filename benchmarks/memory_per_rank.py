@@ -140,7 +140,7 @@ def measure(way: str, work_folder: Path, processes: int) -> list[dict[str, Any]]
     more = FLAGS if WAYS[way] == "fsdp2" else ()
     plan = work_folder / f"{way}.json"
     plan.write_text(json.dumps({"way": way, "flags": [*flags(**options), *more], "output": str(work_folder)}))
-    outcome = launch(WAYS[way], __file__, ["--work", plan], processes=processes, timeout=550.0)
+    outcome = launch(WAYS[way], __file__, ["--work", plan], processes=processes, timeout=1800)
     files = [work_folder / f"{way}-{rank}.json" for rank in range(processes)]
     if not all(file.exists() for file in files):
         raise SystemExit(f"{way} ended with {outcome.returncode}:\n{outcome.stderr[-3000:]}")

@@ -26,6 +26,15 @@ import t5_experimental
 from t5_experimental import T5ExperimentalConfig
 
 
+with contextlib.suppress(ImportError):
+    # On a busy machine everything takes long.
+    import hypothesis
+
+    hypothesis.settings.register_profile(
+        "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("patient")
+
 torch.set_num_threads(1)  # tests run in several processes
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As in the background of a script; programs that tests start would inherit it, and Ctrl-C is tested.

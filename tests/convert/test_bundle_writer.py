@@ -71,7 +71,9 @@ names = st.lists(st.sampled_from(["encoder", "block_000", "layer", "a", "é", "_
 shapes = st.lists(st.sampled_from([0, 1, 2, 3, 7, 200]), max_size=3).map(tuple)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     files=st.lists(st.dictionaries(names, st.tuples(st.sampled_from(DTYPES), shapes), max_size=8), max_size=4),
     block_bytes=st.sampled_from([1, 100, 2**20]),

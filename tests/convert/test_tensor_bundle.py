@@ -120,7 +120,9 @@ names = st.lists(st.sampled_from(["encoder", "block_000", "layer", "a", "é", "_
 shapes = st.lists(st.sampled_from([0, 1, 2, 3, 7]), max_size=4).map(tuple)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     shards=st.lists(
         st.dictionaries(names, st.tuples(st.sampled_from(DTYPES), shapes), min_size=1, max_size=8),

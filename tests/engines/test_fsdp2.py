@@ -111,7 +111,7 @@ def reports(models: dict[str, Path], folder: Path, launching: SimpleNamespace) -
         (folder / f"{name}.json").write_text(json.dumps(runs))
         engine = "fsdp2" if processes > 1 else "single"
         files = [folder / f"{name}.json", folder / f"{name}.reports.json"]
-        outcome = launching.launch(engine, SCRIPT, files, processes=processes, timeout=280.0)
+        outcome = launching.launch(engine, SCRIPT, files, processes=processes, timeout=1800)
         assert outcome.returncode == 0, outcome.stderr[-5000:]
         found[name] = json.loads(files[1].read_text())
     found["one"] = found["one"][0]

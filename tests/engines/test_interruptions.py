@@ -111,7 +111,7 @@ def assert_same(found: Path, expected: Path) -> None:
     assert all(weight.equal(weights_before[name]) for name, weight in weights.items())
 
 
-def hook(owner: str, name: str, step: int, after: bool, rank: int = 0, action: str = KILL) -> str:
+def hook(owner: str, name: str, step: int, after: bool, rank: int | str = 0, action: str = KILL) -> str:
     return AT.format(owner=owner, name=name, step=step, after=after, rank=rank, action=action)
 
 
@@ -195,16 +195,40 @@ def test_full_disk_leaves_the_last_checkpoint(nursery, tiny_models, tmp_path):
     assert [path.name for path in output.iterdir()] == ["checkpoint-2"]
 
 
+# The first process waits until the second has stopped, and from then on not as long as it was told to.
+HANG = """
+import datetime, os, pathlib, time
+import psutil, torch
+
+def hang(file):
+    if RANK == 1:
+        (file.with_suffix(".new")).write_text(str(os.getpid()))
+        os.replace(file.with_suffix(".new"), file)
+        os.kill(os.getpid(), 19)
+    while not file.exists() or psutil.Process(int(file.read_text())).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+    group = torch.distributed.distributed_c10d
+    backend = group._get_default_group()._get_backend(torch.device("cpu"))
+    print("as told:", backend.options._timeout, flush=True)
+    group._set_pg_timeout(datetime.timedelta(seconds=1))
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("action", "said"), [(KILL, "has died"), ("os.kill(os.getpid(), 19)", "which hangs")])
-def test_process_that_waits_for_another_says_so(action, said, nursery, tiny_models, tmp_path):
-    arguments = options(tiny_models["t5_v1_1"], tmp_path / "output", "ddp", ddp_timeout=5)
-    stop = hook("T5Trainer", "training_step", 3, False, rank=1, action=action)
-    run = nursery.start("finetune", arguments, "ddp", 2, stop)
-    assert run.wait()[0] == 1
+@pytest.mark.parametrize(("what", "said"), [("dies", "has died"), ("stops", "which hangs")])
+def test_process_that_waits_for_another_says_so(what, said, nursery, tiny_models, tmp_path):
+    arguments = options(tiny_models["t5_v1_1"], tmp_path / "output", "ddp", ddp_timeout=1234)
+    place = ("T5Trainer", "training_step", 3, False)
+    if what == "dies":
+        stop = hook(*place, rank=1)
+    else:
+        stop = HANG + hook(*place, rank="RANK", action=f"hang(pathlib.Path({str(tmp_path / 'pid')!r}))")
+    run = nursery.start("finetune", arguments, "ddp", 2, stop, grace=1800)
+    assert run.wait()[0] == 1, run.read()
     assert said in run.read()
     assert "run the same command again" in run.read()
     assert "Traceback" not in run.read()
+    assert ("as told: 0:20:34" in run.read()) == (what == "stops")
 
 
 @pytest.mark.slow

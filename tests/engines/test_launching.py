@@ -10,13 +10,13 @@ import pytest
 
 # A rank says hello, and works on with a process of its own until somebody ends it, or ends by itself.
 SCRIPT = """
-import os, subprocess, sys, time
+import os, signal, subprocess, sys
 
 print("rank", os.environ.get("RANK"), "of", os.environ.get("WORLD_SIZE"), sys.argv[1:], flush=True)
 if "--stay" in sys.argv:
-    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
     print("ready", os.environ.get("RANK"), flush=True)
-    time.sleep(600)
+    signal.pause()
 sys.exit(3 if "--fail" in sys.argv else 0)
 """
 
@@ -49,5 +49,5 @@ def test_nothing_stays_behind(script, launching):
         with pytest.raises(AssertionError, match=r"in vain:\n(?s:.*)ready 0"):
             run.wait_for("never said", timeout=0.1)
         assert run.wait(timeout=0.1).returncode == -signal.SIGKILL
-    gone, _ = psutil.wait_procs(family, timeout=10)
+    gone, _ = psutil.wait_procs(family, timeout=600)
     assert len(gone) == 4

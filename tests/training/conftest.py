@@ -41,7 +41,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Launcher:
             env={**os.environ, "HF_DATASETS_CACHE": str(cache), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1800,
         )
 
     return run

@@ -78,7 +78,7 @@ def test_starts_with_the_launcher_from_a_recipe(text, tmp_path):
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
     assert result.returncode == 0, result.stderr
     assert "(t5_talking_heads)" in result.stdout

@@ -67,7 +67,7 @@ def test_a_prompt_learns_loads_and_generates(tiny_models, tmp_path):
         env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
     )
     assert result.returncode == 0, result.stderr
     assert "prompt      20 rows, begun with labels; all else is frozen\n" in result.stdout

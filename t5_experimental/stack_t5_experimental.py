@@ -137,6 +137,32 @@ class T5ExperimentalPreTrainedModel(PreTrainedModel):
         return shifted.masked_fill(is_first, cast(int, self.config.decoder_start_token_id)), real
 
 
+def require_one(
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    prefix: str,
+    stack: str,
+    alternatives: str = "",
+) -> None:
+    """Checks that a stack has one kind of inputs.
+
+    Args:
+        input_ids: ids for the stack.
+        inputs_embeds: embeddings for the stack.
+        prefix: of both arguments' names, as the caller knows them.
+        stack: `"encoder"` or `"decoder"`.
+        alternatives: other arguments that would do, as they stand in a message.
+
+    Raises:
+        ValueError: both are given, or none.
+    """
+    if input_ids is not None and inputs_embeds is not None:
+        raise ValueError(f"Give either `{prefix}input_ids` or `{prefix}inputs_embeds`, not both.")
+    if input_ids is None and inputs_embeds is None:
+        choice = f"{alternatives}`{prefix}input_ids` (or `{prefix}inputs_embeds`)"
+        raise ValueError(f"The {stack} has nothing to read: give {choice}.")
+
+
 class T5Stack(T5ExperimentalPreTrainedModel):
     """The encoder or the decoder.
 
@@ -210,10 +236,7 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         Raises:
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, or masks that do not fit.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError(
-                "Give either `input_ids` or `inputs_embeds` (for a decoder: with the prefix `decoder_`), not both."
-            )
+        require_one(input_ids, inputs_embeds, "", "decoder" if self.is_decoder else "encoder")
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:

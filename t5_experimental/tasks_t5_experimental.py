@@ -6,6 +6,8 @@ transformers' T5.
 """
 
 import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from .configuration_t5_experimental import T5ExperimentalConfig
 from .decoding_t5_experimental import decoding_session, next_token_logits
 from .loss_t5_experimental import IGNORE_INDEX, chunked_token_losses, cross_entropy_loss, mean_of_counted
 from .padding_t5_experimental import positions_up_to_labels
-from .stack_t5_experimental import T5ExperimentalPreTrainedModel, T5Stack
+from .stack_t5_experimental import T5ExperimentalPreTrainedModel, T5Stack, require_one
 
 
 class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
@@ -34,6 +36,8 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
 
     _shared_embeddings = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
     _tied_weights_keys = dict.fromkeys(_shared_embeddings, "shared.weight")
+    # What else makes decoder inputs, as it stands in a message.
+    _alternatives_to_decoder_inputs = ""
     # An old transformers release stored a bias that no encoder-decoder attention of T5 has.
     _keys_to_ignore_on_load_unexpected = [
         r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
@@ -81,6 +85,11 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
                 "An attention mask with a query axis holds for the encoder alone: pass `segment_ids` for packed "
                 "examples, or run the encoder first and give `encoder_outputs` and a 2-D mask."
             )
+        if encoder_outputs is None:
+            require_one(input_ids, inputs_embeds, "", "encoder", "`encoder_outputs` or ")
+        require_one(
+            decoder_input_ids, decoder_inputs_embeds, "decoder_", "decoder", self._alternatives_to_decoder_inputs
+        )
         encoded: BaseModelOutput
         if encoder_outputs is None:
             encoded = self.encoder(
@@ -195,6 +204,7 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
     """Encoder and decoder with the classifier over the vocabulary: a matrix of its own, unless the config shares it."""
 
     _tied_weights_keys = {**T5ExperimentalEncoderDecoder._tied_weights_keys, "lm_head.weight": "shared.weight"}
+    _alternatives_to_decoder_inputs = "`labels` or "
     # The loss is divided by the trainer's count of target tokens when it passes one.
     accepts_loss_kwargs = True
     # Bytes of the decoder's weights up to which `generate` copies them, on a CPU, into a layout that is read faster.
@@ -339,10 +349,24 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
 
     @functools.wraps(GenerationMixin.generate)
     def generate(self, *args: Any, **kwargs: Any) -> Any:
+        names = ("inputs", "input_ids", "inputs_embeds", "encoder_outputs", "custom_generate")
+        generation_config = kwargs.get("generation_config") or self.generation_config
+        if not args and all(kwargs.get(name) is None for name in names) and generation_config.bos_token_id is None:
+            raise ValueError(
+                "`generate` has nothing to encode: give `input_ids`, `inputs_embeds` or `encoder_outputs`."
+            )
+        if isinstance(kwargs.get("encoder_outputs"), tuple):
+            kwargs["encoder_outputs"] = BaseModelOutput(*kwargs["encoder_outputs"])
         if kwargs.get("assistant_model") is None:  # which gets the same arguments, and may be a T5 of transformers
             kwargs.setdefault("skip_padding", True)
         with decoding_session(self):
             return super().generate(*args, **kwargs)  # type: ignore[misc]
+
+    def _prefill(self, input_ids: Any, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
+        """The decoder's prompt in one piece: transformers would cut the encoder's mask along with it, and what is long
+        stands in the encoder."""
+        generation_config.prefill_chunk_size = None
+        return super()._prefill(input_ids, generation_config, *args, **kwargs)  # type: ignore[misc]
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, length: int
@@ -397,13 +421,23 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
             generated = self.shared(input_ids[:, 1:])
             inputs["decoder_input_ids"] = None
             inputs["decoder_inputs_embeds"] = torch.cat([decoder_inputs_embeds, generated], dim=1)
-        return inputs
+        # `generate` hands on what is meant for itself (`tokenizer`), and positions, which T5 has none of.
+        taken = _arguments(type(self).forward)
+        return inputs if taken is None else {name: value for name, value in inputs.items() if name in taken}
 
     def prepare_decoder_input_ids_from_labels(
         self, labels: torch.Tensor, decoder_segment_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Decoder inputs `(batch, target)` that predict `labels` `(batch, target)`; collators call this."""
         return self._shift_right(labels, decoder_segment_ids)
+
+
+@functools.cache
+def _arguments(function: Callable[..., Any]) -> frozenset[str] | None:
+    """Names of what a function takes; None if it takes any name."""
+    parameters = inspect.signature(function).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return None if takes_any else frozenset(parameters)
 
 
 class T5ExperimentalEncoderModel(T5ExperimentalPreTrainedModel):

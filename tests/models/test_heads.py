@@ -104,5 +104,27 @@ def test_a_mask_with_queries_is_the_encoders_alone(model, batch):
 def test_inputs_are_given_once(model, batch):
     with pytest.raises(ValueError, match="Give either `input_ids` or `inputs_embeds`"):
         model(**batch, inputs_embeds=model.shared(batch["input_ids"]))
-    with pytest.raises(ValueError, match="with the prefix `decoder_`"):
-        model(batch["input_ids"])
+    with pytest.raises(ValueError, match="Give either `decoder_input_ids` or `decoder_inputs_embeds`, not both"):
+        model(**batch, decoder_input_ids=batch["labels"], decoder_inputs_embeds=model.shared(batch["labels"]))
+
+
+def test_inputs_that_are_missing_are_named(make_config, batch):
+    """Before anything is computed."""
+    models = {
+        suffix: getattr(t5_experimental, f"T5V11{suffix}")(make_config("t5.1.1"))
+        for suffix in ("ForConditionalGeneration", "Model", "EncoderModel", "ForTokenClassification")
+    }
+    language, bare = models["ForConditionalGeneration"], models["Model"]
+    language.encoder.forward = None  # nothing may call it
+    ids = batch["input_ids"]
+    for call, message in {
+        lambda: language(input_ids=ids): r"The decoder has nothing to read: give `labels` or `decoder_input_ids` \(or",
+        lambda: language(labels=ids): r"The encoder has nothing to read: give `encoder_outputs` or `input_ids` \(or",
+        lambda: bare(input_ids=ids): r"The decoder has nothing to read: give `decoder_input_ids` \(or",
+        lambda: models["EncoderModel"](): r"The encoder has nothing to read: give `input_ids` \(or",
+        lambda: models["ForTokenClassification"](): r"The encoder has nothing to read: give `input_ids` \(or",
+        lambda: bare.decoder(): r"The decoder has nothing to read: give `input_ids` \(or",
+        lambda: language.generate(): "`generate` has nothing to encode: give `input_ids`, `inputs_embeds` or",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()

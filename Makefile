@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := convert,remote,training,deepspeed,peft,dev
 
-.PHONY: install demo test fuzz test-oldest test-xla bench package style format types reference reference-export clean
+.PHONY: install demo test fuzz test-peers test-oldest test-xla bench package style format types reference reference-export clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +28,21 @@ test: install
 FUZZ_INPUTS ?= 100000
 fuzz: install
 	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/fuzz
+
+# transformers' own tests of models, from the source distribution of the release that is installed, on our models.
+PEERS := build/peers
+test-peers: install $(PEERS)/.ready
+	PYTHONPATH=$(abspath $(PEERS)/packages) TRANSFORMERS_TESTS=$(PEERS)/tests HF_HUB_OFFLINE=1 $(BIN)/python -m pytest \
+	    --override-ini addopts="--import-mode=importlib" -W ignore -rfExX --numprocesses 2 --dist worksteal tests/peers
+
+$(PEERS)/.ready: constraints.txt
+	rm -rf $(PEERS) && mkdir -p $(PEERS)/sdist
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt --target $(PEERS)/packages parameterized
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary transformers --dest $(PEERS) \
+	    "transformers==$$($(BIN)/python -c 'import transformers; print(transformers.__version__)')"
+	tar --extract --gzip --strip-components 1 --directory $(PEERS)/sdist --file $(PEERS)/transformers-*.tar.gz
+	mv $(PEERS)/sdist/tests $(PEERS)/tests && rm -rf $(PEERS)/sdist
+	touch $@
 
 # The models on the oldest releases that setup.py admits; for the rest of the code the versions hardly matter.
 test-oldest: $(VENV)-oldest/.installed

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 
 HERE = Path(__file__).parent
@@ -62,6 +62,12 @@ EXTRAS = {
     ],
 }
 
+
+def rooms(top: str) -> list[str]:
+    """Packages below `convert/` or `training/`, dotted."""
+    return [f"{top}.{name}" for name in sorted(find_packages(HERE / top))]
+
+
 setup(
     name="t5-experimental",
     version=VERSION,
@@ -102,11 +108,15 @@ setup(
     python_requires=">=3.11",
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
-    packages=["t5_experimental", "t5_experimental.convert", "t5_experimental.training"],
+    packages=[
+        "t5_experimental",
+        *(f"t5_experimental.{name}" for top in ("convert", "training") for name in [top, *rooms(top)]),
+    ],
     package_dir={"t5_experimental.convert": "convert", "t5_experimental.training": "training"},
     package_data={
         "t5_experimental": ["py.typed"],
-        "t5_experimental.training": ["configs/*.yaml", "recipes/*.yaml", "templates/*"],
+        "t5_experimental.training": ["configs/*.yaml", "recipes/*.yaml"],
+        "t5_experimental.training.report": ["templates/*"],
     },
     entry_points={"console_scripts": ["t5-experimental=t5_experimental.convert.cli:main"]},
 )

@@ -36,13 +36,14 @@ from common import write_json
 from usage import Usage, measure
 
 from t5_experimental import T5ExperimentalConfig, preset_config, without_models
-from t5_experimental.convert.bundle_writer import BundleWriter, write_state_file
-from t5_experimental.convert.checkpoint import GIN_FILE, Variable
-from t5_experimental.convert.gin_writer import natural_layout, operative_config
-from t5_experimental.convert.matching import mesh_name
-from t5_experimental.convert.parameters import parameters
+from t5_experimental.convert.bundle.reader import data_path
+from t5_experimental.convert.bundle.writer import BundleWriter, write_state_file
+from t5_experimental.convert.mesh.gin_writer import natural_layout, operative_config
+from t5_experimental.convert.mesh.matching import mesh_name
+from t5_experimental.convert.mesh.parameters import parameters
 from t5_experimental.convert.pipeline import inspect
-from t5_experimental.convert.tensor_bundle import data_path
+from t5_experimental.convert.source.checkpoint import GIN_FILE
+from t5_experimental.convert.tensors import Variable
 
 
 PREFIX = "model.ckpt-1000000"

@@ -18,8 +18,8 @@ def stream(source: str, output: str, dtype: str) -> None:
         dtype: of the tensors to write.
     """
     from t5_experimental import without_models
+    from t5_experimental.convert.output.safetensors_writer import write_tensors
     from t5_experimental.convert.pipeline import inspect
-    from t5_experimental.convert.writer import write_tensors
 
     with without_models():
         found = inspect(source, dtype=dtype)

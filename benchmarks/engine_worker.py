@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from t5_experimental.training import finetune, pretrain
-from t5_experimental.training.engines import describe_engine, optimizer_bytes, parameter_bytes
-from t5_experimental.training.sharding import whole
-from t5_experimental.training.trainer import T5Trainer
+from t5_experimental.training.engines.engine import describe_engine, optimizer_bytes, parameter_bytes
+from t5_experimental.training.engines.fsdp2 import whole
+from t5_experimental.training.trainer.trainer import T5Trainer
 
 
 def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -31,7 +31,7 @@ from transformers import AutoModelForSeq2SeqLM, TrainerCallback, set_seed
 
 import t5_experimental
 from t5_experimental.training import finetune, pretrain, prompt_tune
-from t5_experimental.training.engines import describe_engine, optimizer_bytes, parameter_bytes
+from t5_experimental.training.engines.engine import describe_engine, optimizer_bytes, parameter_bytes
 
 
 REPOSITORY = Path(__file__).parents[1]

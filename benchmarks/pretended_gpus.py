@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
-from t5_experimental.training import arguments
+from t5_experimental.training.trainer import arguments
 
 
 FLAGS = ("--use_cpu", "True", "--accelerator_config", '{"use_configured_state":true}')

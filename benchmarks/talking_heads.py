@@ -27,7 +27,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import preset_config
 from t5_experimental.attention_t5_experimental import bias_diagonals, build_attention, dense_bias
-from t5_experimental.masks_t5_experimental import Visibility
+from t5_experimental.visibility_t5_experimental import Visibility
 
 
 CONTESTANTS = {

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .. import without_models
+from t5_experimental import without_models
+
 from .errors import ConversionError, UnknownVariables
-from .names import FAMILY_SECTIONS
-from .options import DTYPES
-from .output_format import FORMATS, NATIVE
-from .plan import parse_size
+from .mesh.rules import FAMILY_SECTIONS
+from .output.format import FORMATS, NATIVE
+from .output.options import DTYPES
+from .plan.plan import parse_size
 from .readable import say
 
 
@@ -260,7 +261,7 @@ def _print_export(found: "Export") -> None:
 
 
 def _presets(_: argparse.Namespace) -> None:
-    from .released import presets_table
+    from .presets_table import presets_table
 
     say(*presets_table().splitlines())
 

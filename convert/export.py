@@ -15,27 +15,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .bundle_writer import BundleWriter, write_state_file
-from .checkpoint import GIN_FILE, Variable
-from .entries import Entry
+from .bundle.writer import BundleWriter, write_state_file
 from .errors import ConversionError
-from .gin_writer import can_be_written, check_expressible, natural_layout, operative_config
-from .json_files import read_json
-from .layout import Layout
-from .matching import mesh_name, sort_names
-from .names import GLOBAL_STEP, SLOTS
-from .optimizer import FILENAME as OPTIMIZER_FILENAME
-from .optimizer import find_slots, slot_variables, with_optimizer
-from .output_folder import check_output, finished_or_nothing, reclaimable
-from .parameters import Parameter, parameters
-from .plan import check_space, make_plan
-from .safetensors_reader import SafetensorsReader, weight_files
-from .transfer import Transfer
-from .verify import RECORD_FILENAME, load_record
+from .mesh.gin_writer import can_be_written, check_expressible, natural_layout, operative_config
+from .mesh.matching import mesh_name, sort_names
+from .mesh.parameters import Parameter, parameters
+from .mesh.rules import GLOBAL_STEP, SLOTS
+from .mesh.scopes import Layout
+from .output.blocks import Transfer
+from .output.folder import check_output, finished_or_nothing, reclaimable
+from .output.json_files import read_json
+from .output.record import RECORD_FILENAME, load_record
+from .output.safetensors_reader import SafetensorsReader, weight_files
+from .plan.optimizer_slots import FILENAME as OPTIMIZER_FILENAME
+from .plan.optimizer_slots import find_slots, slot_variables, with_optimizer
+from .plan.plan import check_space, make_plan
+from .plan.tensors import Entry
+from .source.checkpoint import GIN_FILE
+from .tensors import Variable
 
 
 if TYPE_CHECKING:
-    from ..configuration_t5_experimental import T5ExperimentalConfig
+    from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 
 
 DTYPES = ("source", "float32", "bfloat16")
@@ -210,7 +211,7 @@ def _blocks(transfer: Transfer, entry: Entry, advance: Callable[[int], Any]) -> 
 
 
 def _read_config(folder: Path) -> "T5ExperimentalConfig":
-    from ..configuration_t5_experimental import CONFIG_CLASSES, T5ExperimentalConfig, T5V11Config
+    from t5_experimental.configuration_t5_experimental import CONFIG_CLASSES, T5ExperimentalConfig, T5V11Config
 
     path = folder / "config.json"
     # A stock T5 is a t5.1.1, or a t5.1.0, which differs from it in what the configuration says.

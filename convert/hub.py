@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConversionError
-from .json_files import check_plain_name, read_json
-from .optimizer import FILENAME as OPTIMIZER_FILENAME
-from .safetensors_reader import SafetensorsReader, weight_files
-from .verify import read_record
+from .output.json_files import check_plain_name, read_json
+from .output.record import read_record
+from .output.safetensors_reader import SafetensorsReader, weight_files
+from .plan.optimizer_slots import FILENAME as OPTIMIZER_FILENAME
 
 
 def check_repo_id(repo_id: str) -> None:

@@ -12,27 +12,30 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from . import finished_files, writer
-from .architecture import Shapes, deduce, with_options
-from .checkpoint import Checkpoint, CheckpointReader, Variable, resolve
+from .bundle.reader import TensorBundleReader
 from .errors import ConversionError
-from .gin_file import MAX_GIN_BYTES, GinFile, decode
-from .matching import sort_names
-from .names import GLOBAL_STEP
-from .optimizer import find_slots, with_optimizer
-from .options import check_options
-from .output_folder import check_output, finished_or_nothing, reclaimable
-from .output_format import OutputFormat, check_expressible, write_config, write_tokenizer_files
-from .plan import Plan, check_agreement, check_known, check_space, check_weights, make_plan, without_decoder
-from .remote import is_remote
-from .remote_checkpoint import local_copy
-from .tensor_bundle import TensorBundleReader
-from .verify import compare, read_record, write_record
+from .mesh.architecture import Shapes, deduce, with_options
+from .mesh.gin_syntax import MAX_GIN_BYTES, GinFile, decode
+from .mesh.matching import sort_names
+from .mesh.rules import GLOBAL_STEP
+from .output import resume as finished_files
+from .output import safetensors_writer as writer
+from .output.folder import check_output, finished_or_nothing, reclaimable
+from .output.format import OutputFormat, check_expressible, write_config, write_tokenizer_files
+from .output.options import check_options
+from .output.record import read_record, write_record
+from .output.verify import compare
+from .plan.optimizer_slots import find_slots, with_optimizer
+from .plan.plan import Plan, check_agreement, check_known, check_space, check_weights, make_plan, without_decoder
+from .source.checkpoint import Checkpoint, resolve
+from .source.remote import is_remote
+from .source.remote_checkpoint import local_copy
+from .tensors import CheckpointReader, Variable
 
 
 if TYPE_CHECKING:
-    from ..configuration_t5_experimental import T5ExperimentalConfig
-    from ..vocabulary import Vocabulary
+    from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
+    from t5_experimental.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,8 @@ def inspect(
     Raises:
         ConversionError: it cannot be converted.
     """
-    from .family import build_config, choose_family
-    from .gin_config import read_architecture
+    from .mesh.family import build_config, choose_family
+    from .mesh.gin_reader import read_architecture
 
     check_options(
         {
@@ -246,7 +249,7 @@ def convert(
     Raises:
         ConversionError: it cannot be converted; nothing has the output's name then.
     """
-    from .tokenizer import check_vocabulary
+    from .output.tokenizer import check_vocabulary
 
     start = time.monotonic()
     output = Path(output).expanduser()
@@ -347,7 +350,7 @@ def _bar(found: Inspection, title: str, shown: bool) -> Iterator[Callable[[int],
 def _make_texts(found: Inspection, vocabulary: "Vocabulary | None", title: str) -> dict[str, bytes]:
     """What the output folder holds besides tensors, by its name there; the configuration, without which nothing loads,
     is the last. It is made before a weight is written, because much of it can fail."""
-    from .model_card import model_card
+    from .output.model_card import model_card
 
     card = model_card(
         title=title,

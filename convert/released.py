@@ -2,28 +2,20 @@
 """The fifteen checkpoints that Google released: where they are, and what it takes to convert them."""
 
 import difflib
-import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..presets import PRESETS, preset_config
-from .arrays import numpy_dtype
+from t5_experimental.presets import PRESETS
+
 from .errors import ConversionError
-from .parameters import parameters
 
 
 BUCKET = "gs://t5-data"
 VOCABULARY = f"{BUCKET}/vocabs/cc_all.32000.100extra/sentencepiece.model"
 LICENCE = "apache-2.0"
 
-# dtypes that the table gives the output's size for.
-OUTPUT_DTYPES = ("float32", "bfloat16")
 
 # Steps at the end of pre-training; where none is stated, the checkpoint tells.
 _STEPS = {"t5.1.1": 1_000_000, "t5.1.1.lm100k": 1_100_000}
-
-# Adafactor keeps two vectors instead of a matrix of squares if both are at least so long.
-_FACTORED_FROM = 128
 
 
 @dataclass(frozen=True)
@@ -47,23 +39,6 @@ class Released:
     step: int | None
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """What converting a released checkpoint takes; computed from its configuration.
-
-    Attributes:
-        parameters: count of numbers in the model.
-        weight_bytes: bytes of the weights in the checkpoint, in float32: what is downloaded when it is streamed.
-        slot_bytes: bytes of Adafactor's statistics in it, which only `--cache-dir` and `--with-optimizer` download.
-        output_bytes: bytes of the tensors in the output, by dtype.
-    """
-
-    parameters: int
-    weight_bytes: int
-    slot_bytes: int
-    output_bytes: dict[str, int]
-
-
 def is_released(name: object) -> bool:
     """Whether it is the name of a released checkpoint."""
     return name in PRESETS
@@ -82,56 +57,3 @@ def resolve_released(name: str) -> Released:
     family = name.rpartition(".")[0]
     source = f"{BUCKET}/pretrained_models/{name}"
     return Released(name, family, source, VOCABULARY, LICENCE, _STEPS.get(family))
-
-
-def sizes(name: str) -> Sizes:
-    """What converting a released checkpoint takes.
-
-    Raises:
-        ValueError: no checkpoint of that name was released.
-    """
-    found = parameters(preset_config(name)).values()
-    count = sum(math.prod(parameter.shape) for parameter in found)
-    slots = sum(slot_size(parameter.mesh_shape) for parameter in found)
-    itemsize = numpy_dtype("float32").itemsize
-    output = {dtype: count * numpy_dtype(dtype).itemsize for dtype in OUTPUT_DTYPES}
-    return Sizes(count, count * itemsize, slots * itemsize, output)
-
-
-def presets_table(names: Iterable[str] = PRESETS) -> str:
-    """The text that `t5-experimental presets` prints."""
-    rows: list[Sequence[str]] = [
-        ("name", "family", "parameters", "download", "with slots", *(f"disk, {dtype}" for dtype in OUTPUT_DTYPES))
-    ]
-    for name in names:
-        found = sizes(name)
-        amounts = (found.weight_bytes, found.weight_bytes + found.slot_bytes, *found.output_bytes.values())
-        rows.append((name, resolve_released(name).family, f"{found.parameters:,}", *map(_gigabytes, amounts)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join(
-            text.ljust(width) if column < 2 else text.rjust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    notes = (
-        "",
-        f"They are in {BUCKET}/pretrained_models/, their vocabulary is {VOCABULARY}.",
-        "download: the weights in float32, which is all that a conversion reads;",
-        "with slots: the optimizer's statistics too, which --cache-dir keeps; disk: the tensors of the output.",
-    )
-    return "\n".join((*lines, *notes))
-
-
-def slot_size(shape: tuple[int, ...], factored_from: int = _FACTORED_FROM) -> int:
-    """Count of numbers that Adafactor keeps for a variable of the original's shape."""
-    ordered = sorted(shape, reverse=True)
-    size = math.prod(shape)
-    if len(ordered) < 2 or ordered[1] < factored_from:
-        return size
-    return size // ordered[0] + size // ordered[1]
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"

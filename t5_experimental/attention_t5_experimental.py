@@ -18,12 +18,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
-from .attention_by_rows_t5_experimental import attention_by_rows
+from .blockwise_attention_t5_experimental import attention_by_rows
 from .calls_t5_experimental import is_transformed
 from .configuration_t5_experimental import TALKING_HEADS, LayerSpec, T5ExperimentalConfig
-from .masks_t5_experimental import Visibility, masked_bias
-from .padding_t5_experimental import Tokens
-from .products_t5_experimental import is_eager_on_cpu, multiply
+from .onednn_t5_experimental import is_eager_on_cpu, multiply
+from .unpadding_t5_experimental import Tokens
+from .visibility_t5_experimental import Visibility, masked_bias
 
 
 # Below these, all pairs at once were not slower than blocks of rows (two cores, float32), and their memory is small.

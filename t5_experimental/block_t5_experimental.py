@@ -18,9 +18,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention_t5_experimental import T5Attention, build_attention, dense_bias, shared_dropout
 from .calls_t5_experimental import is_untouched
 from .configuration_t5_experimental import LayerSpec, T5ExperimentalConfig
-from .masks_t5_experimental import Visibility
-from .padding_t5_experimental import Tokens
-from .products_t5_experimental import are_bare, is_plain_inference, multiply, multiply_gated
+from .onednn_t5_experimental import are_bare, is_plain_inference, multiply, multiply_gated
+from .unpadding_t5_experimental import Tokens
+from .visibility_t5_experimental import Visibility
 
 
 # What oneDNN computes along with a gate. No subclasses: they may compute something else.

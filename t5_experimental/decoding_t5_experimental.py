@@ -27,11 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import EncoderDecoderCache
 
-from .attention_t5_experimental import (
-    HeadProjection,
-    T5Attention,
-    T5TalkingHeadsAttention,
-)
+from .attention_t5_experimental import HeadProjection, T5Attention, T5TalkingHeadsAttention
 from .block_t5_experimental import (
     FUSED_ACTIVATIONS,
     T5Block,
@@ -44,8 +40,8 @@ from .block_t5_experimental import (
 )
 from .cache_t5_experimental import ROOM, GrowingLayer, storage_dtype
 from .calls_t5_experimental import hooks_of, is_untouched, is_watched
-from .masks_t5_experimental import Visibility, masked_bias, visibility
 from .stack_t5_experimental import T5Stack
+from .visibility_t5_experimental import Visibility, masked_bias, visibility
 
 
 PLAIN_STEPS = 2

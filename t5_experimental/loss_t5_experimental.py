@@ -10,7 +10,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .products_t5_experimental import product
+from .onednn_t5_experimental import product
 
 
 IGNORE_INDEX = -100

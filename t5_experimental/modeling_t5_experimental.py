@@ -2,6 +2,11 @@
 """The four families by name. They differ in their configuration's defaults alone, so each class only says which one it
 takes."""
 
+from .classification_t5_experimental import (
+    T5ExperimentalForQuestionAnswering,
+    T5ExperimentalForSequenceClassification,
+    T5ExperimentalForTokenClassification,
+)
 from .configuration_t5_experimental import (
     AUTO_CLASSES,
     CONFIG_CLASSES,
@@ -12,17 +17,12 @@ from .configuration_t5_experimental import (
     T5V11Config,
     model_class_name,
 )
-from .heads_t5_experimental import (
-    T5ExperimentalForQuestionAnswering,
-    T5ExperimentalForSequenceClassification,
-    T5ExperimentalForTokenClassification,
-)
-from .stack_t5_experimental import T5ExperimentalPreTrainedModel
-from .tasks_t5_experimental import (
+from .seq2seq_t5_experimental import (
     T5ExperimentalEncoderModel,
     T5ExperimentalForConditionalGeneration,
     T5ExperimentalModel,
 )
+from .stack_t5_experimental import T5ExperimentalPreTrainedModel
 
 
 class T5V11Model(T5ExperimentalModel):

@@ -18,13 +18,13 @@ from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPa
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
+from .activation_checkpointing_t5_experimental import with_kept_attention
 from .attention_t5_experimental import HeadProjection, InitialValues, T5Attention
 from .block_t5_experimental import T5Block, T5Dropout, T5LayerNorm
 from .cache_t5_experimental import with_room
-from .checkpointing_t5_experimental import with_kept_attention
 from .configuration_t5_experimental import T5ExperimentalConfig
-from .masks_t5_experimental import Visibility, inputless_queries, masked_bias, visibility, without_padding
-from .padding_t5_experimental import Tokens, find_tokens, may_be_counted, real_positions
+from .unpadding_t5_experimental import Tokens, find_tokens, may_be_counted, real_positions
+from .visibility_t5_experimental import Visibility, inputless_queries, masked_bias, visibility, without_padding
 
 
 logger = logging.get_logger(__name__)

@@ -13,8 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from t5_experimental import T5ExperimentalConfig
+from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.cli import main
-from t5_experimental.convert.tensor_bundle import TensorBundleReader
 
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -17,20 +17,21 @@ from typing import Any, cast
 
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from t5_experimental.training.adapters import import_peft, lora_config, lora_targets
-from t5_experimental.training.arguments import ModelArguments
-from t5_experimental.training.commandline import EntryPoint
-from t5_experimental.training.data import Split, load_splits, make_split
-from t5_experimental.training.description import describe_step, warn_of_float16
+from t5_experimental.training.cli.entry_point import EntryPoint
+from t5_experimental.training.data.arguments import DataArguments
+from t5_experimental.training.data.examples import Split, load_splits, make_split
+from t5_experimental.training.engines.fsdp2_weights import reads_in_parts
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.estimate import print_estimate
-from t5_experimental.training.finetuning_arguments import DataArguments, FinetuningArguments
-from t5_experimental.training.finetuning_trainer import FinetuningTrainer
-from t5_experimental.training.generation import settle_generation
-from t5_experimental.training.loading import reads_in_parts
-from t5_experimental.training.models import load_config, load_model, load_tokenizer
-from t5_experimental.training.running import run_trainer
-from t5_experimental.training.trainer import T5Trainer
+from t5_experimental.training.memory.estimate import print_estimate
+from t5_experimental.training.models.adapters import import_peft, lora_config, lora_targets
+from t5_experimental.training.models.arguments import ModelArguments
+from t5_experimental.training.models.loading import load_config, load_model, load_tokenizer
+from t5_experimental.training.report.start_lines import describe_step, warn_of_float16
+from t5_experimental.training.run import run_trainer
+from t5_experimental.training.trainer.finetuning import FinetuningTrainer
+from t5_experimental.training.trainer.finetuning_arguments import FinetuningArguments
+from t5_experimental.training.trainer.generation import settle_generation
+from t5_experimental.training.trainer.trainer import T5Trainer
 
 
 Options = tuple[ModelArguments, DataArguments, FinetuningArguments]
@@ -128,7 +129,7 @@ def train_and_evaluate(
         splits: what it evaluates on, by prefix of the metrics.
         data: where that comes from.
         title: of the report.
-        more: what else to say before, by heading, see [`~t5_experimental.training.description.describe`].
+        more: what else to say before, by heading, see [`~t5_experimental.training.report.start_lines.describe`].
     """
     training = cast(FinetuningArguments, trainer.args)
     run_trainer(

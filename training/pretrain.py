@@ -18,29 +18,26 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, default_data_collator, set_seed
 
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.loss_t5_experimental import IGNORE_INDEX
-from t5_experimental.training.commandline import EntryPoint
-from t5_experimental.training.description import describe_step, warn_of_float16
-from t5_experimental.training.documents import Windows, find_files
+from t5_experimental.training.cli.entry_point import EntryPoint
+from t5_experimental.training.data.arguments import PretrainingDataArguments
+from t5_experimental.training.data.documents import Windows, find_files
+from t5_experimental.training.data.objectives import Objective
+from t5_experimental.training.data.stream import StreamLoader, TextStream, restore
+from t5_experimental.training.engines.fsdp2_weights import reads_in_parts
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.estimate import print_estimate
-from t5_experimental.training.fresh_models import fresh_model, load_any_tokenizer
-from t5_experimental.training.generation import settle_generation
-from t5_experimental.training.loading import reads_in_parts
-from t5_experimental.training.models import load_config, load_model, load_tokenizer
-from t5_experimental.training.objectives import Objective
-from t5_experimental.training.pretraining_arguments import (
-    PretrainingArguments,
-    PretrainingDataArguments,
-    PretrainingModelArguments,
-)
-from t5_experimental.training.running import run_trainer
-from t5_experimental.training.stream import StreamLoader, TextStream, restore, save_state
-from t5_experimental.training.trainer import T5Trainer
+from t5_experimental.training.memory.estimate import print_estimate
+from t5_experimental.training.models.arguments import PretrainingModelArguments
+from t5_experimental.training.models.fresh import fresh_model, load_any_tokenizer
+from t5_experimental.training.models.loading import load_config, load_model, load_tokenizer
+from t5_experimental.training.report.start_lines import describe_step, warn_of_float16
+from t5_experimental.training.run import run_trainer
+from t5_experimental.training.trainer.generation import settle_generation
+from t5_experimental.training.trainer.pretraining import PretrainingArguments
+from t5_experimental.training.trainer.pretraining_trainer import PretrainingTrainer
 
 
 Options = tuple[PretrainingModelArguments, PretrainingDataArguments, PretrainingArguments]
@@ -59,26 +56,6 @@ _IDLE = {
     *("num_train_epochs", "train_sampling_strategy", "length_column_name", "dataloader_drop_last"),
     *("generation_max_length", "generation_num_beams", "generation_config"),
 }
-
-
-class PretrainingTrainer(T5Trainer):
-    """Trains on the batches of a stream as they come.
-
-    Args:
-        loader: of the stream. Every process has its own part already, and only what is handed out counts as trained
-            on: nothing may fetch batches ahead.
-        kwargs: as of transformers' `Seq2SeqTrainer`.
-    """
-
-    def __init__(self, loader: StreamLoader, **kwargs: Any) -> None:
-        super().__init__(train_dataset=loader.stream, **kwargs)
-        self._loader = loader
-
-    def get_train_dataloader(self) -> DataLoader:
-        return self._loader
-
-    def save_own_state(self, folder: Path) -> None:
-        save_state(self._loader, folder)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:

@@ -13,91 +13,33 @@ families work. The output folder gets the prompt as an adapter of peft:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.training_args import OptimizerNames
 
 from t5_experimental.training import finetune
-from t5_experimental.training.adapters import add_prompt, import_peft
-from t5_experimental.training.arguments import ModelArguments
-from t5_experimental.training.commandline import EntryPoint
-from t5_experimental.training.data import Split
-from t5_experimental.training.description import describe_learning_rate, warn_of_float16
+from t5_experimental.training.cli.entry_point import EntryPoint
+from t5_experimental.training.data.arguments import DataArguments
+from t5_experimental.training.data.examples import Split
+from t5_experimental.training.engines.fsdp2 import whole
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.estimate import print_estimate
-from t5_experimental.training.finetuning_arguments import DataArguments, FinetuningArguments
-from t5_experimental.training.finetuning_trainer import FinetuningTrainer
-from t5_experimental.training.models import load_config
-from t5_experimental.training.prompts import PromptAdafactor, initial_rows, read_prompt, save_prompt
-from t5_experimental.training.report import card_of_import, write_card
-from t5_experimental.training.sharding import whole
+from t5_experimental.training.memory.estimate import print_estimate
+from t5_experimental.training.models.adapters import add_prompt, import_peft
+from t5_experimental.training.models.arguments import ModelArguments, PromptArguments
+from t5_experimental.training.models.loading import load_config
+from t5_experimental.training.models.prompts import initial_rows, read_prompt, save_prompt
+from t5_experimental.training.optim.adafactor import PromptAdafactor
+from t5_experimental.training.report.report import card_of_import, write_card
+from t5_experimental.training.report.start_lines import describe_learning_rate, warn_of_float16
+from t5_experimental.training.trainer.finetuning import FinetuningTrainer
+from t5_experimental.training.trainer.prompt_arguments import PromptTrainingArguments
 
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-
-@dataclass
-class PromptArguments:
-    """The prompt."""
-
-    prompt_length: int = field(default=100, metadata={"help": "Rows of the prompt."})
-    prompt_init: Literal["vocab", "labels", "random"] | None = field(
-        default=None,
-        metadata={
-            "help": "What the prompt begins with: embeddings of common tokens, those of the class labels and then of "
-            "common tokens, or random numbers. Default: labels if there are any, else vocab."
-        },
-    )
-    class_labels: str | None = field(
-        default=None, metadata={"help": 'The targets of a classification, separated by commas: "positive,negative".'}
-    )
-    import_prompt: str | None = field(
-        default=None,
-        metadata={
-            "help": "Trains nothing: writes the prompt of this numpy file (float32, length x width) as an adapter."
-        },
-    )
-
-    def __post_init__(self) -> None:
-        if self.prompt_length < 1:
-            raise TrainingError(f"--prompt_length is {self.prompt_length}: it must be at least 1.")
-        if self.prompt_init is None:
-            self.prompt_init = "vocab" if self.class_labels is None else "labels"
-        if self.prompt_init == "labels" and self.class_labels is None:
-            raise TrainingError("--prompt_init labels needs the labels: give --class_labels, too.")
-        if self.prompt_init != "labels" and self.class_labels is not None:
-            raise TrainingError(
-                f"--class_labels is not for --prompt_init {self.prompt_init}: leave one of the two out."
-            )
-
-    @property
-    def labels(self) -> list[str]:
-        """The class labels one by one, without the space around them."""
-        return [] if self.class_labels is None else [label.strip() for label in self.class_labels.split(",")]
-
-
-@dataclass
-class PromptTrainingArguments(FinetuningArguments):
-    """How it is tuned: as in https://arxiv.org/abs/2104.08691, unless said otherwise."""
-
-    learning_rate: float = field(default=0.3, metadata={"help": "Learning rate; the paper's is 0.3."})
-    weight_decay: float = field(
-        default=1e-5, metadata={"help": "Share of the prompt that is lost in a step; the paper's is 1e-5."}
-    )
-    per_device_train_batch_size: int = field(
-        default=32, metadata={"help": "Examples in a step of each device; the paper has 32 altogether."}
-    )
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradients are scaled down to this norm; 0 for never."})
-    # No options here: the prompt is the adapter, and no preset of an optimizer is made for one.
-    lora_rank: int = field(default=0, init=False)
-    merge_lora: bool = field(default=False, init=False)
-    optimizer_preset: str | None = field(default=None, init=False)
-    optimizer_slots: str | None = field(default=None, init=False)
 
 
 Options = tuple[ModelArguments, PromptArguments, DataArguments, PromptTrainingArguments]

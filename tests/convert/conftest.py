@@ -13,9 +13,8 @@ import google_crc32c
 import numpy as np
 import pytest
 
-from t5_experimental.convert.checkpoint import Variable
 from t5_experimental.convert.cli import main
-from t5_experimental.convert.matrix import ArrayMatrix
+from t5_experimental.convert.tensors import ArrayMatrix, Variable
 
 
 class MemoryReader:
@@ -100,7 +99,7 @@ def read_checkpoint() -> Callable[[Path], dict[str, np.ndarray]]:
     """`read_checkpoint(folder)`: all variables of a checkpoint, through TensorFlow."""
 
     def read(folder: Path) -> dict[str, np.ndarray]:
-        from t5_experimental.convert.checkpoint import resolve
+        from t5_experimental.convert.source.checkpoint import resolve
 
         reader = TensorFlowReader(resolve(folder).prefix)
         return {name: reader.read(name) for name in reader.variables}

@@ -12,8 +12,8 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, T5Tokenizer
 
 from t5_experimental import T5V11Config
-from t5_experimental.convert.output_format import NATIVE, STOCK, OutputFormat, write_tokenizer_files
-from t5_experimental.convert.tokenizer import check_vocabulary
+from t5_experimental.convert.output.format import NATIVE, STOCK, OutputFormat, write_tokenizer_files
+from t5_experimental.convert.output.tokenizer import check_vocabulary
 
 
 Folders = dict[str, Path]

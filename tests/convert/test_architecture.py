@@ -10,14 +10,14 @@ import pytest
 
 import t5_experimental
 from t5_experimental.convert import inspect, pipeline
-from t5_experimental.convert.architecture import Architecture
-from t5_experimental.convert.checkpoint import Checkpoint
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.family import build_config, choose_family
-from t5_experimental.convert.layout import Layout
-from t5_experimental.convert.matching import mesh_name
-from t5_experimental.convert.parameters import parameters
+from t5_experimental.convert.mesh.architecture import Architecture
+from t5_experimental.convert.mesh.family import build_config, choose_family
+from t5_experimental.convert.mesh.matching import mesh_name
+from t5_experimental.convert.mesh.parameters import parameters
+from t5_experimental.convert.mesh.scopes import Layout
 from t5_experimental.convert.pipeline import Inspection
+from t5_experimental.convert.source.checkpoint import Checkpoint
 
 
 GOLDEN = (

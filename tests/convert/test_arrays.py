@@ -5,9 +5,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from t5_experimental.convert.arrays import cast, describe, fits, numpy_dtype, rearrange, shape_of
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.names import SECTIONS
+from t5_experimental.convert.mesh.axes import cast, describe, fits, rearrange, shape_of
+from t5_experimental.convert.mesh.rules import SECTIONS
+from t5_experimental.convert.tensors import numpy_dtype
 
 
 SIZES = {

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from t5_experimental.convert import bundle_writer
-from t5_experimental.convert.bundle_index import NUMERIC_DTYPES
-from t5_experimental.convert.bundle_writer import BundleWriter, write_state_file, zeros_crc32c
-from t5_experimental.convert.checkpoint import Variable, resolve
-from t5_experimental.convert.sstable import read_table, write_table
-from t5_experimental.convert.tensor_bundle import TensorBundleReader
+from t5_experimental.convert.bundle import writer as bundle_writer
+from t5_experimental.convert.bundle.index import NUMERIC_DTYPES
+from t5_experimental.convert.bundle.reader import TensorBundleReader
+from t5_experimental.convert.bundle.sstable import read_table, write_table
+from t5_experimental.convert.bundle.writer import BundleWriter, write_state_file, zeros_crc32c
+from t5_experimental.convert.source.checkpoint import resolve
+from t5_experimental.convert.tensors import Variable
 
 
 DTYPES = [*NUMERIC_DTYPES.values()]
@@ -135,7 +136,7 @@ def test_an_index_of_many_blocks(tmp_path: Path) -> None:
 def test_tables_of_any_keys(items: dict[bytes, bytes], block_bytes: int) -> None:
     """Blocks of any size, also of one entry each, whose keys end in 255 or are the beginning of the next."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("t5_experimental.convert.sstable._BLOCK_BYTES", block_bytes)
+        patch.setattr("t5_experimental.convert.bundle.sstable._BLOCK_BYTES", block_bytes)
         table = write_table(sorted(items.items()))
     assert list(read_table(table)) == sorted(items.items())
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from t5_experimental.convert import local_files, transfer
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.local_files import LocalFiles
-from t5_experimental.convert.storage import LocalStorage
+from t5_experimental.convert.output import blocks as transfer
+from t5_experimental.convert.source import local_files
+from t5_experimental.convert.source.local_files import LocalFiles
+from t5_experimental.convert.source.storage import LocalStorage
 
 
 Run = Callable[..., Any]
@@ -119,7 +120,7 @@ def test_a_checkpoint_that_is_replaced_stays_what_it_was(
 def test_a_checkpoint_between_its_index_and_its_first_byte(
     change: str, source: Path, data: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from t5_experimental.convert import writer
+    from t5_experimental.convert.output import safetensors_writer as writer
 
     write = writer.write_tensors
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from t5_experimental.convert.checkpoint import resolve
 from t5_experimental.convert.errors import ConversionError
+from t5_experimental.convert.source.checkpoint import resolve
 
 
 def put(folder: Path, *prefixes: str, shards: int = 1, state: str | None = None) -> Path:

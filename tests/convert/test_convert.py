@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 import t5_experimental
-from t5_experimental.convert import inspect, tensor_bundle
+from t5_experimental.convert import inspect
+from t5_experimental.convert.bundle import reader as tensor_bundle
 
 
 GOLDEN = (
@@ -191,7 +192,7 @@ def test_overwrite_replaces_at_the_end(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr("t5_experimental.convert.writer.write_tensors", fail)
+        broken.setattr("t5_experimental.convert.output.safetensors_writer.write_tensors", fail)
         result = run("convert", reference / "golden" / "t5.1.th.tiny", output, "--overwrite")
     assert result.status == 1
     assert re.search(r"error: the disk of .*out is full: .*nothing was left behind", result.err)
@@ -250,7 +251,7 @@ def test_an_interrupted_run_leaves_nothing(
 def test_an_output_that_appears_meanwhile_is_kept(
     reference: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from t5_experimental.convert import writer
+    from t5_experimental.convert.output import safetensors_writer as writer
 
     write = writer.write_tensors
 

@@ -12,9 +12,11 @@ import pytest
 from sentencepiece import sentencepiece_model_pb2
 
 from t5_experimental import vocabulary
-from t5_experimental.convert import pipeline, tokenizer, writer
+from t5_experimental.convert import pipeline
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.tokenizer import build_tokenizer, check_vocabulary
+from t5_experimental.convert.output import safetensors_writer as writer
+from t5_experimental.convert.output import tokenizer
+from t5_experimental.convert.output.tokenizer import build_tokenizer, check_vocabulary
 
 
 Edit = Callable[[Any], None]

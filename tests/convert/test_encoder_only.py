@@ -109,8 +109,8 @@ def test_the_configuration_speaks_of_the_encoder(
 
 def test_only_the_encoders_layers_count(make_config: Callable[..., Any], memory_reader: type) -> None:
     """Layers that only the decoder has otherwise leave no trace: the encoder is described by the fewest fields."""
-    from t5_experimental.convert.architecture import Architecture
-    from t5_experimental.convert.family import build_config
+    from t5_experimental.convert.mesh.architecture import Architecture
+    from t5_experimental.convert.mesh.family import build_config
 
     config = make_config("t5.1.n4w10", layer_overrides={"decoder": [{"num_heads": 2}] * 3 + [{}] * 2})
     layers = {stack: config.layer_specs(stack) for stack in ("encoder", "decoder")}

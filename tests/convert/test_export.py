@@ -15,16 +15,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
 
-from t5_experimental.convert import arrays as arrays_module
-from t5_experimental.convert import safetensors_reader
-from t5_experimental.convert.checkpoint import resolve
+from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.cli import main
-from t5_experimental.convert.entries import Entry
 from t5_experimental.convert.errors import ConversionError
 from t5_experimental.convert.export import plan_export
-from t5_experimental.convert.parameters import parameters
-from t5_experimental.convert.safetensors_reader import SafetensorsReader
-from t5_experimental.convert.tensor_bundle import TensorBundleReader
+from t5_experimental.convert.mesh import axes as arrays_module
+from t5_experimental.convert.mesh.parameters import parameters
+from t5_experimental.convert.output import safetensors_reader
+from t5_experimental.convert.output.safetensors_reader import SafetensorsReader
+from t5_experimental.convert.plan.tensors import Entry
+from t5_experimental.convert.source.checkpoint import resolve
 
 
 GOLDEN = sorted(path.name for path in (Path(__file__).parents[1] / "reference" / "golden").iterdir() if path.is_dir())
@@ -230,7 +230,7 @@ def test_a_wrong_order_of_axes_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = with_slots("t5.1.th.tiny-uneven")
-    monkeypatch.setattr("t5_experimental.convert.entries.rearrange", mutation)
+    monkeypatch.setattr("t5_experimental.convert.plan.tensors.rearrange", mutation)
     # No short cut around it.
     monkeypatch.setattr(Entry, "matrix", None)
     assert run("export", folder, tmp_path / "out").status == 0

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from t5_experimental.convert.output_folder import reclaimable
+from t5_experimental.convert.output.folder import reclaimable
 
 
 Run = Callable[..., Any]
@@ -252,7 +252,7 @@ def test_what_appears_while_the_command_runs_is_left_alone(
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from t5_experimental.convert import output_folder
+    from t5_experimental.convert.output import folder as output_folder
 
     sync = output_folder._sync
 

@@ -9,8 +9,8 @@ import pytest
 
 from t5_experimental import LayerSpec
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.gin_config import read_architecture
-from t5_experimental.convert.gin_file import GinFile, Macro, Reference
+from t5_experimental.convert.mesh.gin_reader import read_architecture
+from t5_experimental.convert.mesh.gin_syntax import GinFile, Macro, Reference
 
 
 PLAIN = LayerSpec("multi_head", 4, 4, 4, 8, 8, 64)

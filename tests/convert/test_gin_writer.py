@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 import t5_experimental
 from t5_experimental import T5ExperimentalConfig, T5TalkingHeadsConfig
-from t5_experimental.convert.architecture import Architecture
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.family import build_config
-from t5_experimental.convert.gin_config import read_architecture
-from t5_experimental.convert.gin_file import GinFile
-from t5_experimental.convert.gin_writer import can_be_written, check_expressible, natural_layout, operative_config
-from t5_experimental.convert.layout import Layout
-from t5_experimental.convert.matching import mesh_name
-from t5_experimental.convert.parameters import parameters
+from t5_experimental.convert.mesh.architecture import Architecture
+from t5_experimental.convert.mesh.family import build_config
+from t5_experimental.convert.mesh.gin_reader import read_architecture
+from t5_experimental.convert.mesh.gin_syntax import GinFile
+from t5_experimental.convert.mesh.gin_writer import can_be_written, check_expressible, natural_layout, operative_config
+from t5_experimental.convert.mesh.matching import mesh_name
+from t5_experimental.convert.mesh.parameters import parameters
+from t5_experimental.convert.mesh.scopes import Layout
 
 
 def read_back(config: T5ExperimentalConfig, layout: Layout | None = None) -> Architecture:

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from t5_experimental.convert import pipeline
-from t5_experimental.convert.checkpoint import resolve
+from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.errors import ConversionError
 from t5_experimental.convert.export import export
-from t5_experimental.convert.tensor_bundle import TensorBundleReader
+from t5_experimental.convert.source.checkpoint import resolve
 
 
 NAME = "t5.1.1.tiny"

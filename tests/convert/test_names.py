@@ -9,11 +9,11 @@ import pytest
 
 import t5_experimental
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.family import CLASS_PREFIXES
-from t5_experimental.convert.layout import Layout
-from t5_experimental.convert.matching import match_name, mesh_name, sort_names
-from t5_experimental.convert.names import FAMILY_SECTIONS, SECTIONS
-from t5_experimental.convert.parameters import parameters
+from t5_experimental.convert.mesh.family import CLASS_PREFIXES
+from t5_experimental.convert.mesh.matching import match_name, mesh_name, sort_names
+from t5_experimental.convert.mesh.parameters import parameters
+from t5_experimental.convert.mesh.rules import FAMILY_SECTIONS, SECTIONS
+from t5_experimental.convert.mesh.scopes import Layout
 
 
 SIZES = sorted({name.replace(".lm100k", "") for name in t5_experimental.PRESETS})

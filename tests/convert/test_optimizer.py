@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import original_loss
-from t5_experimental.convert.layout import Layout
-from t5_experimental.convert.matching import mesh_name, sort_names
-from t5_experimental.convert.optimizer import find_slots, with_optimizer
-from t5_experimental.convert.parameters import parameters
-from t5_experimental.convert.plan import make_plan
+from t5_experimental.convert.mesh.matching import mesh_name, sort_names
+from t5_experimental.convert.mesh.parameters import parameters
+from t5_experimental.convert.mesh.scopes import Layout
+from t5_experimental.convert.plan.optimizer_slots import find_slots, with_optimizer
+from t5_experimental.convert.plan.plan import make_plan
 
 
 GOLDEN = (
@@ -118,7 +118,7 @@ def test_the_header_tells_what_was_averaged(
     name: str, heads_apart: bool, make_config: Callable[..., Any], memory_reader: type, tmp_path: Path
 ) -> None:
     """Means over the axes that the header names are the slots, also of 3-D kernels that are factored in one head's."""
-    from t5_experimental.convert import writer
+    from t5_experimental.convert.output import safetensors_writer as writer
 
     generator = np.random.default_rng(0)
     arrays, gradients = {}, {}

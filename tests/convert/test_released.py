@@ -7,17 +7,10 @@ from pathlib import Path
 import pytest
 
 from t5_experimental import PRESETS
+from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.released import (
-    BUCKET,
-    VOCABULARY,
-    is_released,
-    presets_table,
-    resolve_released,
-    sizes,
-    slot_size,
-)
-from t5_experimental.convert.tensor_bundle import TensorBundleReader
+from t5_experimental.convert.presets_table import presets_table, sizes, slot_size
+from t5_experimental.convert.released import BUCKET, VOCABULARY, is_released, resolve_released
 
 
 PREFIX = "model.ckpt-300"

@@ -16,9 +16,10 @@ import pytest
 from filelock import FileLock
 
 from t5_experimental import own_folders
-from t5_experimental.convert import finished_files, writer
-from t5_experimental.convert.output_folder import reclaimable
-from t5_experimental.convert.tensor_bundle import TensorBundleReader
+from t5_experimental.convert.bundle.reader import TensorBundleReader
+from t5_experimental.convert.output import resume as finished_files
+from t5_experimental.convert.output import safetensors_writer as writer
+from t5_experimental.convert.output.folder import reclaimable
 
 
 Run = Callable[..., Any]

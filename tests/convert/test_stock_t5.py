@@ -19,7 +19,7 @@ from transformers.activations import GELUTanh
 
 from t5_experimental import T5V11Config, T5V11ForConditionalGeneration
 from t5_experimental.convert import ConversionError, convert
-from t5_experimental.convert.output_format import OutputFormat
+from t5_experimental.convert.output.format import OutputFormat
 
 
 EXPRESSIBLE = ("t5.1.1.tiny", "t5.1.0.tiny", "t5.1.1.tiny-bfloat16", "t5.1.1.tiny-legacy", "t5.1.1.tiny-long")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.storage import FileMissing, LocalStorage
+from t5_experimental.convert.source.storage import FileMissing, LocalStorage
 
 
 def test_bytes_names_and_sizes(tmp_path: Path) -> None:

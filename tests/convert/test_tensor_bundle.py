@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from t5_experimental.convert import bundle_index
+from t5_experimental.convert.bundle import index as bundle_index
+from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.tensor_bundle import TensorBundleReader
 
 
 DTYPES = [*bundle_index.NUMERIC_DTYPES.values()]
@@ -276,7 +276,7 @@ def test_files_that_are_not_as_they_should_be(two_files: Path) -> None:
 STREAM = """
 import resource, sys
 from pathlib import Path
-from t5_experimental.convert.tensor_bundle import TensorBundleReader
+from t5_experimental.convert.bundle.reader import TensorBundleReader
 reader = TensorBundleReader(Path(sys.argv[1]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 total = sum(len(block) for name in reader.variables for block in reader.blocks(name))

@@ -24,9 +24,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5_experimental.convert import bundle_index, sstable, tensor_bundle
+from t5_experimental.convert.bundle import index as bundle_index
+from t5_experimental.convert.bundle import reader as tensor_bundle
+from t5_experimental.convert.bundle import sstable
+from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.tensor_bundle import TensorBundleReader
 
 
 Item = tuple[bytes, bytes]
@@ -470,7 +472,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.tensor_bundle import TensorBundleReader
+from t5_experimental.convert.bundle.reader import TensorBundleReader
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 2**26, used + 2**26))
 for path in sorted(Path(sys.argv[1]).glob("*.index")):

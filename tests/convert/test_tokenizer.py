@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 import t5_experimental
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.tokenizer import build_tokenizer, check_vocabulary, write_tokenizer
+from t5_experimental.convert.output.tokenizer import build_tokenizer, check_vocabulary, write_tokenizer
 from t5_experimental.vocabulary import Vocabulary
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from t5_experimental.convert import pipeline
-from t5_experimental.convert.transfer import is_finite
+from t5_experimental.convert.output.blocks import is_finite
 
 
 Run = Callable[..., Any]

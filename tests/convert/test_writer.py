@@ -17,12 +17,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from t5_experimental.convert import transfer, writer
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.layout import Layout
-from t5_experimental.convert.matching import mesh_name, sort_names
-from t5_experimental.convert.parameters import parameters
-from t5_experimental.convert.plan import Plan, make_plan, parse_size
+from t5_experimental.convert.mesh.matching import mesh_name, sort_names
+from t5_experimental.convert.mesh.parameters import parameters
+from t5_experimental.convert.mesh.scopes import Layout
+from t5_experimental.convert.output import blocks as transfer
+from t5_experimental.convert.output import safetensors_writer as writer
+from t5_experimental.convert.plan.plan import Plan, make_plan, parse_size
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from transformers import AutoModelForSeq2SeqLM
 from transformers.integrations import HfDeepSpeedConfig
 
 from t5_experimental import preset_config
-from t5_experimental.training.activations import Step
-from t5_experimental.training.footprint import Setup, empty_model, estimate
-from t5_experimental.training.optimizers import build_optimizer
+from t5_experimental.training.memory.activations import Step
+from t5_experimental.training.memory.states import Setup, empty_model, estimate
+from t5_experimental.training.optim.presets import build_optimizer
 
 
 # No head count or width that two processes could share evenly everywhere.

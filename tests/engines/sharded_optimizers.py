@@ -11,8 +11,10 @@ import torch
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
-from t5_experimental.training import optimizers, sharding
-from t5_experimental.training.optimizers import Adafactor, Axes, RMSScaledAdamW
+from t5_experimental.training.engines import fsdp2 as sharding
+from t5_experimental.training.optim import presets as optimizers
+from t5_experimental.training.optim.adafactor import Adafactor, Axes
+from t5_experimental.training.optim.rms_adamw import RMSScaledAdamW
 
 
 FACTORED = 6

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils import DistributedType
 
 from t5_experimental.training import finetune
-from t5_experimental.training.engines import (
+from t5_experimental.training.engines.engine import (
     check_engine,
     check_optimizer,
     describe_engine,

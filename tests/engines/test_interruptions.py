@@ -20,7 +20,7 @@ FORKING = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "benchmarks" / "fork
 AT = """
 import os
 from t5_experimental.training import saving
-from t5_experimental.training.trainer import T5Trainer
+from t5_experimental.training.trainer.trainer import T5Trainer
 
 trainers = []
 train = T5Trainer.train

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from t5_experimental.training.loading import reads_in_parts
+from t5_experimental.training.engines.fsdp2_weights import reads_in_parts
 
 
 SCRIPT = Path(__file__).parent / "fsdp2_on_cpu.py"

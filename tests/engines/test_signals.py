@@ -25,7 +25,7 @@ HOOK = """
 import os
 import torch
 from t5_experimental.training import checkpoints, commandline, data, finetune, pretrain, saving
-from t5_experimental.training.trainer import T5Trainer
+from t5_experimental.training.trainer.trainer import T5Trainer
 
 whole, calls = {owner}.{name}, 0
 

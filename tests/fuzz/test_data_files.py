@@ -15,11 +15,11 @@ import yaml
 from pyarrow import parquet
 
 from t5_experimental import T5V11Config
-from t5_experimental.training import commandline
-from t5_experimental.training.data import read_examples
-from t5_experimental.training.documents import DocumentFile
+from t5_experimental.training.cli import entry_point as commandline
+from t5_experimental.training.data.documents import DocumentFile
+from t5_experimental.training.data.examples import read_examples
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.prompts import read_prompt
+from t5_experimental.training.models.prompts import read_prompt
 
 
 REFUSALS = (TrainingError,)

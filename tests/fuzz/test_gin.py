@@ -17,13 +17,15 @@ from typing import Any
 
 import pytest
 
-from t5_experimental.convert import errors, gin_config, gin_file
-from t5_experimental.convert.architecture import Architecture
-from t5_experimental.convert.checkpoint import Checkpoint
+from t5_experimental.convert import errors
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.family import build_config, choose_family
-from t5_experimental.convert.gin_config import read_architecture
-from t5_experimental.convert.gin_file import GinFile
+from t5_experimental.convert.mesh import gin_reader as gin_config
+from t5_experimental.convert.mesh import gin_syntax as gin_file
+from t5_experimental.convert.mesh.architecture import Architecture
+from t5_experimental.convert.mesh.family import build_config, choose_family
+from t5_experimental.convert.mesh.gin_reader import read_architecture
+from t5_experimental.convert.mesh.gin_syntax import GinFile
+from t5_experimental.convert.source.checkpoint import Checkpoint
 
 
 REFERENCE = Path(__file__).parents[1] / "reference"

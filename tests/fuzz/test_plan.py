@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from t5_experimental.convert import architecture, cli, errors, layout, pipeline
-from t5_experimental.convert import model_card as cards
-from t5_experimental.convert.checkpoint import Checkpoint, Variable
+from t5_experimental.convert import cli, errors, pipeline
+from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.tensor_bundle import TensorBundleReader
+from t5_experimental.convert.mesh import architecture
+from t5_experimental.convert.mesh import scopes as layout
+from t5_experimental.convert.output import model_card as cards
+from t5_experimental.convert.source.checkpoint import Checkpoint
+from t5_experimental.convert.tensors import Variable
 
 
 GOLDEN = Path(__file__).parents[1] / "reference" / "golden"

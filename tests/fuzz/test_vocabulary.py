@@ -15,9 +15,9 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from t5_experimental import vocabulary
-from t5_experimental.convert import tokenizer
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.tokenizer import build_tokenizer, check_vocabulary
+from t5_experimental.convert.output import tokenizer
+from t5_experimental.convert.output.tokenizer import build_tokenizer, check_vocabulary
 
 
 Attempt = Callable[[random.Random], None]

@@ -13,7 +13,7 @@ from t5_experimental.attention_t5_experimental import (
     dense_bias,
     relative_position_bucket,
 )
-from t5_experimental.masks_t5_experimental import Visibility
+from t5_experimental.visibility_t5_experimental import Visibility
 
 
 def test_buckets_are_the_originals(reference):

@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM
 
-from t5_experimental import attention_by_rows_t5_experimental, attention_t5_experimental
-from t5_experimental.attention_by_rows_t5_experimental import attention_by_rows, block_rows
+from t5_experimental import attention_t5_experimental, blockwise_attention_t5_experimental
 from t5_experimental.attention_t5_experimental import dense_bias
-from t5_experimental.masks_t5_experimental import Visibility, masked_bias
+from t5_experimental.blockwise_attention_t5_experimental import attention_by_rows, block_rows
+from t5_experimental.visibility_t5_experimental import Visibility, masked_bias
 
 
 NAMES = ("query", "key", "value", "logits_projection", "weights_projection", "diagonals")
@@ -239,8 +239,8 @@ def test_what_is_kept_for_the_backward_pass_grows_with_the_length_alone():
 
 def test_no_tensor_of_all_pairs_is_made(monkeypatch):
     """In neither pass: every tensor that an operation returns has fewer numbers than there are pairs."""
-    monkeypatch.setattr(attention_by_rows_t5_experimental, "_MIN_ROWS", 2)
-    monkeypatch.setitem(attention_by_rows_t5_experimental._BUFFER_BYTES, "cpu", 1)
+    monkeypatch.setattr(blockwise_attention_t5_experimental, "_MIN_ROWS", 2)
+    monkeypatch.setitem(blockwise_attention_t5_experimental._BUFFER_BYTES, "cpu", 1)
     length, sizes = 200, []
 
     class Sizes(torch.utils._python_dispatch.TorchDispatchMode):

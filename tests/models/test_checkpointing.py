@@ -8,8 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForSeq2SeqLM
 
-from t5_experimental.attention_by_rows_t5_experimental import attention_operator
-from t5_experimental.checkpointing_t5_experimental import with_kept_attention
+from t5_experimental.activation_checkpointing_t5_experimental import with_kept_attention
+from t5_experimental.blockwise_attention_t5_experimental import attention_operator
 
 
 class Attentions(TorchDispatchMode):

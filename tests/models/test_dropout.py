@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from t5_experimental.attention_t5_experimental import build_attention, dense_bias, shared_dropout
 from t5_experimental.block_t5_experimental import T5Dropout
-from t5_experimental.masks_t5_experimental import visibility
+from t5_experimental.visibility_t5_experimental import visibility
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from t5_experimental.masks_t5_experimental import causal_positions, inputless_queries, masked_bias, visibility
+from t5_experimental.visibility_t5_experimental import causal_positions, inputless_queries, masked_bias, visibility
 
 
 def visible_positions(*arguments):

@@ -6,8 +6,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import attention_t5_experimental, original_loss
-from t5_experimental import masks_t5_experimental as masks
-from t5_experimental import padding_t5_experimental as padding
+from t5_experimental import unpadding_t5_experimental as padding
+from t5_experimental import visibility_t5_experimental as masks
 
 
 UNPACKED = ("t5.1.1.tiny", "t5.1.th.tiny", "t5.1.n4w10.tiny", "t5.1.0.tiny")

@@ -6,8 +6,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSeq2SeqLM, AutoModelForTextEncoding
 
-from t5_experimental import padding_t5_experimental as padding
-from t5_experimental.padding_t5_experimental import Tokens, find_tokens, real_positions
+from t5_experimental import unpadding_t5_experimental as padding
+from t5_experimental.unpadding_t5_experimental import Tokens, find_tokens, real_positions
 
 
 @pytest.fixture
@@ -283,10 +283,10 @@ def flops(model, batch, backward):
 def test_a_half_padded_batch_costs_half(name, make_config, plain, monkeypatch):
     """A guard that does not depend on the machine. All but attention's own products, which rows of different length
     share, are proportional to the tokens; wide layers as in the released sizes make these few."""
-    from t5_experimental import products_t5_experimental
+    from t5_experimental import onednn_t5_experimental
 
     # The counter knows no products of oneDNN.
-    monkeypatch.setattr(products_t5_experimental, "_multiplies", lambda dtype: False)
+    monkeypatch.setattr(onednn_t5_experimental, "_multiplies", lambda dtype: False)
     widths = {"d_model": 256, "d_ff": 1024, "d_kv": 8, "num_heads": 4}
     config = make_config(name, **widths)
     torch.manual_seed(0)

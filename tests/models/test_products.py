@@ -7,23 +7,24 @@ import torch
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
-from t5_experimental import block_t5_experimental, products_t5_experimental
+from t5_experimental import block_t5_experimental
+from t5_experimental import onednn_t5_experimental as onednn_t5_experimental
 from t5_experimental.block_t5_experimental import T5LayerNorm
 from t5_experimental.loss_t5_experimental import chunked_token_losses, token_losses
-from t5_experimental.products_t5_experimental import are_bare, is_plain_inference, multiply
+from t5_experimental.onednn_t5_experimental import are_bare, is_plain_inference, multiply
 
 
 @pytest.fixture
 def any_rows(monkeypatch):
     """Takes even a few rows, and norms five at a time."""
-    monkeypatch.setattr(products_t5_experimental, "_MIN_ROWS", 1)
+    monkeypatch.setattr(onednn_t5_experimental, "_MIN_ROWS", 1)
     monkeypatch.setattr(block_t5_experimental, "_NORM_ROWS", 5)
 
 
 def fused_calls(monkeypatch) -> list[str]:
     """Gets the name of every product that oneDNN fuses or computes from now on."""
     calls = []
-    for module in (products_t5_experimental, block_t5_experimental):
+    for module in (onednn_t5_experimental, block_t5_experimental):
         right = module.are_bare
 
         def counted(*arguments, right=right):
@@ -60,7 +61,7 @@ def test_products_can_be_derived_again(any_rows):
         gradients = torch.autograd.grad(product(states).square().sum(), (states, linear.weight), create_graph=True)
         return *gradients, *torch.autograd.grad(sum(x.square().sum() for x in gradients), (states, linear.weight))
 
-    actual = derivatives(lambda states: products_t5_experimental._Product.apply(states, linear.weight))
+    actual = derivatives(lambda states: onednn_t5_experimental._Product.apply(states, linear.weight))
     torch.testing.assert_close(actual, derivatives(linear))
     linear.requires_grad_(False)
     multiply(linear, states).sum().backward()
@@ -88,8 +89,8 @@ def test_losses_in_chunks_are_the_same(any_rows, monkeypatch):
     torch.manual_seed(0)
     states, weight = torch.randn(600, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
     labels = torch.randint(40, (600,))
-    right, calls = products_t5_experimental._multiplies, []
-    monkeypatch.setattr(products_t5_experimental, "_multiplies", lambda dtype: calls.append(dtype) or right(dtype))
+    right, calls = onednn_t5_experimental._multiplies, []
+    monkeypatch.setattr(onednn_t5_experimental, "_multiplies", lambda dtype: calls.append(dtype) or right(dtype))
     actual = chunked_token_losses(states, weight, labels, 1e-4, 0.1)
     gradients = torch.autograd.grad(actual.square().sum(), (states, weight))
     expected = token_losses(states @ weight.t(), labels, 1e-4, 0.1)

@@ -69,7 +69,7 @@ def test_a_configuration_that_another_process_sent() -> None:
 def test_what_somebody_else_registers_stays() -> None:
     script = """
 import t5_experimental
-from t5_experimental.tasks_t5_experimental import T5ExperimentalModel
+from t5_experimental.seq2seq_t5_experimental import T5ExperimentalModel
 from transformers import AutoModel, AutoModelForTextEncoding
 from t5_experimental import T5V11Config
 

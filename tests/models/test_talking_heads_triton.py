@@ -15,10 +15,10 @@ import torch
 from transformers import AutoModelForSeq2SeqLM
 from transformers.dynamic_module_utils import get_imports, get_relative_import_files
 
-from t5_experimental import attention_by_rows_t5_experimental, attention_t5_experimental
-from t5_experimental.attention_by_rows_t5_experimental import BY_TRITON, attention_by_rows, takes_triton
+from t5_experimental import attention_t5_experimental, blockwise_attention_t5_experimental
 from t5_experimental.attention_t5_experimental import dense_bias
-from t5_experimental.masks_t5_experimental import Visibility, masked_bias
+from t5_experimental.blockwise_attention_t5_experimental import BY_TRITON, attention_by_rows, takes_triton
+from t5_experimental.visibility_t5_experimental import Visibility, masked_bias
 
 
 pytest.importorskip(
@@ -247,7 +247,7 @@ def test_which_problems_they_take(monkeypatch):
     half, gpu = torch.bfloat16, torch.device("cuda")
     properties = SimpleNamespace(major=8)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    monkeypatch.setattr(attention_by_rows_t5_experimental, "_HAS_TRITON", True)
+    monkeypatch.setattr(blockwise_attention_t5_experimental, "_HAS_TRITON", True)
     assert takes_triton(32, half, gpu)
     assert takes_triton(1, torch.float16, gpu)
     assert not takes_triton(33, half, gpu)
@@ -256,7 +256,7 @@ def test_which_problems_they_take(monkeypatch):
     properties.major = 7
     assert not takes_triton(32, half, gpu)
     properties.major = 9
-    monkeypatch.setattr(attention_by_rows_t5_experimental, "_HAS_TRITON", False)
+    monkeypatch.setattr(blockwise_attention_t5_experimental, "_HAS_TRITON", False)
     assert not takes_triton(32, half, gpu)
 
 
@@ -269,7 +269,7 @@ def run_python(code, **environment):
 
 def test_they_are_imported_when_used_and_the_environment_turns_them_off():
     code = (
-        "import sys; from t5_experimental import attention_by_rows_t5_experimental as module; "
+        "import sys; from t5_experimental import blockwise_attention_t5_experimental as module; "
         "print(module._HAS_TRITON, 'talking_heads_triton' in str(sys.modules))"
     )
     assert run_python(code, T5_EXPERIMENTAL_TRITON="1") == "True False\n"
@@ -278,7 +278,7 @@ def test_they_are_imported_when_used_and_the_environment_turns_them_off():
 
 def test_the_kernels_travel_without_asking_for_triton():
     """A folder with code has them, and loads where there is no Triton."""
-    modeling = Path(attention_by_rows_t5_experimental.__file__).with_name("modeling_t5_experimental.py")
+    modeling = Path(blockwise_attention_t5_experimental.__file__).with_name("modeling_t5_experimental.py")
     (kernels,) = {x for x in get_relative_import_files(modeling) if "triton" in Path(x).name}
     assert "triton" not in get_imports(kernels)
 
@@ -288,9 +288,9 @@ COMPILE = """
 import json
 import torch, triton
 from triton.backends.compiler import GPUTarget
-from t5_experimental import talking_heads_triton_t5_experimental as kernels
-from t5_experimental.masks_t5_experimental import Visibility
-from t5_experimental.attention_by_rows_t5_experimental import _problem
+from t5_experimental import attention_triton_t5_experimental as kernels
+from t5_experimental.visibility_t5_experimental import Visibility
+from t5_experimental.blockwise_attention_t5_experimental import _problem
 
 class Driver:
     def get_current_device(self):

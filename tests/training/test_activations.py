@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import preset_config
-from t5_experimental.training.activations import Step, activation_bytes
-from t5_experimental.training.adapters import lora_config, lora_targets
+from t5_experimental.training.memory.activations import Step, activation_bytes
+from t5_experimental.training.models.adapters import lora_config, lora_targets
 
 
 FAMILIES = ["t5.1.1.base", "t5.1.1.lm100k.base", "t5.1.th.base", "t5.1.n4w10.base"]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from t5_experimental.training.adapters import LORA_TARGETS, add_prompt, lora_config, lora_targets
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.models.adapters import LORA_TARGETS, add_prompt, lora_config, lora_targets
 
 
 ALL_LINEAR = ("k", "o", "q", "v", "wi_0", "wi_1", "wo")
@@ -179,6 +179,6 @@ def test_generation_with_a_prompt_decodes_fast(prompted, batch, monkeypatch):
     monkeypatch.setattr(StepDecoder, "__call__", lambda self, *inputs: steps.append(1) or right(self, *inputs))
     fast = generate(prompted, batch)
     assert len(steps) == fast.shape[1] - 2  # all but the start token and the first one, which the whole model makes
-    monkeypatch.setattr("t5_experimental.tasks_t5_experimental.next_token_logits", lambda *inputs: None)
+    monkeypatch.setattr("t5_experimental.seq2seq_t5_experimental.next_token_logits", lambda *inputs: None)
     assert torch.equal(generate(prompted, batch), fast)
     assert len(steps) == fast.shape[1] - 2

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForTextEncoding, T5Config
 
-from t5_experimental.training import commandline, finetune
+from t5_experimental.training import finetune
+from t5_experimental.training.cli import entry_point as commandline
 
 
 RESTAURANTS = Path(__file__).parents[1] / "data" / "restaurants_validation.jsonl"

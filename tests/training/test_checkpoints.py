@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from t5_experimental import T5V11Config, own_folders
-from t5_experimental.training import finetune, report
-from t5_experimental.training.arguments import T5TrainingArguments
-from t5_experimental.training.checkpoints import (
+from t5_experimental.training import finetune
+from t5_experimental.training.cli.entry_point import EntryPoint
+from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.report import report
+from t5_experimental.training.trainer.arguments import T5TrainingArguments
+from t5_experimental.training.trainer.checkpoint_folders import (
     ASIDE,
     RECORD,
     Record,
@@ -23,8 +26,6 @@ from t5_experimental.training.checkpoints import (
     remove_oldest,
     why_not_written,
 )
-from t5_experimental.training.commandline import EntryPoint
-from t5_experimental.training.errors import TrainingError
 
 
 def make_checkpoint(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from t5_experimental.training import commandline, finetune
+from t5_experimental.training import finetune
+from t5_experimental.training.cli import entry_point as commandline
 from t5_experimental.training.errors import TrainingError
 
 

@@ -9,9 +9,9 @@ import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from t5_experimental.training.data import Cut, load_splits, make_split, read_examples
+from t5_experimental.training.data.arguments import DataArguments
+from t5_experimental.training.data.examples import Cut, load_splits, make_split, read_examples
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.finetuning_arguments import DataArguments
 
 
 # Text that readers which guess types would change: missing values, numbers, dates, quotes, line ends.

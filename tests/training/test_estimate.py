@@ -13,11 +13,11 @@ from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import preset_config
 from t5_experimental.training import finetune, pretrain, prompt_tune
-from t5_experimental.training.activations import Step
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.estimate import table
-from t5_experimental.training.footprint import Setup, empty_model, estimate
-from t5_experimental.training.optimizers import build_optimizer
+from t5_experimental.training.memory.activations import Step
+from t5_experimental.training.memory.estimate import table
+from t5_experimental.training.memory.states import Setup, empty_model, estimate
+from t5_experimental.training.optim.presets import build_optimizer
 
 
 TINY = {"d_model": 128, "d_ff": 160, "d_kv": 32, "num_heads": 4, "num_layers": 2, "vocab_size": 384}

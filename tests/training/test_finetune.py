@@ -13,9 +13,10 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from t5_experimental.training import finetune, nonfinite
-from t5_experimental.training.arguments import bfloat16_is_fast
-from t5_experimental.training.trainer import T5Trainer
+from t5_experimental.training import finetune
+from t5_experimental.training.trainer import nonfinite
+from t5_experimental.training.trainer.arguments import bfloat16_is_fast
+from t5_experimental.training.trainer.trainer import T5Trainer
 
 
 DATA = Path(__file__).parents[1] / "data"
@@ -275,7 +276,7 @@ def test_non_finite_weights_are_not_saved(tiny_models, tmp_path, monkeypatch):
 def test_steps_wait_for_the_check_where_it_is_free(device, processes, expected, tiny_models, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     unseen = nonfinite.steps_unseen(torch.device(device), processes)
-    monkeypatch.setattr("t5_experimental.training.trainer.steps_unseen", lambda *unused: unseen)
+    monkeypatch.setattr("t5_experimental.training.trainer.trainer.steps_unseen", lambda *unused: unseen)
     checks = []
     right = T5Trainer._holds_everywhere
 
@@ -324,7 +325,7 @@ def test_training_steps_need_no_logits(smoothing, tiny_models, tmp_path, monkeyp
 def test_precision(launcher, flags, hardware, expected, tiny_models, tmp_path, monkeypatch):
     """bfloat16 where the hardware has it, unless the user says otherwise."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
-    monkeypatch.setattr("t5_experimental.training.arguments.bfloat16_is_fast", lambda use_cpu: hardware)
+    monkeypatch.setattr("t5_experimental.training.trainer.arguments.bfloat16_is_fast", lambda use_cpu: hardware)
     folders = f"--model_name_or_path {tiny_models['t5_v1_1']} --output_dir {tmp_path / 'output'}"
     data = f"--train_file {DATA / 'restaurants_train.jsonl'}"
     _, _, training = finetune.parse(f"{folders} {data} --use_cpu {flags}".split())

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from t5_experimental.training.invocation import _from_launcher, as_text
+from t5_experimental.training.cli.own_command import _from_launcher, as_text
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,8 @@ def shown_by(*command, cwd):
 
 
 def test_the_command_is_the_one_that_was_typed(tmp_path):
-    code = "import json\nfrom t5_experimental.training.invocation import own_command\nprint(json.dumps(own_command()))"
+    code = "import json\nfrom t5_experimental.training.cli import own_command as module\n"
+    code += "print(json.dumps(module.own_command()))"
     (tmp_path / "script.py").write_text(code)
     assert shown_by(sys.executable, "script.py", "--x", cwd=tmp_path)[1:] == ["script.py", "--x"]
     assert shown_by(sys.executable, "-m", "script", "--x", cwd=tmp_path)[1:] == ["-m", "script", "--x"]

@@ -13,10 +13,10 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
-from t5_experimental.training import loading
+from t5_experimental.training.engines import fsdp2_weights as loading
+from t5_experimental.training.engines.fsdp2_weights import PartsReader
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.loading import PartsReader
-from t5_experimental.training.slots import read_slots
+from t5_experimental.training.optim.slots import read_slots
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_an_optimizer_that_becomes_shorter(
     with_slots: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from t5_experimental.training import slots
+    from t5_experimental.training.optim import slots
 
     folder = Path(shutil.copytree(with_slots("t5.1.1.tiny"), tmp_path / "model"))
     model = AutoModelForSeq2SeqLM.from_pretrained(folder)

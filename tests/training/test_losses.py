@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq
 
 from t5_experimental import original_loss, token_losses
-from t5_experimental.training.arguments import T5TrainingArguments
-from t5_experimental.training.optimizers import build_optimizer
-from t5_experimental.training.trainer import T5Trainer
+from t5_experimental.training.optim.presets import build_optimizer
+from t5_experimental.training.trainer.arguments import T5TrainingArguments
+from t5_experimental.training.trainer.trainer import T5Trainer
 
 
 FAMILIES = ("t5_v1_1", "t5_lm_adapted", "t5_talking_heads", "t5_first_layers_narrow")

@@ -3,7 +3,7 @@
 
 import pytest
 
-from t5_experimental.training.metrics import bleu, compute_metrics, exact_match, f1, rouge
+from t5_experimental.training.data.metrics import bleu, compute_metrics, exact_match, f1, rouge
 
 
 PREDICTIONS = ["the cat sat on the mat today", "a dog"]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5_experimental.training import objectives
-from t5_experimental.training.objectives import (
+from t5_experimental.training.data import objectives
+from t5_experimental.training.data.objectives import (
     PlainLM,
     PrefixLM,
     SpanCorruption,

@@ -14,18 +14,12 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from transformers import AutoModelForSeq2SeqLM, get_constant_schedule_with_warmup
 
 from t5_experimental import original_loss
-from t5_experimental.training.arguments import T5TrainingArguments
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.optimizers import (
-    PRESETS,
-    Adafactor,
-    Axes,
-    RMSScaledAdamW,
-    build_optimizer,
-    load_slots,
-    original_axes,
-)
-from t5_experimental.training.trainer import T5Trainer
+from t5_experimental.training.optim.adafactor import Adafactor, Axes, original_axes
+from t5_experimental.training.optim.presets import PRESETS, build_optimizer, load_slots
+from t5_experimental.training.optim.rms_adamw import RMSScaledAdamW
+from t5_experimental.training.trainer.arguments import T5TrainingArguments
+from t5_experimental.training.trainer.trainer import T5Trainer
 
 
 GOLDEN = (

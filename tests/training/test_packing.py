@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM
 
-from t5_experimental.training.packing import model_features, pack
+from t5_experimental.training.data.packing import model_features, pack
 
 
 FAMILIES = ("t5.1.1", "t5.1.1.lm100k", "t5.1.th", "t5.1.n4w10")

@@ -3,7 +3,7 @@
 
 import pytest
 
-from t5_experimental.training.peers import lost_peer
+from t5_experimental.training.engines.lost_processes import lost_peer
 
 
 @pytest.mark.parametrize(

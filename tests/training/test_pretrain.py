@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from t5_experimental.training import pretrain
-from t5_experimental.training.description import describe
+from t5_experimental.training.report.start_lines import describe
 
 
 REPOSITORY = Path(__file__).parents[2]

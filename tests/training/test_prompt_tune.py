@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from t5_experimental.training import prompt_tune
-from t5_experimental.training.commandline import RECIPES
-from t5_experimental.training.prompts import PromptAdafactor
+from t5_experimental.training.cli.entry_point import RECIPES
+from t5_experimental.training.optim.adafactor import PromptAdafactor
 
 
 REPOSITORY = Path(__file__).parents[2]

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
-from t5_experimental.training import prompts
-from t5_experimental.training.adapters import add_prompt
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.prompts import initial_rows, read_prompt, save_prompt
+from t5_experimental.training.models import prompts
+from t5_experimental.training.models.adapters import add_prompt
+from t5_experimental.training.models.prompts import initial_rows, read_prompt, save_prompt
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import transformers
 import yaml
 
 from t5_experimental.training import finetune
-from t5_experimental.training.charts import chart, ticks
-from t5_experimental.training.report import Report, curves, write_card
+from t5_experimental.training.report.charts import chart, ticks
+from t5_experimental.training.report.report import Report, curves, write_card
 
 
 DATA = Path(__file__).parents[1] / "data"

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from t5_experimental.training import finetune, prompt_tune
-from t5_experimental.training.optimizers import build_optimizer
-from t5_experimental.training.resuming import RECORD, use_learning_rate
+from t5_experimental.training.optim.presets import build_optimizer
+from t5_experimental.training.trainer.same_run import RECORD, use_learning_rate
 
 
 DATA = Path(__file__).parents[1] / "data"
@@ -122,7 +122,9 @@ def test_the_rate_of_the_step_follows_from_the_new_one():
     ],
 )
 def test_another_run_is_refused(changes, expected, options, whole, tiny_models, tmp_path, monkeypatch):
-    monkeypatch.setattr("t5_experimental.training.trainer.T5Trainer.train", lambda self, **kwargs: pytest.fail("began"))
+    monkeypatch.setattr(
+        "t5_experimental.training.trainer.trainer.T5Trainer.train", lambda self, **kwargs: pytest.fail("began")
+    )
     if "model_name_or_path" in changes:
         changes = {"model_name_or_path": tiny_models[changes["model_name_or_path"]]}
     place = {"output_dir": tmp_path / "output", "resume_from_checkpoint": whole / "checkpoint-2"}

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 from accelerate.utils import DistributedType
 
+from t5_experimental.training.engines.fsdp2 import check_optimizer_under_fsdp
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.optimizers import PRESETS
-from t5_experimental.training.sharding import check_optimizer_under_fsdp
+from t5_experimental.training.optim.presets import PRESETS
 
 
 ENGINES = {

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.optimizers import build_optimizer
+from t5_experimental.training.optim.presets import build_optimizer
 
 
 def spoiled(folder: Path, output: Path, **header: str) -> Path:

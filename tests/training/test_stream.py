@@ -13,12 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t5_experimental.training import documents
-from t5_experimental.training.documents import DocumentFile, Windows, find_files
+from t5_experimental.training.data import documents
+from t5_experimental.training.data.documents import DocumentFile, Windows, find_files
+from t5_experimental.training.data.objectives import PlainLM, SpanCorruption
+from t5_experimental.training.data.stream import Place, StreamLoader, TextStream, restore, save_state
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.models import load_tokenizer
-from t5_experimental.training.objectives import PlainLM, SpanCorruption
-from t5_experimental.training.stream import Place, StreamLoader, TextStream, restore, save_state
+from t5_experimental.training.models.loading import load_tokenizer
 
 
 EOS = 1

@@ -7,10 +7,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from t5_experimental.training.data import load_splits, read_examples
-from t5_experimental.training.documents import DocumentFile, find_files
+from t5_experimental.training.data.arguments import DataArguments
+from t5_experimental.training.data.documents import DocumentFile, find_files
+from t5_experimental.training.data.examples import load_splits, read_examples
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.finetuning_arguments import DataArguments
 
 
 def examples(path: Path) -> list[tuple[str, list[str]]]:

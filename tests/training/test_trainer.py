@@ -11,10 +11,10 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, ProgressCallback,
 
 from t5_experimental.training import finetune
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.finetuning_trainer import FinetuningTrainer
-from t5_experimental.training.nonfinite import FirstNonFinite, named, non_finite
-from t5_experimental.training.optimizers import Adafactor
-from t5_experimental.training.progress import TokenMeter, TokenProgressCallback, count_tokens
+from t5_experimental.training.optim.adafactor import Adafactor
+from t5_experimental.training.trainer.finetuning import FinetuningTrainer
+from t5_experimental.training.trainer.nonfinite import FirstNonFinite, named, non_finite
+from t5_experimental.training.trainer.throughput import TokenMeter, TokenProgressCallback, count_tokens
 
 
 DATA = Path(__file__).parents[1] / "data"

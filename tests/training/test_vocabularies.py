@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 
-from t5_experimental.training import fresh_models
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.fresh_models import load_any_tokenizer
-from t5_experimental.training.models import load_tokenizer
+from t5_experimental.training.models import fresh as fresh_models
+from t5_experimental.training.models.fresh import load_any_tokenizer
+from t5_experimental.training.models.loading import load_tokenizer
 
 from .conftest import DATA
 

@@ -9,14 +9,14 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoModelForSeq2SeqLM
 
-from t5_experimental.masks_t5_experimental import Visibility
-from t5_experimental.training import xla
+from t5_experimental.training.engines import xla
+from t5_experimental.training.engines.xla import FixedShapes, as_input, generate_greedily
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.nonfinite import FirstNonFinite
-from t5_experimental.training.xla import FixedShapes, as_input, generate_greedily
+from t5_experimental.training.trainer.nonfinite import FirstNonFinite
+from t5_experimental.visibility_t5_experimental import Visibility
 
 
-CONFIGS = Path(xla.__file__).parent / "configs"
+CONFIGS = Path(xla.__file__).parents[1] / "configs"
 
 
 def test_batches_are_filled_up_and_fillings_count_nowhere(model):
@@ -79,7 +79,7 @@ def test_no_attention_by_rows_on_xla(name, make_config):
 
 def test_the_number_of_a_step_is_no_scalar_of_its_program(monkeypatch):
     """XLA makes equal scalars one input: step 8 would be the 8 of a constant, and another program."""
-    monkeypatch.setattr("t5_experimental.training.xla.is_xla", lambda device: True)
+    monkeypatch.setattr("t5_experimental.training.engines.xla.is_xla", lambda device: True)
     made = []
     right = torch.tensor
 

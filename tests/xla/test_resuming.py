@@ -33,7 +33,7 @@ DATA = Path(__file__).parents[1] / "data"
 KILLED = """
 import os
 from t5_experimental.training import finetune
-from t5_experimental.training.trainer import T5Trainer
+from t5_experimental.training.trainer.trainer import T5Trainer
 
 train_step = T5Trainer.training_step
 

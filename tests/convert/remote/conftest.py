@@ -13,8 +13,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from t5_experimental.convert.remote import Patience
-from t5_experimental.convert.transports import Timeouts
+from t5_experimental.convert.source.remote import Patience
+from t5_experimental.convert.source.transports import Timeouts
 
 
 BUCKET = "bucket"

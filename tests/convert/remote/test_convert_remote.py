@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from t5_experimental.convert import released
-from t5_experimental.convert.checkpoint import resolve
+from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.readable import markdown
-from t5_experimental.convert.tensor_bundle import TensorBundleReader
+from t5_experimental.convert.source.checkpoint import resolve
 
 
 Run = Callable[..., Any]

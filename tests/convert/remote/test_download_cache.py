@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from t5_experimental.convert import download_cache
-from t5_experimental.convert.download_cache import CachedStorage
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.remote import Patience, RemoteStorage
-from t5_experimental.convert.remote_checkpoint import locate
+from t5_experimental.convert.source import download_cache
+from t5_experimental.convert.source.download_cache import CachedStorage
+from t5_experimental.convert.source.remote import Patience, RemoteStorage
+from t5_experimental.convert.source.remote_checkpoint import locate
 
 
 MIB = 2**20

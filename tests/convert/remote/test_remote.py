@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from t5_experimental.convert import remote, transports
-from t5_experimental.convert.bundle_index import read_index
+from t5_experimental.convert.bundle.index import read_index
+from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.read_ahead import Block, blocks_of
-from t5_experimental.convert.remote import Patience, RemoteStorage, is_remote, label
-from t5_experimental.convert.remote_checkpoint import local_copy, locate
-from t5_experimental.convert.storage import FileMissing
-from t5_experimental.convert.tensor_bundle import TensorBundleReader
-from t5_experimental.convert.transports import Timeouts
+from t5_experimental.convert.source import remote, transports
+from t5_experimental.convert.source.read_ahead import Block, blocks_of
+from t5_experimental.convert.source.remote import Patience, RemoteStorage, is_remote, label
+from t5_experimental.convert.source.remote_checkpoint import local_copy, locate
+from t5_experimental.convert.source.storage import FileMissing
+from t5_experimental.convert.source.transports import Timeouts
 
 
 MINUTES = Timeouts(connect=300, read=300)
@@ -456,8 +456,8 @@ def test_a_process_ends_while_blocks_are_on_their_way(
     code = f"""
 import sys
 from t5_experimental.convert import released, remote_checkpoint
-from t5_experimental.convert.remote import Patience, RemoteStorage
-from t5_experimental.convert.transports import Timeouts
+from t5_experimental.convert.source.remote import Patience, RemoteStorage
+from t5_experimental.convert.source.transports import Timeouts
 assert not {{"aiohttp", "gcsfs", "s3fs", "botocore"}} & set(sys.modules)
 patience = Patience(timeouts=Timeouts(10**6, 10**6))
 storage = RemoteStorage({server.address("run")!r}, patience, block_bytes=2**20)

@@ -1,0 +1,173 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""The README.md of a converted folder."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from ..plan.plan import Plan
+from ..readable import markdown, markdown_code
+from .format import OutputFormat
+
+
+if TYPE_CHECKING:
+    from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
+
+
+_ABOUT: Mapping[str, str] = {
+    "t5.1.1": "T5 version 1.1, pre-trained on C4 only",
+    "t5.1.1.lm100k": "T5 version 1.1, trained for 100,000 more steps on a language-modelling objective",
+    "t5.1.th": "T5 version 1.1 with talking-heads attention (https://arxiv.org/abs/2003.02436)",
+    "t5.1.n4w10": "T5 version 1.1 whose first layers are narrower than the others",
+}
+
+_TEMPLATE = """---
+license: apache-2.0
+library_name: transformers
+tags:
+- t5
+- {family}
+{model_type}- mesh-tensorflow
+---
+
+# {title}
+
+{about}.
+
+| | |
+|---|---|
+| family | {family} |
+| source | Mesh TensorFlow checkpoint {source} |
+| training step | {step} |
+| parameters | {parameters:,} |
+| d_model | {d_model:,} |
+| class | `{class_name}` |
+| layers ({stacks}) | {layers} |
+| heads | {heads} |
+| d_ff | {d_ff} |
+| vocabulary rows | {vocab_size:,} |
+| classifier | {classifier} |
+| feed-forward | {feed_forward} |
+| dtype | {dtype} |
+| tensors | {gigabytes:.3f} GB in {files} |
+
+## How to load it
+
+{loading}
+
+{other_files}
+
+## Notes
+
+{notes}
+"""
+
+_LOAD_NATIVE = """With the package `t5_experimental` installed:
+
+```python
+import t5_experimental  # registers the architecture with the Auto classes
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained("path/to/this/folder")
+```
+
+Without it, with the modelling code in this folder:
+
+```python
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained("path/to/this/folder", trust_remote_code=True)
+```"""
+
+_LOAD_STOCK = """It is a T5 as transformers has it, and needs no other package:
+
+```python
+from transformers import {class_name}
+
+model = {class_name}.from_pretrained("path/to/this/folder")
+```"""
+
+_OPTIMIZER = """`optimizer.safetensors` holds Adafactor's state ({slots:,} tensors, {gigabytes:.3f} GB), named after the
+parameters. Its header says which step it is of and which axes are factored."""
+
+_TOKENIZER = """The tokenizer is in this folder too: `AutoTokenizer.from_pretrained("path/to/this/folder")`. Its ids are
+those of the sentencepiece model; `<extra_id_0>` is the highest."""
+_NO_TOKENIZER = "This folder has no tokenizer: convert with `--vocab sentencepiece.model` to add it."
+
+
+def model_card(
+    title: str,
+    family: str,
+    source: str,
+    step: int | None,
+    config: "T5ExperimentalConfig",
+    output: OutputFormat,
+    plan: Plan,
+    has_tokenizer: bool,
+    notes: tuple[str, ...],
+) -> str:
+    """Text of the card.
+
+    Args:
+        title: name of the output folder.
+        family: one of the four.
+        source: the checkpoint's folder and prefix, without what is above them on a disk.
+        step: training step, if anything tells.
+        config: our configuration of what was written.
+        output: kind of the folder.
+        plan: what was written.
+        has_tokenizer: whether tokenizer files are in the folder.
+        notes: what was assumed or set otherwise than in the checkpoint.
+    """
+    specs = {stack: config.layer_specs(stack) for stack in output.stacks}
+    dtypes = Counter(entry.dtype for entry in plan.entries)
+    released = "The released checkpoints of this family have seen raw text only: fine-tune them before use on a task."
+    all_notes = (*notes, released)
+    return _TEMPLATE.format(
+        title=markdown(title),
+        about=_ABOUT[family] + (": the encoder alone" if output.encoder_only else ""),
+        family=family,
+        model_type="" if output.is_stock else f"- {config.model_type}\n",
+        class_name=output.class_name(config),
+        loading=_loading(config, output),
+        source=markdown_code(source),
+        step="unknown" if step is None else f"{step:,}",
+        parameters=plan.parameter_count,
+        d_model=config.d_model,
+        stacks=", ".join(specs),
+        layers=", ".join(str(len(layers)) for layers in specs.values()),
+        heads=_distinct(str(spec.num_heads) for stack in specs.values() for spec in stack),
+        d_ff=_distinct(f"{spec.d_ff:,}" for stack in specs.values() for spec in stack),
+        vocab_size=config.vocab_size,
+        classifier=_classifier(config, output),
+        feed_forward=config.feed_forward_proj,
+        dtype=", ".join(name for name, _ in dtypes.most_common()),
+        gigabytes=plan.nbytes / 1e9,
+        files="one file" if len(plan.shards) == 1 else f"{len(plan.shards)} files",
+        other_files="\n\n".join([*_optimizer(plan), _TOKENIZER if has_tokenizer else _NO_TOKENIZER]),
+        notes="\n".join(f"- {markdown(note)}" for note in all_notes),
+    )
+
+
+def _loading(config: "T5ExperimentalConfig", output: OutputFormat) -> str:
+    if output.is_stock:
+        return _LOAD_STOCK.format(class_name=output.class_name(config))
+    return _LOAD_NATIVE.format(
+        auto_class="AutoModelForTextEncoding" if output.encoder_only else "AutoModelForSeq2SeqLM"
+    )
+
+
+def _optimizer(plan: Plan) -> list[str]:
+    if plan.optimizer is None:
+        return []
+    return [_OPTIMIZER.format(slots=len(plan.optimizer.entries), gigabytes=plan.optimizer.nbytes / 1e9)]
+
+
+def _classifier(config: "T5ExperimentalConfig", output: OutputFormat) -> str:
+    if output.encoder_only:
+        return "none"
+    return "the embedding matrix" if config.tie_word_embeddings else "a matrix of its own"
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return ", then ".join(dict.fromkeys(values))

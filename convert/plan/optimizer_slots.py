@@ -1,0 +1,211 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Adafactor's state: the slots of a checkpoint, for `optimizer.safetensors` beside the model.
+
+Every parameter `P` has either `P.v`, or `P.vr` and `P.vc`, and also `P.m` if the run had momentum (beta1 > 0):
+
+    P.v   decayed mean of the squared gradient, in the shape of P
+    P.vr  the same, averaged over P's largest dimension d0, which it lacks
+    P.vc  the same, averaged over P's second largest dimension d1, which it lacks
+    P.m   decayed mean of the update (the learning rate is in it), in the shape of P
+
+Mesh counts dimensions in its own order of axes, and the first of equal ones is the larger. So the header of the file
+says for each factored parameter which of OUR axes they are, under the key `factored`, as JSON:
+
+    {"encoder.block.0.layer.0.SelfAttention.q.weight": {"shape": [384, 512], "d0": 1, "d1": 0}, ...}
+
+`shape` is the parameter's own, unless Mesh kept apart axes that we merge (heads and head size of a 3-D kernel) and
+factored one of them: then it is the shape to which the parameter is to be viewed first. The shape of `P.vr` is always
+`shape` without entry `d0`, that of `P.vc` without entry `d1`. With g the gradient in that shape, a step is
+
+    vr = decay * vr + (1 - decay) * (g**2 + 1e-30).mean(d0)
+    vc = decay * vc + (1 - decay) * (g**2 + 1e-30).mean(d1)
+    x  = g * rsqrt(vr / vr.mean(d1)) * rsqrt(vc)        (vr and vc with d0 and d1 put back as axes of size 1)
+
+Other keys: `step`, the training step that comes next (from 0: decay = 1 - (step + 1)**-0.8), and `optimizer`. Which
+parameters are factored follows from `min_dim_size_to_factor` of the run, 128 unless its gin file says otherwise.
+Source: `AdafactorOptimizer` in mesh_tensorflow/optimize.py.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import ConversionError
+from ..mesh.axes import fits, labels_of, shape_of
+from ..mesh.rules import SLOT_DROP, SLOTS
+from ..tensors import SAFETENSORS_DTYPES, Variable
+from .plan import Plan
+from .tensors import Entry, Shard, in_file_order
+
+
+FILENAME = "optimizer.safetensors"
+
+
+@dataclass(frozen=True)
+class ParameterState:
+    """Slots of one parameter.
+
+    Attributes:
+        entries: tensors to write.
+        factored: what the header says of the parameter, or None if its state is not factored.
+    """
+
+    entries: tuple[Entry, ...]
+    factored: Mapping[str, Any] | None
+
+
+def find_slots(plan: Plan, variables: Mapping[str, Variable]) -> dict[str, ParameterState]:
+    """Slots of every parameter.
+
+    Args:
+        plan: of the whole model.
+        variables: all variables of the checkpoint.
+
+    Returns:
+        Slots by our parameter name, in the plan's order.
+
+    Raises:
+        ConversionError: a slot is missing, too many, or of the wrong shape or dtype.
+    """
+    by_parameter: dict[str, dict[str, Variable]] = {entry.source.name: {} for entry in plan.entries}
+    for name, reason in plan.drops.items():
+        if reason == SLOT_DROP:
+            # The longest ending, as "_slot_v" does not end what "_slot_vr" ends.
+            ending = next(ending for ending in SLOTS if name.endswith(ending))
+            owner = name.removesuffix(ending)
+            if owner not in by_parameter:
+                raise ConversionError(
+                    f"{name} is a slot of {owner}, which is not in the checkpoint: leave out --with-optimizer, or "
+                    "convert one that a single run wrote."
+                )
+            by_parameter[owner][SLOTS[ending]] = variables[name]
+    if not any(by_parameter.values()):
+        raise ConversionError(
+            "the checkpoint has no slots of Adafactor, the only optimizer that is known: leave out --with-optimizer."
+        )
+    return {entry.name: _state(entry, by_parameter[entry.source.name]) for entry in plan.entries}
+
+
+def with_optimizer(plan: Plan, states: Mapping[str, ParameterState], step: int | None) -> Plan:
+    """The plan with the file of the optimizer's state, for those parameters that are in the plan.
+
+    Raises:
+        ConversionError: the training step is unknown, without which nothing can be resumed.
+    """
+    if step is None:
+        raise ConversionError(
+            "the checkpoint has neither global_step nor a step in its name, which resuming needs: rename its files to "
+            "end in -STEP, or leave out --with-optimizer."
+        )
+    present = {entry.name: states[entry.name] for entry in plan.entries}
+    entries = [entry for state in present.values() for entry in state.entries]
+    factored = {name: state.factored for name, state in present.items() if state.factored}
+    metadata = {
+        "format": "pt",
+        "optimizer": "adafactor",
+        "step": str(step),
+        "factored": json.dumps(factored, separators=(",", ":")),
+    }
+    written = {entry.source.name for entry in entries}
+    return replace(
+        plan,
+        optimizer=Shard(FILENAME, in_file_order(entries), metadata),
+        drops={name: reason for name, reason in plan.drops.items() if name not in written},
+    )
+
+
+def _state(parameter: Entry, slots: Mapping[str, Variable]) -> ParameterState:
+    variable = parameter.source.name
+    kinds = set(slots) - {"m"}
+    if kinds not in ({"v"}, {"vr", "vc"}):
+        wanted = {"v"} if kinds <= {"v"} else {"vr", "vc"}
+        missing = " and ".join(f"{variable}_slot_{kind}" for kind in sorted(wanted - kinds))
+        if missing:
+            raise ConversionError(
+                f"{missing} is missing from the checkpoint, so the state of {parameter.name} cannot be resumed: leave "
+                "out --with-optimizer."
+            )
+        raise ConversionError(
+            f"{variable} has both _slot_v and _slot_vr, but Adafactor keeps one or the other: the checkpoint mixes two "
+            "runs, leave out --with-optimizer."
+        )
+    full = {
+        kind: _slot(parameter, kind, slots[kind], parameter.mesh_axes, parameter.our_axes)
+        for kind in ("v", "m")
+        if kind in slots
+    }
+    if "v" in kinds:
+        return ParameterState(tuple(full.values()), None)
+    factored, (d0, d1), view = _factored(parameter)
+    rest = {
+        kind: _slot(parameter, kind, slots[kind], _without(parameter.mesh_axes, axis), _without(view, axis))
+        for kind, axis in (("vr", d0), ("vc", d1))
+    }
+    return ParameterState((*rest.values(), *full.values()), factored)
+
+
+def _factored(parameter: Entry) -> tuple[dict[str, Any], tuple[str, str], str]:
+    """What the header says, the axes d0 and d1 by label, and all axes of ours among which those two are."""
+    axes, shape = parameter.mesh_axes.split(), parameter.source.shape
+    if len(axes) < 2:
+        raise ConversionError(
+            f"{parameter.source.name} has the slots of a factored state, but is of shape {list(shape)}: only two "
+            "dimensions can be factored."
+        )
+    d0, d1 = (axes[k] for k in factored_dimensions(shape))
+    view = parameter.our_axes
+    if not {d0, d1} <= set(view.split()):
+        view = " ".join(labels_of(view))
+    ours = view.split()
+    header = {"shape": list(shape_of(view, parameter.sizes)), "d0": ours.index(d0), "d1": ours.index(d1)}
+    return header, (d0, d1), view
+
+
+def factored_dimensions(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Adafactor's d0 and d1: the largest dimension of a Mesh variable and the second.
+
+    Args:
+        shape: of the variable; two dimensions or more.
+    """
+    # Sorting is stable, in the original too: the first of equal dimensions is the larger.
+    d0, d1 = sorted(range(len(shape)), key=lambda k: -shape[k])[:2]
+    return d0, d1
+
+
+def slot_variables(variable: Variable, kinds: Iterable[str], dtype: str) -> list[Variable]:
+    """The slots that the original has for a variable.
+
+    Args:
+        variable: of the model.
+        kinds: "v", "vr", "vc" or "m".
+        dtype: of the slots.
+    """
+    endings = {kind: ending for ending, kind in SLOTS.items()}
+    found = []
+    for kind in kinds:
+        shape = variable.shape
+        if kind in ("vr", "vc"):
+            left_out = factored_dimensions(shape)[kind == "vc"]
+            shape = (*shape[:left_out], *shape[left_out + 1 :])
+        found.append(Variable(variable.name + endings[kind], shape, dtype))
+    return found
+
+
+def _without(axes: str, axis: str) -> str:
+    return " ".join(other for other in axes.split() if other != axis)
+
+
+def _slot(parameter: Entry, kind: str, source: Variable, mesh_axes: str, our_axes: str) -> Entry:
+    if source.dtype not in SAFETENSORS_DTYPES:
+        raise ConversionError(
+            f"{source.name} has the dtype {source.dtype}, but slots are {', '.join(SAFETENSORS_DTYPES)}: leave out "
+            "--with-optimizer."
+        )
+    wanted = shape_of(mesh_axes, parameter.sizes)
+    if source.shape != wanted or not fits(mesh_axes, our_axes, parameter.sizes):
+        raise ConversionError(
+            f"{source.name} has the shape {list(source.shape)}, but {list(wanted)} is expected for a variable of shape "
+            f"{list(parameter.source.shape)}: leave out --with-optimizer."
+        )
+    return Entry(f"{parameter.name}.{kind}", source, mesh_axes, our_axes, parameter.sizes, source.dtype)

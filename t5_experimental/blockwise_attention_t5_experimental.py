@@ -1,0 +1,254 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Attention in bounded memory: exact, in blocks of query rows, recomputed in the backward pass.
+
+    J = q k^T        L = J mixed by P_l + bias        W = softmax(L)        U = W mixed by P_w        O = dropout(U) v
+
+Talking heads mix; plain attention is the same without P_l and P_w, where L = J + bias and U = W. Written out, each of
+J, L, W and U has heads x queries x keys numbers, and moving them between memory and processor takes several times
+longer than computing them. Here only the rows of one block exist at a time, in buffers that stay in the processor's
+cache and are used again for every block and batch element. The backward pass computes them once more from q and k, so
+nothing larger than q, k, v and the output outlives the forward pass. The softmax is finished before the second mix,
+which needs all keys of a row at once: keys are not split. On CUDA devices the kernels in
+attention_triton_t5_experimental.py take the place of talking heads by rows, where they can.
+
+The relative position bias is constant along diagonals and arrives as one row of numbers per head. With its queries in
+reverse order, a block reads it through a view with equal strides along queries and keys, and the gradient of a diagonal
+is the sum over a column of a skewed view.
+
+Axes are named as in attention_t5_experimental.py; r are the query rows of a block.
+"""
+
+import importlib.util
+import os
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+from .attention_problem_t5_experimental import _Problem
+from .attention_rows_t5_experimental import _backward, _empty_output, _forward
+from .visibility_t5_experimental import Visibility
+
+
+# Size of one buffer of heads x rows x keys, and the fewest rows that keep matrix products efficient. Processors: a few
+# buffers fit into the cache. Others: few and large kernels matter more.
+_BUFFER_BYTES = {"cpu": 2**21}
+_OTHER_BUFFER_BYTES = 2**28
+_MIN_ROWS = 16
+
+# In place of a number of rows: the kernels in attention_triton_t5_experimental.py.
+BY_TRITON = 0
+# They take float32 and more heads, too, but then need more shared memory than many devices have.
+_TRITON_DTYPES = (torch.bfloat16, torch.float16)
+_TRITON_MOST_HEADS = 32
+# Torch 2.13 brings Triton 3.7; 3.5 does not compile the kernels. ROCm calls its tensors "cuda", too; nobody has tried
+# the kernels there.
+_HAS_TRITON = (
+    os.environ.get("T5_EXPERIMENTAL_TRITON", "1") != "0"
+    and torch.__version__ >= "2.13"
+    and torch.version.hip is None
+    and importlib.util.find_spec("triton") is not None
+)
+
+
+def block_rows(heads: int, query_length: int, key_length: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Query rows of a block.
+
+    Args:
+        heads: the largest of the three head counts.
+        query_length: n.
+        key_length: m.
+        dtype: of the queries.
+        device: of the queries.
+    """
+    budget = _BUFFER_BYTES.get(device.type, _OTHER_BUFFER_BYTES)
+    fitting = budget // (heads * key_length * dtype.itemsize)
+    return max(1, min(query_length, max(_MIN_ROWS, fitting)))
+
+
+def takes_triton(heads: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the Triton kernels are used: in half precision on CUDA devices from Ampere on, unless the environment set
+    `T5_EXPERIMENTAL_TRITON=0` when this module was imported.
+
+    Args:
+        heads: the largest of the three head counts.
+        dtype: of the queries.
+        device: of the queries.
+    """
+    if device.type != "cuda" or not _HAS_TRITON or dtype not in _TRITON_DTYPES or heads > _TRITON_MOST_HEADS:
+        return False
+    return torch.cuda.get_device_properties(device).major >= 8
+
+
+# A folder that carries this file along registers operators of its own, beside those of the installed package.
+_NAME = "t5_experimental::" + re.sub(r"\W", "_", __name__)
+_INPUTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? logits_projection, Tensor? weights_projection, Tensor? diagonals, "
+    "Tensor? mask, Tensor? query_segments, Tensor? key_segments, Tensor past_length, bool causal, float dropout, "
+    "Tensor? seed, SymInt rows"
+)
+
+
+def _problem(inputs: tuple[Any, ...]) -> _Problem:
+    """From the inputs of the operators."""
+    query, key, value, logits_projection, weights_projection, diagonals, *mask, dropout, seed, rows = inputs
+    visible = Visibility(query.shape[2], key.shape[2], *mask)
+    return _Problem(query, key, value, logits_projection, weights_projection, diagonals, visible, dropout, seed, rows)
+
+
+def _passes(problem: _Problem) -> tuple[Callable[..., torch.Tensor], Callable[..., tuple[torch.Tensor | None, ...]]]:
+    """Forward and backward pass; the rows of the problem choose them, so that both are of the same kind."""
+    if problem.rows != BY_TRITON:
+        return _forward, _backward
+    from .attention_triton_t5_experimental import backward, forward
+
+    return forward, backward
+
+
+@torch.library.custom_op(_NAME, mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
+def _attention_by_rows(*inputs: Any) -> torch.Tensor:
+    """An operator of its own, opaque to `torch.compile`."""
+    problem = _problem(inputs)
+    forward, _ = _passes(problem)
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        return forward(problem)
+
+
+@torch.library.custom_op(
+    _NAME + "_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_output, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _attention_by_rows_backward(grad_output: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, ...]:
+    problem = _problem(inputs)
+    _, backward = _passes(problem)
+    with torch.autocast(grad_output.device.type, enabled=False):
+        grads = backward(problem, grad_output)
+    return tuple(
+        inputs[0].new_empty(0) if x is None or grad is None else grad.to(x.dtype).contiguous()
+        for grad, x in zip(grads, inputs[:6], strict=True)
+    )
+
+
+@_attention_by_rows.register_fake
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *unused: Any) -> torch.Tensor:
+    return _empty_output(query, value)
+
+
+@_attention_by_rows_backward.register_fake
+def _(grad_output: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, ...]:
+    return tuple(inputs[0].new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs[:6])
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    *tensors, ctx.causal, ctx.dropout, seed, ctx.rows = inputs
+    ctx.save_for_backward(*tensors, seed)
+
+
+def _gradients(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    *tensors, seed = ctx.saved_tensors
+    grads = _attention_by_rows_backward(grad_output, *tensors, ctx.causal, ctx.dropout, seed, ctx.rows)
+    return (*(None if x is None else grad for grad, x in zip(grads, tensors[:6], strict=True)), *[None] * 8)
+
+
+def _no_second_gradients(ctx: Any, *grads: torch.Tensor) -> None:
+    raise RuntimeError(
+        "Attention by blocks of rows has no second derivatives: load the model with "
+        '`attn_implementation="eager"` for them.'
+    )
+
+
+_attention_by_rows.register_autograd(_gradients, setup_context=_save)
+_attention_by_rows_backward.register_autograd(_no_second_gradients)
+
+
+def _flops(
+    query: torch.Size,
+    key: torch.Size,
+    value: torch.Size,
+    logits_projection: torch.Size | None,
+    weights_projection: torch.Size | None,
+    *unused: Any,
+    out_shape: Any = None,
+) -> int:
+    """Of the products that the same attention takes with all pairs at once, from shapes."""
+    batch, key_heads, queries, key_size = query
+    _, value_heads, keys, value_size = value
+    per_pair = key_heads * key_size + value_heads * value_size
+    for matrix in (logits_projection, weights_projection):
+        per_pair += 0 if matrix is None else matrix[0] * matrix[1]
+    return 2 * batch * queries * keys * per_pair
+
+
+def _flops_backward(grad_output: torch.Size, *inputs: Any, out_shape: Any = None) -> int:
+    """A product has two gradients, which are products as large."""
+    return 2 * _flops(*inputs)
+
+
+for _operator, _formula in ((_attention_by_rows, _flops), (_attention_by_rows_backward, _flops_backward)):
+    _packet = _operator._opoverload.overloadpacket
+    if _packet not in flop_registry:  # it is there if this file is imported once more
+        register_flop_formula(_packet)(_formula)
+
+
+def attention_operator() -> Any:
+    """The operator that [`attention_by_rows`] calls, for policies on what to keep."""
+    return _attention_by_rows._opoverload
+
+
+def attention_by_rows(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    logits_projection: torch.Tensor | None,
+    weights_projection: torch.Tensor | None,
+    diagonals: torch.Tensor | None,
+    visible: Visibility,
+    dropout: float = 0.0,
+    rows: int | None = None,
+) -> torch.Tensor:
+    """Attention in memory proportional to n + m; gradients for all floating-point arguments, once.
+
+    Args:
+        query: `(b, hk, n, dk)`.
+        key: `(b, hk, m, dk)`.
+        value: `(b, hv, m, dv)`.
+        logits_projection: P_l, `(hk, h)`; None, as P_w, for plain attention, where all head counts are equal.
+        weights_projection: P_w, `(h, hv)`, or None.
+        diagonals: `(h, n + m - 1)`, added to the mixed logits: query i and key j have number j - i + n - 1; or None.
+        visible: mask. A query that sees nothing attends to all keys alike.
+        dropout: rate at which mixed weights are dropped, one by one, to the next multiple of 1 / 65536.
+        rows: query rows of a block, or `BY_TRITON`; unless given, `BY_TRITON` where [`takes_triton`] and the number
+            from [`block_rows`] elsewhere.
+
+    Returns:
+        `(b, hv, n, dv)`, in the dtype of `query`.
+    """
+    projections = [
+        None if matrix is None else matrix.to(query.dtype) for matrix in (logits_projection, weights_projection)
+    ]
+    if rows is None:
+        heads = max(query.shape[1], value.shape[1], 0 if logits_projection is None else logits_projection.shape[1])
+        if logits_projection is not None and takes_triton(heads, query.dtype, query.device):
+            rows = BY_TRITON
+        else:
+            rows = block_rows(heads, query.shape[2], key.shape[2], query.dtype, query.device)
+    # Drawn from the default generator, so that seeds and gradient checkpointing hold for it as for any dropout.
+    seed = torch.randint(2**62, ()) if dropout > 0 else None
+    return _attention_by_rows(
+        query,
+        key.to(query.dtype),
+        value.to(query.dtype),
+        *projections,
+        diagonals,
+        visible.mask,
+        visible.query_segments,
+        visible.key_segments,
+        torch.as_tensor(visible.past_length),
+        visible.causal,
+        dropout,
+        seed,
+        rows,
+    )

@@ -1,0 +1,296 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""What every entry point shares: options from flags and YAML recipes, and an end with one sentence where the user can
+help."""
+
+import dataclasses
+import difflib
+import errno
+import json
+import os
+import re
+import sys
+import time
+import warnings
+from argparse import SUPPRESS, ArgumentParser
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..engines.lost_processes import lost_peer
+from ..errors import ProcessError, TrainingError, check_unicode, in_a_line, shown, unique_names
+from ..interruption import claim_word, end, leave, peer_was_interrupted, received, watched
+from ..trainer.arguments import T5TrainingArguments
+from ..trainer.checkpoint_folders import where_it_goes_on
+from .own_command import as_text, own_command
+
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+# Longer than it takes a launcher to end the other processes when the first one has failed, slow imports included.
+SECONDS_TO_BE_ENDED = 60
+
+# Of options that users of older versions of transformers know, or of its callbacks.
+_INSTEAD = {
+    "early_stopping_patience": "no run ends early, but --load_best_model_at_end writes the best model",
+    "group_by_length": "it is --train_sampling_strategy group_by_length now",
+    "warmup_ratio": "a share is given by --warmup_steps now, as 0.1",
+    "evaluation_strategy": "it is --eval_strategy now",
+}
+
+# Options that take JSON.
+_JSON_OPTIONS = {*T5TrainingArguments._VALID_DICT_FIELDS, "config_overrides"}
+
+# Names that transformers has given up for others, and still takes.
+_OTHER_NAMES = {
+    "gradient_checkpointing": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
+}
+
+_NULL = "tag:yaml.org,2002:null"
+
+
+# As argparse knows them from options.
+_NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
+
+
+class _Parser(HfArgumentParser):
+    """Complains like everything else here, where argparse's own parser ends the process with its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise TrainingError(f"{message}; --help lists the options.")
+
+
+@dataclass(frozen=True)
+class EntryPoint:
+    """A program of `training/`: its name in messages, what `--help` says, and the dataclasses of its options."""
+
+    name: str
+    description: str
+    usage: str
+    """The options that nobody can do without; the generated line would name some hundred options of transformers."""
+    options: tuple[type, ...]
+
+    def parse(self, arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
+        """One object of each dataclass, checked.
+
+        A recipe is the first argument, or follows `--recipe`. What it says counts unless a flag says otherwise.
+
+        Args:
+            arguments: instead of the process's own, for tests and notebooks.
+
+        Raises:
+            TrainingError: anything that the user can solve.
+        """
+        given = list(sys.argv[1:] if arguments is None else arguments)
+        parser = _Parser(
+            cast(Iterable[Any], self.options),
+            description=self.description,
+            usage=f"{self.name}.py [RECIPE.yaml] {self.usage} [more options]",
+            allow_abbrev=False,
+        )
+        parser.add_argument(
+            "--recipe",
+            default=SUPPRESS,
+            metavar="FILE",
+            help="YAML file of options, `name: value` on each line; it may also stand first, without the flag. Flags "
+            "count more than it does.",
+        )
+        names = [field.name for option in self.options for field in dataclasses.fields(option) if field.init]
+        _check_once(given, names)
+        for word in given:
+            # As Python decodes what the shell gives it; such names could neither be printed nor stand in a report.
+            check_unicode(word, f"The command line has {shown(word)}")
+        recipe, flags = _split_recipe(given)
+        if recipe is not None:
+            flags = [*_recipe_flags(_find_recipe(recipe), names), *flags]
+        _check_json(flags)
+        try:
+            *options, unknown = parser.parse_args_into_dataclasses(
+                args=flags, return_remaining_strings=True, look_for_args_file=False
+            )
+        except (ValueError, TypeError) as error:  # how transformers' own options complain
+            raise TrainingError(in_a_line(error)) from error
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            name = flag.removeprefix("--").replace("-", "_")
+            hint = _INSTEAD.get(name) or f"the nearest is --{_nearest(name, names)}"
+            raise TrainingError(f"There is no option {flag}; {hint}, and --help lists all.")
+        for option in options:
+            if isinstance(option, T5TrainingArguments):
+                option.command = as_text(own_command() if arguments is None else [f"{self.name}.py", *given])
+                option.given = frozenset(_names_of(flags, names))
+        return tuple(options)
+
+    def start(self, run: Callable[[Any], None], arguments: Sequence[str] | None = None) -> None:
+        """Runs `run` with the options; what the user can solve ends it with a sentence, from one process of each
+        machine."""
+        # transformers has another name for the option since 5.23, and takes both.
+        warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
+        options: Any = ()
+        try:
+            with watched():
+                options = self.parse(arguments)
+                run(options)
+        except BaseException as error:
+            # Not only of its own exception: what writes a file may put an error over it.
+            if (number := received()) is not None:
+                end(self.name, number, _where_it_goes_on(options))
+            self._explain(error)
+            raise
+
+    def _explain(self, error: BaseException) -> None:
+        """Ends the process with a sentence, if there is one for the error."""
+        if isinstance(error, TrainingError):
+            if int(os.environ.get("LOCAL_RANK", "0")) > 0 and not isinstance(error, ProcessError):
+                # The launcher ends all processes as soon as one fails: the first shall come to speak before that.
+                time.sleep(SECONDS_TO_BE_ENDED)
+                sys.exit(1)
+            claim_word()
+            sys.exit(f"{self.name}: {error}")
+        # The launcher tells the other processes to end, which have nothing to say about that.
+        claim_word()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            sys.exit(
+                f"{self.name}: {error.filename or 'A file'} cannot be written ({error.strerror}): make room and run "
+                "the same command again, which goes on from the last checkpoint."
+            )
+        if (lost := lost_peer(error)) is not None:
+            if peer_was_interrupted():
+                leave(1)
+            sys.exit(f"{self.name}: {lost}")
+
+
+def _where_it_goes_on(options: Sequence[Any]) -> str:
+    """What the same command would do now, as a sentence.
+
+    Args:
+        options: of the run; empty if it was ended before it had them.
+    """
+    for option in options:
+        if isinstance(option, T5TrainingArguments):
+            return where_it_goes_on(Path(str(option.output_dir)), option.resume_from_checkpoint, option.goes_on)
+    return "Nothing has been written: the same command begins anew."
+
+
+def _check_once(arguments: Sequence[str], names: Sequence[str]) -> None:
+    """Refuses options that are given twice: argparse takes the last, and drops the other without a word."""
+    given = [name for name in _names_of(arguments, names) if name in names or name == "recipe"]
+    if arguments and not arguments[0].startswith("-"):
+        given.insert(0, "recipe")
+    seen: dict[str, str] = {}
+    for name in given:
+        before = seen.get(usual := _OTHER_NAMES.get(name, name))
+        seen[usual] = name
+        if before not in (None, name):
+            raise TrainingError(f"--{before} and --{name} are two names of one option: leave one out.")
+        if before is not None:
+            raise TrainingError(
+                f"--{name} is given twice, and only one of the two would count: leave one out, or, if it takes several "
+                "values, give all its values behind one."
+            )
+
+
+def _check_json(flags: Sequence[str]) -> None:
+    """Refuses objects with a name twice in options that take JSON, or the name of a file of JSON."""
+    option = ""
+    for flag in flags:
+        name, _, value = flag.partition("=")
+        if name.startswith("--") and " " not in name:
+            option = name.removeprefix("--").replace("-", "_")
+        else:
+            value = flag
+        if option not in _JSON_OPTIONS:
+            continue
+        if value.endswith(".json") and Path(value).is_file():
+            value = Path(value).read_text(encoding="utf-8", errors="replace")
+        with suppress(ValueError, RecursionError):  # those who read it will say so
+            json.loads(value, object_pairs_hook=unique_names(f"--{option}"))
+
+
+def _split_recipe(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The recipe among the arguments, if there is one, and the other arguments."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], list(arguments[1:])
+    finder = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--recipe", nargs="?")
+    found, others = finder.parse_known_args(arguments)
+    if found.recipe is None and "--recipe" in arguments:
+        raise TrainingError("--recipe needs the name of a YAML file.")
+    return found.recipe, others
+
+
+def _find_recipe(name: str) -> Path:
+    """The file of that name, or else the one that comes with the package."""
+    shipped = {path.name: path for path in sorted(RECIPES.glob("*.yaml"))}
+    path = Path(name)
+    if not path.is_file() and name in shipped:
+        return shipped[name]
+    if not path.is_file():
+        raise TrainingError(
+            f"The recipe {name} does not exist: give the path of a YAML file, or one of {', '.join(shipped)}, which "
+            "come with the package."
+        )
+    return path
+
+
+def _recipe_flags(path: Path, names: Sequence[str]) -> Iterator[str]:
+    """A recipe as the flags that say the same, values as they are written there.
+
+    Args:
+        path: the YAML file.
+        names: of the options that there are.
+    """
+    try:
+        recipe = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise TrainingError(f"The recipe {path} is not YAML: {in_a_line(error)}.") from error
+    if not isinstance(recipe, yaml.MappingNode):
+        raise TrainingError(f"The recipe {path} does not consist of lines `option: value`.")
+    seen = set()
+    for key, value in recipe.value:
+        where = f"The recipe {path}, line {key.start_mark.line + 1}"
+        if not isinstance(key, yaml.ScalarNode):
+            raise TrainingError(f"{where}: the name of an option is no list or mapping; write `option: value`.")
+        name = str(key.value)
+        if name not in names:
+            near = _nearest(name, names)
+            raise TrainingError(
+                f"{where}: there is no option {shown(name)}; the nearest is {near!r}, and --help lists all."
+            )
+        if name in seen:
+            raise TrainingError(f"{where}: {name!r} stands there twice; leave one of them out.")
+        seen.add(name)
+        if value.tag == _NULL:  # the option's own default
+            continue
+        if isinstance(value, yaml.ScalarNode):
+            yield f"--{name}={value.value}"
+        elif isinstance(value, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in value.value):
+            items = [str(item.value) for item in value.value]
+            if bad := [item for item in items if item.startswith("-") and not _NEGATIVE_NUMBER.fullmatch(item)]:
+                raise TrainingError(
+                    f"{where}: {name!r} has the item {shown(bad[0])}, which would be an option on the command line; "
+                    "leave it out."
+                )
+            yield f"--{name}"
+            yield from items
+        else:
+            raise TrainingError(
+                f"{where}: {name!r} has a nested value; write it as on the command line, as JSON in quotation marks."
+            )
+
+
+def _names_of(flags: Sequence[str], names: Sequence[str]) -> Iterator[str]:
+    """Options that flags set; `--use-cpu`, `--use_cpu` and `--no_use_cpu` set the same one."""
+    for flag in flags:
+        name = flag.partition("=")[0].removeprefix("--").replace("-", "_")
+        if flag.startswith("--"):
+            yield name if name in names else name.removeprefix("no_")
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]

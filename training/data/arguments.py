@@ -1,0 +1,205 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Options of the data: files, columns, lengths."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import TrainingError
+from .objectives import Objective, PlainLM, PrefixLM, SpanCorruption, noise_counts, span_corruption_lengths
+
+
+# File name endings that training/data.py has readers for.
+DATA_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+
+
+@dataclass
+class DataArguments:
+    """Which text it is trained on, and how much of it."""
+
+    train_file: str | None = field(
+        default=None, metadata={"help": "Training examples: .jsonl (or .json), .csv or .parquet."}
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "Examples to evaluate on at the end, and meanwhile with --eval_strategy."}
+    )
+    test_file: str | None = field(default=None, metadata={"help": "Examples to evaluate on at the end."})
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of files: a dataset of the hub, or a local folder that datasets.load_dataset reads, with "
+            "the splits train and, if it has them, validation and test."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Which of the dataset's configurations."})
+    input_column: str = field(default="source", metadata={"help": "Column of the text that the encoder reads."})
+    target_column: str = field(
+        default="target", metadata={"help": "Column of the text to produce, or of a list of texts that are all right."}
+    )
+    source_prefix: str = field(default="", metadata={"help": 'Put in front of every input, as "summarize: ".'})
+    max_source_length: int = field(default=512, metadata={"help": "Inputs are cut off after this many tokens."})
+    max_target_length: int = field(default=128, metadata={"help": "Targets are cut off after this many tokens."})
+
+    def __post_init__(self) -> None:
+        for option in ("train_file", "validation_file", "test_file"):
+            if (name := getattr(self, option)) is not None:
+                if self.dataset_name is not None:
+                    raise TrainingError(f"--{option} and --dataset_name exclude each other: leave one of them out.")
+                _check_data_file(option, Path(name))
+        if self.dataset_config_name is not None and self.dataset_name is None:
+            raise TrainingError("--dataset_config_name is of no use without --dataset_name: give both, or none.")
+        for option in ("input_column", "target_column"):
+            if not getattr(self, option).strip():
+                raise TrainingError(f"--{option} is empty: name a column of the data.")
+        for option in ("max_source_length", "max_target_length"):
+            if getattr(self, option) < 1:
+                raise TrainingError(f"--{option} is {getattr(self, option)}: it must be at least 1.")
+
+
+def _check_data_file(option: str, path: Path) -> None:
+    if not path.is_file():
+        raise TrainingError(f"--{option} {path} does not exist: give the path of a data file.")
+    if path.suffix.lower() not in DATA_FORMATS:
+        raise TrainingError(
+            f"--{option} {path} has the unknown ending {path.suffix!r}: the format is told by it, and must be one of "
+            f"{', '.join(DATA_FORMATS)}."
+        )
+
+
+@dataclass
+class PretrainingDataArguments:
+    """Which text it is trained on, and what is to be predicted."""
+
+    train_file: list[str] = field(
+        metadata={
+            "help": "Text: .txt, or .jsonl (or .json) with --text_column. Several, also patterns as 'c4/*.jsonl'."
+        }
+    )
+    validation_file: list[str] | None = field(
+        default=None, metadata={"help": "Text to evaluate on at the end, and meanwhile with --eval_strategy."}
+    )
+    validation_rows: int = field(default=1000, metadata={"help": "So many rows of the validation files are used."})
+    text_column: str = field(default="text", metadata={"help": "Where JSON lines have the text."})
+    document_per_line: bool = field(
+        default=False, metadata={"help": "Every line of .txt files is a document; otherwise blank lines separate them."}
+    )
+    objective: Literal["span_corruption", "prefix_lm", "lm"] = field(
+        default="span_corruption",
+        metadata={"help": "Predict spans that are left out, the rest of a text that begins, or all of it."},
+    )
+    noise_density: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the text that span_corruption predicts, default 0.15; for prefix_lm half the largest "
+            "share, default 0.5."
+        },
+    )
+    mean_noise_span_length: float | None = field(
+        default=None, metadata={"help": "Tokens in a span that span_corruption leaves out, on average. Default: 3."}
+    )
+    max_source_length: int | None = field(
+        default=None, metadata={"help": "Tokens of inputs. Default: 512; with lm there are none."}
+    )
+    max_target_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of targets. Default: what span_corruption makes of full inputs, 114 of 512; otherwise as "
+            "many as of inputs, or 512."
+        },
+    )
+    documents_together: int | None = field(
+        default=None,
+        metadata={
+            "help": "Documents that are joined before they are cut up, so that fewer examples are short. Default: "
+            "the original's 128, and 1 with prefix_lm."
+        },
+    )
+    pack: bool = field(
+        default=False, metadata={"help": "Put as many short examples into a row as fit; they do not see each other."}
+    )
+    shuffle_megabytes: float = field(
+        default=8.0,
+        metadata={"help": "Parts of the text of this size come in random order, and so does what each holds."},
+    )
+
+    def __post_init__(self) -> None:
+        for option in ("validation_rows", "max_source_length", "max_target_length", "documents_together"):
+            if (value := getattr(self, option)) is not None and value < 1:
+                raise TrainingError(f"--{option} is {value}: it must be at least 1.")
+        if self.shuffle_megabytes <= 0:
+            raise TrainingError(f"--shuffle_megabytes is {self.shuffle_megabytes}: it must be more than 0.")
+        if self.mean_noise_span_length is not None:
+            if self.mean_noise_span_length < 1:
+                raise TrainingError(
+                    f"--mean_noise_span_length is {self.mean_noise_span_length}: it must be at least 1."
+                )
+            if self.objective != "span_corruption":
+                raise TrainingError(f"--objective {self.objective} has no spans: leave --mean_noise_span_length out.")
+        if self.objective == "lm" and self.max_source_length is not None:
+            raise TrainingError("--objective lm has no inputs: leave --max_source_length out.")
+        if self.objective == "lm" and self.pack:
+            raise TrainingError("--objective lm fills its rows anyway: leave --pack out.")
+        if self.noise_density is not None:
+            self._check_noise_density(self.noise_density)
+
+    def _check_noise_density(self, density: float) -> None:
+        if self.objective == "lm":
+            raise TrainingError("--objective lm predicts everything: leave --noise_density out.")
+        most = 0.5 if self.objective == "prefix_lm" else 0.9
+        if not 0 < density <= most:
+            raise TrainingError(
+                f"--noise_density is {density}: with {self.objective} it must be more than 0 and at most {most}."
+            )
+
+    def make_objective(self, tokenizer: PreTrainedTokenizerBase) -> Objective:
+        """What these options describe, for a vocabulary."""
+        eos = tokenizer.eos_token_id
+        if self.objective == "lm":
+            return PlainLM(1, self.max_target_length or 512, eos, self.documents_together or 128)
+        inputs = self.max_source_length or 512
+        if self.objective == "prefix_lm":
+            if min(inputs, self.max_target_length or inputs) < 3:
+                raise TrainingError("--objective prefix_lm needs at least 3 tokens on both sides.")
+            together = self.documents_together or 1
+            return PrefixLM(inputs, self.max_target_length or inputs, eos, together, self.noise_density or 0.5)
+        return self._span_corruption(inputs, tokenizer)
+
+    def _span_corruption(self, inputs: int, tokenizer: PreTrainedTokenizerBase) -> SpanCorruption:
+        density, mean = self.noise_density or 0.15, self.mean_noise_span_length or 3.0
+        chunk, targets = span_corruption_lengths(inputs, density, mean)
+        noise, spans = noise_counts(max(chunk, 2), density, mean)
+        if noise + spans + 1 > targets:
+            raise TrainingError(f"--max_source_length {inputs} is too short for a span to be left out: give more.")
+        if round(noise / mean) > max(chunk, 2) - noise:
+            raise TrainingError(
+                f"--noise_density {density} in spans of {mean} leaves fewer tokens of text than spans: give a lower "
+                "density or longer spans."
+            )
+        if self.max_target_length not in (None, targets):
+            raise TrainingError(
+                f"--max_target_length is {self.max_target_length}, but span corruption makes {targets} targets of "
+                f"{inputs} inputs: leave the option out, or give {targets}."
+            )
+        first, count = _sentinels(tokenizer)
+        if spans > count:
+            raise TrainingError(
+                f"{spans} spans in {inputs} inputs need as many sentinels, but the tokenizer has {count}: give a "
+                "shorter --max_source_length or a longer --mean_noise_span_length."
+            )
+        return SpanCorruption(
+            inputs, targets, tokenizer.eos_token_id, self.documents_together or 128, first, density, mean
+        )
+
+
+def _sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """Id of `<extra_id_0>`, and how many sentinels count down from it."""
+    vocabulary = tokenizer.get_vocab()
+    first = vocabulary.get("<extra_id_0>")
+    if first is None:
+        raise TrainingError("The tokenizer has no sentinels (<extra_id_0>), which span corruption needs.")
+    count = 1
+    while vocabulary.get(f"<extra_id_{count}>") == first - count:
+        count += 1
+    return first, count

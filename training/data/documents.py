@@ -1,0 +1,218 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Documents of text files of any size, read from any range of their bytes.
+
+Ranges that cut up a file cut up its documents: each belongs to just one range, the one where it begins. Nothing has to
+be indexed or read before. `datasets` streams text, too, but cannot begin in the middle of a file.
+"""
+
+import codecs
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..errors import TrainingError, check_unicode, decode_line, parse_json_line, shown
+
+
+JSON_FORMATS = (".jsonl", ".json")
+DOCUMENT_FORMATS = (".txt", *JSON_FORMATS)
+
+MOST_BYTES = 64_000_000
+"""Of a document, which is held in memory as a whole, and more than once while it is tokenised."""
+
+
+@dataclass(frozen=True)
+class DocumentFile:
+    """A file of documents, in UTF-8.
+
+    Attributes:
+        path: its ending tells the format: JSON lines, or text.
+        size: in bytes.
+        column: of JSON lines, where the text stands.
+        document_per_line: of text files; otherwise blank lines separate documents.
+    """
+
+    path: Path
+    size: int
+    column: str = "text"
+    document_per_line: bool = False
+
+    def read(self, start: int, stop: int) -> Iterator[str]:
+        """Documents that begin at the bytes from `start` to `stop`; those without text are left out.
+
+        Raises:
+            TrainingError: the file is not what its ending says, or a document is larger than [`MOST_BYTES`].
+        """
+        if start >= stop:
+            return
+        with self.path.open("rb") as file:
+            if self.path.suffix.lower() in JSON_FORMATS:
+                documents = (self._column_of(place, line) for place, line in _lines(file, start, stop))
+            elif self.document_per_line:
+                documents = (self._decode(place, line) for place, line in _lines(file, start, stop))
+            else:
+                documents = (self._decode(place, lines) for place, lines in _paragraphs(file, start, stop))
+            for document in documents:
+                if text := document.strip():
+                    yield text
+
+    def _decode(self, place: int, encoded: bytes) -> str:
+        if place == 0:
+            encoded = encoded.removeprefix(codecs.BOM_UTF8)
+        return decode_line(encoded, f"{self.path}, text from byte {place} on")
+
+    def _column_of(self, place: int, line: bytes) -> str:
+        where = f"{self.path}, line at byte {place}"
+        # Python's own integers have a limit of digits, and nothing is made of the numbers.
+        row = parse_json_line(self._decode(place, line), where, parse_int=float)
+        if self.column not in row:
+            columns = shown(sorted(row))
+            raise TrainingError(f"{where}: no column {self.column!r} among {columns}; name it with --text_column.")
+        if not isinstance(row[self.column], str):
+            held = shown(row[self.column])
+            raise TrainingError(f"{where}: column {self.column!r} holds {held}, which is not text; make it a string.")
+        return check_unicode(row[self.column], where)
+
+
+def _lines_from(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
+    """Lines that begin at `start` or later, and where they do."""
+    place = max(start - 1, 0)
+    file.seek(place)
+    if start > 0:
+        place += _skip_line(file)  # the rest of the line before
+    while line := file.readline(MOST_BYTES + 1):
+        if len(line) > MOST_BYTES:
+            raise TrainingError(
+                f"{file.name} has a line of more than {MOST_BYTES / 1e6:g} MB at byte {place}, which is too much for a "
+                "document: divide it by line breaks."
+            )
+        yield place, line
+        place += len(line)
+
+
+def _skip_line(file: BinaryIO) -> int:
+    """Reads to the end of a line without holding it; returns how many bytes that were."""
+    count = 0
+    while part := file.readline(2**20):
+        count += len(part)
+        if part.endswith(b"\n"):
+            break
+    return count
+
+
+def _lines(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    for place, line in _lines_from(file, start):
+        if place >= stop:
+            return
+        if line.strip():
+            yield place, line
+
+
+def _paragraphs(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    """Runs of lines that are not blank, and where they begin.
+
+    They belong to the range of the blank line before them, or else of the file's first byte. So no range has to look
+    back.
+    """
+    begins_here, first, lines = start == 0, 0, list[bytes]()
+    for place, line in _lines_from(file, start):
+        if not line.strip():
+            if lines:
+                yield first, b"".join(lines)
+            begins_here, lines = True, []
+            if place >= stop:
+                return
+        elif begins_here:
+            first = first if lines else place
+            lines.append(line)
+            if place + len(line) - first > MOST_BYTES:
+                raise TrainingError(
+                    f"{file.name} has more than {MOST_BYTES / 1e6:g} MB from byte {first} on without a blank line, "
+                    "which separates documents: give --document_per_line if every line is one."
+                )
+        elif place >= stop:
+            return
+    if lines:
+        yield first, b"".join(lines)
+
+
+def find_files(option: str, patterns: Sequence[str], column: str, document_per_line: bool) -> list[DocumentFile]:
+    """Files of names and glob patterns, each once (links to it included), in the order of their names.
+
+    Raises:
+        TrainingError: a pattern matches nothing, an ending is unknown, a file or all of them are empty.
+    """
+    paths: dict[Path, Path] = {}
+    for pattern in patterns:
+        matches = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+        if not matches:
+            raise TrainingError(f"--{option} {pattern} does not exist: give paths of text files, or patterns of them.")
+        for path in map(Path, sorted(matches)):
+            paths.setdefault(path.resolve(), path)
+    files = []
+    for path in sorted(paths.values()):
+        if not path.is_file():
+            raise TrainingError(f"--{option} {path} is not a file: give files, or a pattern such as {path}/*.txt.")
+        if path.suffix.lower() not in DOCUMENT_FORMATS:
+            raise TrainingError(
+                f"--{option} {path} has the unknown ending {path.suffix!r}: the format is told by it, and must be one "
+                f"of {', '.join(DOCUMENT_FORMATS)}, unpacked."
+            )
+        files.append(DocumentFile(path, path.stat().st_size, column, document_per_line))
+    for file in files:
+        _check_line_ends(option, file.path)
+        if next(file.read(0, file.size), None) is None:
+            raise TrainingError(f"--{option} {file.path} has no text: give files with at least one document each.")
+    return files
+
+
+def _check_line_ends(option: str, path: Path) -> None:
+    """Refuses files of which all would be one line."""
+    with path.open("rb") as file:
+        start = file.read(2**20)
+    if b"\r" in start and b"\n" not in start and path.suffix.lower() not in JSON_FORMATS:
+        raise TrainingError(
+            f"--{option} {path}: its lines end by carriage returns alone, which separate no documents: convert them to "
+            "line feeds."
+        )
+
+
+class Windows:
+    """The documents of some files, cut into ranges of about equal size, as if the files were one.
+
+    Args:
+        files: at least one, not all empty.
+        size: most bytes in a range.
+        least: so many ranges there are at least.
+    """
+
+    def __init__(self, files: Sequence[DocumentFile], size: int, least: int):
+        self._files = files
+        self.total = sum(file.size for file in files)
+        self.count = max(-(-self.total // size), least)
+
+    def settings(self) -> dict[str, Any]:
+        """What the documents follow from, as JSON can hold it: of the files, name and size, the names from the folder
+        on that holds them all, so that it may be moved."""
+        names = [os.path.abspath(file.path) for file in self._files]
+        folder = os.path.commonpath([os.path.dirname(name) for name in names])
+        formats = {file.path.suffix.lower() for file in self._files}
+        return {
+            "bytes of text": self.total,
+            "windows": self.count,
+            "files": [
+                [os.path.relpath(name, folder), file.size] for name, file in zip(names, self._files, strict=True)
+            ],
+            "--text_column": self._files[0].column if formats & set(JSON_FORMATS) else None,
+            "--document_per_line": self._files[0].document_per_line if formats - set(JSON_FORMATS) else None,
+        }
+
+    def documents(self, index: int) -> Iterator[str]:
+        """The documents of a range, which may be none."""
+        start, stop = (place * self.total // self.count for place in (index, index + 1))
+        for file in self._files:
+            if start < min(file.size, stop) and stop > 0:
+                yield from file.read(max(start, 0), min(stop, file.size))
+            start, stop = start - file.size, stop - file.size

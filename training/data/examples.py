@@ -1,0 +1,269 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Examples from files or datasets: text as it is written there, then token ids."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+from datasets import (
+    Dataset,
+    DatasetBuilder,
+    DownloadManager,
+    Features,
+    List,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_dataset_builder,
+)
+from datasets.exceptions import DatasetGenerationError, DatasetsError
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import TrainingError, check_unicode, in_a_line, shown
+from .arguments import DataArguments
+from .tables import READERS
+
+
+class Example(TypedDict):
+    """An input, and the texts that are right for it."""
+
+    source: str
+    targets: list[str]
+
+
+_FEATURES = Features(source=Value("string"), targets=List(Value("string")))
+
+
+def _text(value: Any, column: str, where: str) -> str:
+    if isinstance(value, str):
+        return check_unicode(value, where)
+    # Parquet's numbers; of JSON's, only NaN and Infinity get here, and no text is meant by those.
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    raise TrainingError(f"{where}: column {column!r} holds {shown(value)}, which is not text; make it a string.")
+
+
+def _example(row: dict[str, Any], input_column: str, target_column: str, where: str) -> Example:
+    for column in (input_column, target_column):
+        if column not in row:
+            raise TrainingError(
+                f"{where}: no column {column!r} among {shown(sorted(row))}; name the columns with --input_column and "
+                "--target_column."
+            )
+    targets = row[target_column]
+    if isinstance(targets, list) and not targets:
+        raise TrainingError(f"{where}: column {target_column!r} is an empty list; give at least one text.")
+    several = targets if isinstance(targets, list) else [targets]
+    return {
+        "source": _text(row[input_column], input_column, where),
+        "targets": [_text(target, target_column, where) for target in several],
+    }
+
+
+def read_examples(path: Path, input_column: str, target_column: str, ending: str | None = None) -> Iterator[Example]:
+    """Examples of a file, as `{"source": ..., "targets": [...]}`; a target is a text, or a list of texts that are all
+    right.
+
+    Numbers become text: in CSV and JSON exactly what is written there; in Parquet, which stores no notation, Python's.
+
+    Args:
+        path: the file.
+        input_column: where inputs are.
+        target_column: where targets are.
+        ending: what its name would end with, if it does not.
+
+    Raises:
+        TrainingError: the file is not what its ending says, lacks a column, has one twice, or has an example that is
+            not text.
+    """
+    for where, row in READERS[ending or path.suffix.lower()](path):
+        yield _example(row, input_column, target_column, where)
+
+
+def _generate(path: str, columns: tuple[str, str], ending: str | None, stamp: tuple[int, int]) -> Iterator[Example]:
+    # `stamp` is only here to be part of what `datasets` caches by: a file that has changed is read again.
+    yield from read_examples(Path(path), *columns, ending)
+
+
+def load_examples(path: Path, input_column: str, target_column: str, ending: str | None = None) -> Dataset:
+    """The examples of a file, with columns `source` and `targets`; arguments as of [`read_examples`].
+
+    Raises:
+        TrainingError: as of [`read_examples`], or the file has no example.
+    """
+    if next(read_examples(path, input_column, target_column, ending), None) is None:
+        raise TrainingError(f"{path} has no examples: give a file with at least one.")
+    status = path.stat()
+    try:
+        return Dataset.from_generator(
+            _generate,
+            features=_FEATURES,
+            gen_kwargs={
+                "path": str(path.resolve()),
+                "columns": (input_column, target_column),
+                "ending": ending,
+                "stamp": (status.st_size, status.st_mtime_ns),
+            },
+        )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, TrainingError):
+            raise error.__cause__ from None
+        raise
+
+
+def load_named_examples(name: str, config: str | None, input_column: str, target_column: str) -> dict[str, Dataset]:
+    """The examples of a dataset of the hub or of a local folder, by split, with columns `source` and `targets`.
+
+    Splits are named as the dataset names them; only `train`, `validation` and `test` are read.
+
+    Raises:
+        TrainingError: there is no such dataset, it has no split to train on, or as of [`read_examples`].
+    """
+    columns = (input_column, target_column)
+    try:
+        builder = load_dataset_builder(name, config)
+        # pandas, which reads CSV for `datasets`, guesses types, renames columns and takes a cell too many for an index.
+        is_csv = builder.name == "csv"
+        files, splits = (_csv_files(name, builder), {}) if is_csv else ({}, load_dataset(name, config))
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        why = f"{error} ({error.__cause__})" if isinstance(error, DatasetGenerationError) else error
+        raise TrainingError(
+            f"--dataset_name {name} does not load: {in_a_line(why)}; give another, or files with --train_file."
+        ) from error
+    names = list(files or splits)
+    if not (files.get("train") or len(splits.get("train", ()))):
+        raise TrainingError(
+            f"--dataset_name {name} has no examples to train on (its splits are {', '.join(names)}): give another, or "
+            "--train_file."
+        )
+    wanted = [split for split in ("train", "validation", "test") if split in names]
+    if is_csv:
+        return {
+            split: concatenate_datasets([load_examples(path, *columns, ending=".csv") for path in files[split]])
+            for split in wanted
+        }
+    for split in wanted if builder.name == "json" else ():
+        _check_types(f"--dataset_name {name}, split {split}", splits[split], columns)
+    return {split: _examples_of(splits[split], f"{name}, split {split}", columns) for split in wanted}
+
+
+def _csv_files(name: str, builder: DatasetBuilder) -> dict[str, list[Path]]:
+    """Files by split, fetched if they are elsewhere."""
+    config: Any = builder.config
+    if (separator := config.delimiter or config.sep) != ",":
+        raise TrainingError(
+            f"--dataset_name {name} separates cells by {separator!r}: give the files with --train_file, separated by "
+            "commas."
+        )
+    found = DownloadManager(dataset_name=name).download_and_extract(
+        {str(split): list(files) for split, files in config.data_files.items()}
+    )
+    return {split: [Path(file) for file in files] for split, files in found.items()}
+
+
+def _check_types(where: str, rows: Dataset, columns: tuple[str, str]) -> None:
+    """Refuses columns of JSON files that `datasets` has guessed to be something else than text: the guess cannot be
+    undone."""
+    texts = (Value("string"), Value("large_string"))
+    for column in columns:
+        feature = rows.features.get(column, texts[0])
+        if feature not in texts and getattr(feature, "feature", None) not in texts:
+            raise TrainingError(
+                f"{where}: column {column!r} is no text to `datasets`, which takes it for {shown(feature)} and does "
+                "not keep what is written there: give the files with --train_file, which keeps it, or quote all values."
+            )
+
+
+def _examples_of(rows: Dataset, where: str, columns: tuple[str, str]) -> Dataset:
+    def convert(row: dict[str, Any], number: int) -> Example:
+        return _example(row, *columns, f"{where}, row {number + 1}")
+
+    return rows.map(convert, with_indices=True, remove_columns=rows.column_names, features=_FEATURES)
+
+
+def load_splits(options: DataArguments) -> dict[str, Dataset]:
+    """Examples, with columns `source` and `targets`, by the prefix that the trainer gives to their metrics: `train`,
+    and `eval` and `test` if they are there."""
+    columns = (options.input_column, options.target_column)
+    if options.dataset_name is not None:
+        splits = load_named_examples(options.dataset_name, options.dataset_config_name, *columns)
+        return {"eval" if split == "validation" else split: examples for split, examples in splits.items()}
+    if options.train_file is None:
+        raise TrainingError("There is nothing to train on: give --train_file, or --dataset_name.")
+    files = {"train": options.train_file, "eval": options.validation_file, "test": options.test_file}
+    return {split: load_examples(Path(file), *columns) for split, file in files.items() if file is not None}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples as the trainer takes them.
+
+    Attributes:
+        pairs: a row for every input with every one of its targets: `input_ids`, `attention_mask`, `labels`, cut off at
+            the limits, not padded.
+        examples: a row for every example, text: `source`, `targets`.
+        cut: how many tokens the longest has, and how many are cut off, of `inputs` and `targets`.
+    """
+
+    pairs: Dataset
+    examples: Dataset
+    cut: dict[str, "Cut"]
+
+    def references(self) -> dict[str, list[str]]:
+        """Every different input, and what is right for it: the targets of all examples that have it."""
+        right: dict[str, list[str]] = {}
+        for row in self.examples:
+            right.setdefault(row["source"], []).extend(row["targets"])
+        return right
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What a limit does to texts: `count` of `total` are longer than it, the longest has `longest` tokens; and how many
+    are nothing but their end."""
+
+    count: int
+    total: int
+    longest: int
+    empty: int
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) -> tuple[list[list[int]], list[int]]:
+    """Ids, cut off at the limit but for the last one, which ends the text; and the lengths that they would have had."""
+    whole = tokenizer(texts, verbose=False)["input_ids"]
+    return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in whole], [len(ids) for ids in whole]
+
+
+def source_features(sources: list[str], options: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """What the encoder reads, `input_ids` and `attention_mask`, for a list of inputs."""
+    ids, _ = _token_ids(tokenizer, [options.source_prefix + text for text in sources], options.max_source_length)
+    return Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]})
+
+
+def make_split(examples: Dataset, options: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Split:
+    """Token ids of examples with the columns `source` and `targets`."""
+
+    def tokenise(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        sources = [options.source_prefix + source for source in batch["source"]]
+        counts = [len(targets) for targets in batch["targets"]]
+        all_inputs, all_input_lengths = _token_ids(tokenizer, sources, options.max_source_length)
+        inputs = [ids for ids, count in zip(all_inputs, counts, strict=True) for _ in range(count)]
+        texts = [target for targets in batch["targets"] for target in targets]
+        labels, target_lengths = _token_ids(tokenizer, texts, options.max_target_length)
+        return {
+            "input_ids": inputs,
+            "attention_mask": [[1] * len(ids) for ids in inputs],
+            "labels": labels,
+            "input_length": [n for n, count in zip(all_input_lengths, counts, strict=True) for _ in range(count)],
+            "target_length": target_lengths,
+        }
+
+    pairs = examples.map(tokenise, batched=True, remove_columns=examples.column_names)
+    limits = {"input": options.max_source_length, "target": options.max_target_length}
+    cut = {}
+    for kind, limit in limits.items():
+        lengths = pairs.with_format("numpy")[f"{kind}_length"][:]
+        cut[f"{kind}s"] = Cut(int((lengths > limit).sum()), len(lengths), int(lengths.max()), int((lengths <= 1).sum()))
+    return Split(pairs.remove_columns(["input_length", "target_length"]), examples, cut)

@@ -1,0 +1,108 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""How good generated texts are, by comparison with any number of references each: figures from 0 to 100."""
+
+import importlib
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..errors import TrainingError
+
+
+References = Sequence[Sequence[str]]
+
+_ROUGE_TYPES = ("rouge1", "rouge2", "rougeLsum")
+
+
+def bleu(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """Corpus BLEU, as sacrebleu computes it by default (case counts, tokenisation 13a)."""
+    from sacrebleu.metrics import BLEU
+
+    most = max(map(len, references))
+    # A list of everybody's first references, one of the second ones, ...; sacrebleu leaves out what is None.
+    columns: Any = [[texts[place] if place < len(texts) else None for texts in references] for place in range(most)]
+    return {"bleu": BLEU().corpus_score(predictions, columns).score}
+
+
+def rouge(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """Mean F-measures of ROUGE-1, ROUGE-2 and ROUGE-Lsum, each of the reference that fits best.
+
+    Source: `rouge` of t5.evaluation.metrics, whose bootstrapped middle is this mean.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(_ROUGE_TYPES)
+    scores = [
+        scorer.score_multi([_sentences_on_lines(other) for other in texts], _sentences_on_lines(text))
+        for text, texts in zip(predictions, references, strict=True)
+    ]
+    return {kind: 100 * sum(score[kind].fmeasure for score in scores) / len(scores) for kind in _ROUGE_TYPES}
+
+
+def _sentences_on_lines(text: str) -> str:
+    return text.replace(" . ", " .\n")
+
+
+def exact_match(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """Share of predictions that are one of their references, space at both ends aside."""
+    hits = sum(text.strip() in map(str.strip, texts) for text, texts in zip(predictions, references, strict=True))
+    return {"exact_match": 100 * hits / len(predictions)}
+
+
+def f1(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """SQuAD's F1 of words, which leaves out case, punctuation and articles: mean of the best reference's.
+
+    Source: `t5.evaluation.qa_utils`, as the original's `squad` calls it.
+    """
+    scores = [
+        max(_word_f1(_squad_words(text), _squad_words(other)) for other in texts)
+        for text, texts in zip(predictions, references, strict=True)
+    ]
+    return {"f1": 100 * sum(scores) / len(scores)}
+
+
+def _squad_words(text: str) -> list[str]:
+    without_punctuation = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", without_punctuation).split()
+
+
+def _word_f1(words: list[str], reference: list[str]) -> float:
+    same = (Counter(words) & Counter(reference)).total()
+    return 2 * same / (len(words) + len(reference)) if same else 0.0
+
+
+METRICS: Mapping[str, Callable[[Sequence[str], References], dict[str, float]]] = {
+    "bleu": bleu,
+    "rouge": rouge,
+    "exact_match": exact_match,
+    "f1": f1,
+}
+
+_PACKAGES = {"bleu": "sacrebleu", "rouge": "rouge_score"}
+
+
+def check_metrics(names: Sequence[str]) -> None:
+    """Refuses what is no metric, or one whose package is missing."""
+    for name in names:
+        if name not in METRICS:
+            raise TrainingError(f"--metric {name} does not exist: choose from {', '.join(METRICS)}.")
+        if name in _PACKAGES:
+            try:
+                importlib.import_module(_PACKAGES[name])
+            except ImportError as error:
+                raise TrainingError(
+                    f"--metric {name} needs the package {_PACKAGES[name]}: install it, or this package with its extra "
+                    "`training`."
+                ) from error
+
+
+def figures_of(names: Sequence[str]) -> list[str]:
+    """What [`compute_metrics`] calls the figures of metrics of these names."""
+    return [figure for name in names for figure in (_ROUGE_TYPES if name == "rouge" else (name,))]
+
+
+def compute_metrics(names: Sequence[str], predictions: Sequence[str], references: References) -> dict[str, float]:
+    """The figures of all metrics of these names; each prediction has its own references, at least one."""
+    return {key: value for name in names for key, value in METRICS[name](predictions, references).items()}

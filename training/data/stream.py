@@ -1,0 +1,259 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Endless rows for pre-training from text of any size, shuffled, distributed, and resumed exactly.
+
+The files are cut into windows of some megabytes. Every pass goes through the windows in another random order, and deals
+them out to the workers of all processes in turn. What a window holds is joined, cut into chunks, shuffled and made into
+rows. All of that follows from the seed and the window's number, so two numbers say where a worker stands: its window,
+and how many rows of that one have been trained on. They travel with each batch, so that batches which workers have
+prepared ahead do not count. To go on, a worker prepares its one window again and leaves out these rows. (The shuffling
+stream of `datasets` comes back with an empty buffer.)
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import TrainingError
+from ..models.loading import vocabulary_digest
+from .documents import Windows
+from .objectives import Objective
+from .packing import model_features, pack
+
+
+Features = dict[str, np.ndarray]
+T = TypeVar("T")
+
+# Texts that are tokenised at once; the original joins as many.
+_TEXTS = 128
+
+
+class Place(NamedTuple):
+    """Where a worker stands: windows that it is through with, and rows of the next one that have been taken."""
+
+    windows: int = 0
+    rows: int = 0
+
+
+class StreamState(NamedTuple):
+    """Where all workers of a process stand, by number, and whose batch is next."""
+
+    places: tuple[Place, ...]
+    next_worker: int = 0
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _reserved_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """Booleans by token id: what stands for no text. Unknown pieces do."""
+    reserved = np.zeros(len(tokenizer), dtype=bool)
+    reserved[tokenizer.all_special_ids] = True
+    if tokenizer.unk_token_id is not None:
+        reserved[tokenizer.unk_token_id] = False
+    return reserved
+
+
+class TextStream(IterableDataset):
+    """Rows of all the text, over and over.
+
+    Args:
+        windows: the text.
+        tokenizer: turns it into ids. What text spells out as `</s>` or `<extra_id_0>` is left out: it would mean
+            something else.
+        objective: turns ids into inputs and targets.
+        packed: whether a row takes as many examples as fit, or one.
+        seed: of the order and of all that the objective draws.
+        process: the number of this process.
+        processes: how many there are.
+        workers: that prepare rows in each of them.
+    """
+
+    def __init__(
+        self,
+        windows: Windows,
+        tokenizer: PreTrainedTokenizerBase,
+        objective: Objective,
+        packed: bool,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+        workers: int = 1,
+    ):
+        super().__init__()
+        self.windows, self.objective, self.packed = windows, objective, packed
+        self.seed, self.process, self.processes, self.workers = seed, process, processes, workers
+        self.state = StreamState((Place(),) * workers)
+        self._tokenizer = tokenizer
+        self._reserved = _reserved_ids(tokenizer)
+        self._order = lru_cache(maxsize=1)(self._new_order)
+
+    def settings(self) -> dict[str, Any]:
+        """All that the rows follow from, as JSON can hold it."""
+        settings = {name: getattr(self, name) for name in ("packed", "seed", "processes", "workers")}
+        return {
+            "objective": repr(self.objective),
+            "vocabulary": vocabulary_digest(self._tokenizer),
+            **self.windows.settings(),
+            **settings,
+        }
+
+    def __iter__(self) -> Iterator[tuple[int, Place, Features] | TrainingError]:
+        """Rows of one worker: its number, where it stands after the row, and the row."""
+        info = get_worker_info()
+        # The loader asks its first worker first; after a resumption that is to be the one whose turn it was.
+        worker = ((0 if info is None else info.id) + self.state.next_worker) % self.workers
+        try:
+            for place, features in self._rows_of_shard(worker):
+                yield worker, place, features
+        except TrainingError as error:
+            yield error  # raised here, it would arrive with the worker's stack in its message
+
+    def once(self) -> Iterator[Features]:
+        """Rows of the text in its own order, once; the same at every call."""
+        for index in range(self.windows.count):
+            yield from self._rows(self._chunks(index), np.random.default_rng((self.seed, index)))
+
+    def _rows_of_shard(self, worker: int) -> Iterator[tuple[Place, Features]]:
+        shard, shards = self.process * self.workers + worker, self.processes * self.workers
+        (number, skipped) = self.state.places[worker]
+        chunks = list(self._chunks(self._window(number * shards + shard)))
+        while True:
+            # The next window is read while this one is used up, lest training wait for it all at once.
+            upcoming, following = self._chunks(self._window((number + 1) * shards + shard)), list[np.ndarray]()
+            rng = np.random.default_rng((self.seed, number, shard))
+            shuffled = (chunks[place] for place in rng.permutation(len(chunks)))
+            rows = self._rows(_while_reading(shuffled, upcoming, following), rng)
+            for count, features in enumerate(rows, start=1):
+                if count > skipped:
+                    yield Place(number, count), features
+            chunks = [*following, *upcoming]
+            number, skipped = number + 1, 0
+
+    def _window(self, turn: int) -> int:
+        """Which window has its turn, as the passes through all of them are counted through."""
+        epoch, place = divmod(turn, self.windows.count)
+        return int(self._order(epoch)[place])
+
+    def _new_order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).permutation(self.windows.count)
+
+    def _chunks(self, window: int) -> Iterator[np.ndarray]:
+        together = self.objective.documents_together
+        for texts in _batches(self.windows.documents(window), max(together, _TEXTS // together * together)):
+            documents = [tokens for tokens in self._tokenise(texts) if len(tokens)]
+            for group in _batches(documents, together):
+                yield from self.objective.chunks(group)
+
+    def _tokenise(self, texts: list[str]) -> Iterator[np.ndarray]:
+        encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        for ids in cast(list[list[int]], encoded["input_ids"]):
+            tokens = np.array(ids, dtype=np.int32)
+            yield tokens[~self._reserved[tokens]]
+
+    def _rows(self, chunks: Iterable[np.ndarray], rng: np.random.Generator) -> Iterator[Features]:
+        objective = self.objective
+        pairs = (objective.make(chunk, rng) for chunk in chunks)
+        most_examples = None if self.packed else 1
+        for row in pack(pairs, objective.inputs_length, objective.targets_length, most_examples):
+            yield model_features(row, self.packed)
+
+
+def _while_reading(items: Iterable[T], source: Iterator[T], target: list[T]) -> Iterator[T]:
+    """The items; each time, one more goes from the source to the target."""
+    for item in items:
+        target.extend(islice(source, 1))
+        yield item
+
+
+def _collate(
+    rows: list[tuple[int, Place, Features] | TrainingError],
+) -> tuple[int, Place, dict[str, torch.Tensor]] | TrainingError:
+    good = []
+    for row in rows:
+        if isinstance(row, TrainingError):
+            return row
+        good.append(row)
+    worker, place, _ = good[-1]
+    names = good[0][2]
+    return worker, place, {name: torch.from_numpy(np.stack([row[2][name] for row in good])) for name in names}
+
+
+class StreamLoader(DataLoader):
+    """Batches of a [`TextStream`], which knows after each of them where to go on.
+
+    Args:
+        stream: its `workers` must be those given here, or 1 for none.
+        batch_size: rows.
+        workers: processes that prepare batches; 0 prepares them here.
+        options: of torch's loader.
+    """
+
+    def __init__(self, stream: TextStream, batch_size: int, workers: int, **options: Any):
+        assert stream.workers == max(workers, 1)
+        # Of its own, though nothing here uses it: torch would draw its seed from the generator that dropout comes from,
+        # which a resumed run finds as it was after that.
+        options = {"generator": torch.Generator(), **options}
+        super().__init__(stream, batch_size=batch_size, num_workers=workers, collate_fn=_collate, **options)
+        self.stream = stream
+        self.state = stream.state
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in super().__iter__():
+            if isinstance(batch, TrainingError):
+                raise batch
+            worker, place, features = batch
+            places = tuple(place if i == worker else old for i, old in enumerate(self.state.places))
+            self.state = StreamState(places, (worker + 1) % self.stream.workers)
+            yield features
+
+
+def save_state(loader: StreamLoader, checkpoint: Path) -> None:
+    """Writes into a checkpoint where this process stands in its stream."""
+    record = {"settings": loader.stream.settings(), **loader.state._asdict()}
+    _state_path(checkpoint, loader.stream.process).write_text(json.dumps(record) + "\n")
+
+
+def _state_path(checkpoint: Path, process: int) -> Path:
+    return checkpoint / f"stream-{process}.json"
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is otherwise in the settings of a stream; if it is the files, that alone."""
+    if before.get("files") == now["files"]:
+        return [f"{name} ({before.get(name)} then, {now[name]} now)" for name in now if before.get(name) != now[name]]
+    then = before.get("files", [])
+    if len(then) != len(now["files"]):
+        return [f"number of files ({len(then)} then, {len(now['files'])} now)"]
+    first = next(pair for pair in zip(then, now["files"], strict=True) if pair[0] != pair[1])
+    return ["file ({} of {:,} bytes then, {} of {:,} bytes now)".format(*first[0], *first[1])]
+
+
+def restore(stream: TextStream, checkpoint: Path) -> None:
+    """Lets a stream go on where a checkpoint of the same run stands.
+
+    Raises:
+        TrainingError: the checkpoint does not know, or the stream has other settings now.
+    """
+    start_anew = "or let the data begin anew with --ignore_data_skip"
+    path = _state_path(checkpoint, stream.process)
+    if not path.is_file():
+        raise TrainingError(
+            f"{checkpoint} does not say where the text went on (it has no {path.name}): resume with as many processes "
+            f"as it was written by, {start_anew}."
+        )
+    record = json.loads(path.read_text())
+    before, now = cast(Mapping[str, Any], record["settings"]), stream.settings()
+    if changed := _changes(before, now):
+        raise TrainingError(f"{checkpoint} was written with another {', '.join(changed)}: use the same, {start_anew}.")
+    stream.state = StreamState(tuple(Place(*place) for place in record["places"]), record["next_worker"])

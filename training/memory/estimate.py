@@ -1,0 +1,156 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""How much memory a run takes on each device, said before anything is loaded.
+
+accelerate launch training/finetune.py ... --estimate                   as it was launched
+python training/finetune.py ... --estimate deepspeed_zero3:8            as it would be under an engine
+python -m t5_experimental.training.memory.estimate                             the table of the README
+"""
+
+import os
+from typing import Any, cast
+
+from accelerate import PartialState
+from transformers.training_args import OptimizerNames
+
+from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
+from t5_experimental.presets import PRESETS, preset_config
+
+from ..errors import TrainingError
+from ..report.start_lines import facts_as_text
+from ..trainer.arguments import LAUNCHED, T5TrainingArguments
+from .activations import Step
+from .states import ENGINES, Engine, Estimate, Setup, empty_model, estimate
+
+
+def launched_engine(training: T5TrainingArguments) -> Engine:
+    """The engine of this process, as `accelerate launch` or `--deepspeed` chose it."""
+    plugin = cast(Any, training.deepspeed_plugin)
+    if plugin is not None:
+        if plugin.zero_stage < 3:
+            return "deepspeed_zero2"
+        return "deepspeed_zero3_offload" if plugin.hf_ds_config.is_offload() else "deepspeed_zero3"
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        return "fsdp2"
+    return "ddp" if training.world_size > 1 else "single"
+
+
+def _setup(training: T5TrainingArguments) -> Setup:
+    engine, processes = launched_engine(training), training.world_size
+    bf16 = training.mixed_precision == "bf16"
+    if training.estimate != LAUNCHED:
+        name, _, count = str(training.estimate).partition(":")
+        if name not in ENGINES or not (count or "1").isdecimal() or int(count or 1) < 1:
+            raise TrainingError(
+                f"--estimate {training.estimate} is not ENGINE:PROCESSES: the engines are {', '.join(ENGINES)}."
+            )
+        engine, processes, bf16 = cast(Engine, name), int(count or 1), training.bf16_there
+    optimizer = training.optimizer_preset or OptimizerNames(training.optim).value
+    return Setup(engine, processes, optimizer, bf16)
+
+
+def _step(setup: Setup, training: T5TrainingArguments, source: int, target: int, **more: Any) -> Step:
+    checkpointing = "none"
+    if training.gradient_checkpointing:
+        keeps = cast(dict[str, Any], training.gradient_checkpointing_kwargs or {}).get("keep_attention", False)
+        checkpointing = "keep_attention" if keeps else "full"
+    return Step(
+        training.per_device_train_batch_size,
+        source,
+        target,
+        device="cpu" if training.use_cpu else "cuda",
+        autocast=setup.bf16 and not setup.keeps_half,
+        half=setup.keeps_half,
+        checkpointing=cast(Any, checkpointing),
+        whole_logits=setup.cuts_parameters,
+        **more,
+    )
+
+
+def print_estimate(
+    training: T5TrainingArguments,
+    config: T5ExperimentalConfig,
+    source: int,
+    target: int,
+    *,
+    lora_rank: int = 0,
+    prompt_length: int = 0,
+    packed: bool = False,
+) -> None:
+    """Prints what a run would take, from the first process; all processes call this, and end.
+
+    Args:
+        training: options of the run, with `estimate`.
+        config: of the model, with the dropout of training.
+        source: the most tokens of an input.
+        target: the most tokens of a target.
+        lora_rank: of adapters; 0 for none.
+        prompt_length: rows of a prompt; 0 for none.
+        packed: several examples share a row.
+
+    Raises:
+        TrainingError: `estimate` names no engine, or one that the optimizer does not go along with.
+    """
+    setup = _setup(training)
+    trained = "adapters" if lora_rank else "prompt" if prompt_length else "all"
+    step = _step(setup, training, source + prompt_length, target, trained=trained, rank=lora_rank, packed=packed)
+    found = estimate(empty_model(config, lora_rank, prompt_length), config, setup, step)
+    if training.process_index == 0:
+        print(facts_as_text(_facts(setup, step, found)), flush=True)
+    PartialState().destroy_process_group()
+
+
+def _facts(setup: Setup, step: Step, found: Estimate) -> dict[str, str]:
+    precision = "bfloat16" if setup.bf16 else "float32"
+    checkpointing = {"none": "no", "full": "full", "keep_attention": "partial"}[step.checkpointing]
+    return {
+        "estimate": f"{setup.engine} on {setup.processes} process(es), {setup.optimizer}, {precision}",
+        "step": f"{step.examples} x {step.source}/{step.target} tokens on each device, {checkpointing} checkpointing",
+        **found.lines(),
+    }
+
+
+# The table of the README.
+
+_BATCH, _SOURCE, _TARGET, _RANK = 8, 512, 128, 16
+
+_COLUMNS: dict[str, tuple[Setup, int]] = {
+    "1 GPU, Adafactor": (Setup("single", 1, "finetune"), 0),
+    "1 GPU, AdamW": (Setup("single", 1, "adamw"), 0),
+    f"1 GPU, LoRA {_RANK}": (Setup("single", 1, "adamw"), _RANK),
+    "8 GPUs, ZeRO-2": (Setup("deepspeed_zero2", 8, "adamw"), 0),
+    "8 GPUs, ZeRO-3": (Setup("deepspeed_zero3", 8, "adamw"), 0),
+    "8 GPUs, FSDP2": (Setup("fsdp2", 8, "adamw"), 0),
+    "8 GPUs, offloaded": (Setup("deepspeed_zero3_offload", 8, "adamw"), 0),
+}
+
+
+def _cell(config: T5ExperimentalConfig, setup: Setup, rank: int) -> str:
+    step = Step(
+        _BATCH,
+        _SOURCE,
+        _TARGET,
+        autocast=not setup.keeps_half,
+        half=setup.keeps_half,
+        trained="adapters" if rank else "all",
+        rank=rank,
+        checkpointing="full",
+        whole_logits=setup.cuts_parameters,
+    )
+    found = estimate(empty_model(config, rank), config, setup, step)
+    host = f" + {setup.processes * sum(found.host.values()) / 1e9:.0f} host" if found.host else ""
+    return f"**{found.gpu or 'none'}** ({found.total / 1e9:.1f}{host})"
+
+
+def table() -> str:
+    """Markdown: the smallest GPU that fits each released size, with the GB that it takes in parentheses."""
+    rows = [["", *_COLUMNS], ["---", *["---"] * len(_COLUMNS)]]
+    for name in PRESETS:
+        if name.startswith("t5.1.1.lm100k"):  # the very shapes of t5.1.1
+            continue
+        config = preset_config(name, dropout_rate=0.1)
+        rows.append([name, *(_cell(config, setup, rank) for setup, rank in _COLUMNS.values())])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+if __name__ == "__main__":
+    print(table())

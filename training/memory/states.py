@@ -1,0 +1,315 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Bytes that a process of a run holds: parameters, gradients, optimizer, and what comes and goes.
+
+They are counted from the shapes of a model without memory for its weights, as each engine stores them;
+tests/engines/test_footprint.py compares them with what the engines really hold. Activations are those of
+training/activations.py.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import nn
+from transformers import AutoModelForSeq2SeqLM
+from transformers.training_args import OptimizerNames
+
+from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
+from t5_experimental.loss_t5_experimental import _CHUNK
+from t5_experimental.stack_t5_experimental import T5Block
+
+from ..errors import TrainingError
+from ..models.adapters import import_peft, lora_config, lora_targets
+from ..optim.presets import build_optimizer
+from .activations import Step, activation_bytes
+
+
+Engine = Literal["single", "ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3", "deepspeed_zero3_offload"]
+ENGINES: tuple[str, ...] = get_args(Engine)
+
+GPU_SIZES = (16, 24, 40, 48, 80, 141)
+"""GB (10**9 bytes) of memory that devices are sold with. Most have up to 7 % more, which is left to the CUDA context
+and to gaps between tensors."""
+
+# DeepSpeed's own defaults, in numbers, which training/configs leaves as they are: what it sums gradients in, what
+# parameters it does not cut up, and how many it keeps together between two uses.
+_REDUCE_BUCKET = 500_000_000
+_PERSISTENT = 100_000
+_LIVE = 1_000_000_000
+# It cuts a flat group of parameters at multiples of this, for each process.
+_ALIGNMENT = 2
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is trained, and how.
+
+    Attributes:
+        engine: as the files in `training/configs` are called.
+        processes: of all machines together, one for each device.
+        optimizer: a preset, or a name that transformers has for `--optim`.
+        bf16: compute in bfloat16.
+    """
+
+    engine: Engine = "single"
+    processes: int = 1
+    optimizer: str = "finetune"
+    bf16: bool = True
+
+    @property
+    def is_deepspeed(self) -> bool:
+        return self.engine.startswith("deepspeed")
+
+    @property
+    def cuts_parameters(self) -> bool:
+        return self.engine == "fsdp2" or self.engine.startswith("deepspeed_zero3")
+
+    @property
+    def keeps_half(self) -> bool:
+        """Whether the model itself computes in bfloat16, without casts."""
+        return self.bf16 and (self.is_deepspeed or self.engine == "fsdp2")
+
+
+@dataclass
+class Estimate:
+    """Bytes of one process.
+
+    Attributes:
+        device: by what they are for, on the device.
+        host: the same in the host's memory, where an engine keeps parts there.
+    """
+
+    device: dict[str, int] = field(default_factory=dict)
+    host: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """On the device, all at once: a little more than the peak, since not all of it is needed at one time."""
+        return sum(self.device.values())
+
+    @property
+    def gpu(self) -> int | None:
+        """Smallest of [`GPU_SIZES`] that it fits; None if it is too large for all."""
+        return next((size for size in GPU_SIZES if self.total <= size * 10**9), None)
+
+    def lines(self) -> dict[str, str]:
+        """What to print, by heading."""
+        lines = {name: _gigabytes(size) for name, size in self.device.items()}
+        lines["total"] = f"{_gigabytes(self.total)} on each device"
+        if self.host:
+            lines["host"] = f"{_gigabytes(sum(self.host.values()))} for each process: {', '.join(self.host)}"
+        fitting = [str(size) for size in GPU_SIZES if self.total <= size * 10**9]
+        lines["fits"] = f"GPUs of {', '.join(fitting)} GB" if fitting else f"no GPU of up to {GPU_SIZES[-1]} GB"
+        return lines
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:7.2f} GB"
+
+
+# The model, without memory for its weights.
+
+
+def empty_model(config: T5ExperimentalConfig, lora_rank: int = 0, prompt_length: int = 0) -> nn.Module:
+    """The model as it is trained, with shapes alone: its parameters are on the device "meta"."""
+    with torch.device("meta"):
+        model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+        if lora_rank:
+            return import_peft().get_peft_model(model, lora_config(model, lora_rank, lora_targets(model)))
+        if prompt_length:
+            model.requires_grad_(False)
+            model.prompt = nn.Embedding(prompt_length, config.d_model)
+    return model
+
+
+def _split(length: int, parts: int) -> int:
+    """Length of the longest part."""
+    return -(-length // parts)
+
+
+def _rows_of(weight: torch.Tensor, processes: int) -> tuple[int, ...]:
+    """Shape of the first process's part of a parameter that is cut along its first dimension."""
+    return (_split(weight.shape[0], processes), *weight.shape[1:])
+
+
+# Weights, gradients, optimizer.
+
+
+class _Weights:
+    """Counts what is there all the time."""
+
+    def __init__(self, model: nn.Module, setup: Setup):
+        self.setup, self.model = setup, model
+        self.all = list(model.parameters())
+        self.trained = [weight for weight in self.all if weight.requires_grad]
+        self.size = 2 if setup.is_deepspeed and setup.bf16 else 4
+
+    def groups(self) -> list[list[nn.Parameter]]:
+        """Trained parameters as the optimizer has them; DeepSpeed makes one flat tensor of each group."""
+        scales = [weight for weight in self.trained if weight.ndim == 1]
+        if self.setup.optimizer not in ("adamw", "rms_adamw"):
+            return [self.trained]
+        return [group for group in ([weight for weight in self.trained if weight.ndim > 1], scales) if group]
+
+    def local_numbers(self) -> list[int]:
+        """Trained numbers of this process, of each tensor that the optimizer sees."""
+        setup, processes = self.setup, self.setup.processes
+        if setup.engine == "fsdp2":
+            return [torch.Size(_rows_of(weight, processes)).numel() for weight in self.trained]
+        if setup.engine == "deepspeed_zero2":
+            totals = [sum(weight.numel() for weight in group) for group in self.groups()]
+            unit = _ALIGNMENT * processes
+            return [_split(total, unit) * unit // processes for total in totals]
+        if setup.is_deepspeed:
+            return [sum(_split(weight.numel(), processes) for weight in group) for group in self.groups()]
+        return [weight.numel() for weight in self.trained]
+
+    def parameters(self) -> int:
+        """Bytes that are never given back."""
+        setup, processes = self.setup, self.setup.processes
+        if setup.engine == "fsdp2":
+            return sum(torch.Size(_rows_of(weight, processes)).numel() for weight in self.all) * self.size
+        if setup.engine.startswith("deepspeed_zero3"):
+            cut = sum(_split(weight.numel(), processes) for weight in self.all)
+            return (cut + sum(weight.numel() for weight in self.all if weight.numel() < _PERSISTENT)) * self.size
+        if setup.engine == "deepspeed_zero2":
+            frozen = sum(weight.numel() for weight in self.all if not weight.requires_grad)
+            return (frozen + sum(self.local_numbers()) * processes) * self.size
+        return sum(weight.numel() for weight in self.all) * self.size
+
+    def gradients(self) -> int:
+        return sum(self.local_numbers()) * self.size
+
+    def masters(self) -> int:
+        """DeepSpeed's copy of its part in float32, which it has whatever the parameters are in."""
+        return sum(self.local_numbers()) * 4 if self.setup.is_deepspeed else 0
+
+    def _state_bytes(self, state: torch.Tensor, weight: torch.Tensor) -> int:
+        """Of a state that FSDP2 spreads as its parameter if it has as many rows, see
+        [`~t5_experimental.training.engines.fsdp2.placed_with`]."""
+        if self.setup.engine != "fsdp2" or state.shape[0] != weight.shape[0]:
+            return state.nbytes
+        return torch.Size(_rows_of(state, self.setup.processes)).numel() * state.element_size()
+
+    def optimizer(self) -> int:
+        """State as it is after the first step."""
+        name, setup = self.setup.optimizer, self.setup
+        local = self.local_numbers()
+        counts = 4 * len(local)  # steps
+        if name in ("finetune", "pretrain", "rms_adamw"):
+            if setup.is_deepspeed:
+                raise TrainingError(
+                    f"--optimizer_preset {name} looks at whole parameters, which {setup.engine} cuts up: choose adamw, "
+                    "or another engine."
+                )
+            optimizer, _ = build_optimizer(name, self.model)
+            weights = [(weight, group) for group in optimizer.param_groups for weight in group["params"]]
+            return counts + sum(
+                self._state_bytes(state, weight)
+                for place, (weight, group) in enumerate(weights)
+                for state in cast(Any, optimizer).fresh_state(weight, group, place).values()
+            )
+        if name == OptimizerNames.ADAFACTOR.value:
+            if setup.is_deepspeed:
+                return 4 * sum(local)
+            return sum(map(_factored, self._local_shapes()))
+        if name.startswith("adamw") and not any(kind in name for kind in ("8bit", "4bit", "fp8", "anyprecision")):
+            return counts + 8 * sum(local)
+        if name == OptimizerNames.SGD.value:
+            return 0
+        raise TrainingError(
+            f"--estimate does not know the memory of --optim {name}: estimate with adafactor, adamw_torch or sgd."
+        )
+
+    def _local_shapes(self) -> Iterator[tuple[int, ...]]:
+        for weight in self.trained:
+            yield _rows_of(weight, self.setup.processes) if self.setup.engine == "fsdp2" else tuple(weight.shape)
+
+
+def _factored(shape: tuple[int, ...]) -> int:
+    """State of transformers' Adafactor: means over the last two dimensions, and the root mean square."""
+    if len(shape) < 2:
+        return 4 * torch.Size(shape).numel() + 4
+    return 4 * (torch.Size(shape[:-1]).numel() + torch.Size((*shape[:-2], shape[-1])).numel()) + 4
+
+
+# What is there for a moment.
+
+
+def _largest_unit(model: nn.Module) -> int:
+    """Numbers of the largest module that an engine gathers at a time: a block, the embedding or the classifier."""
+    units = [module for module in model.modules() if isinstance(module, T5Block | nn.Embedding | nn.Linear)]
+    return max(sum(weight.numel() for weight in unit.parameters()) for unit in units)
+
+
+def _gathered(model: nn.Module, setup: Setup) -> int:
+    """Whole parameters of the modules that compute, and of the next."""
+    size = 2 if setup.bf16 else 4
+    if not setup.cuts_parameters:
+        return 0
+    total = sum(weight.numel() for weight in model.parameters())
+    if setup.is_deepspeed:
+        return min(total, _LIVE + _largest_unit(model)) * size
+    return min(2 * _largest_unit(model), total) * size
+
+
+def _sent(weights: _Weights) -> int:
+    """Gradients on their way to other processes."""
+    setup = weights.setup
+    if setup.engine == "ddp":
+        return sum(weight.numel() for weight in weights.trained) * 4
+    if setup.is_deepspeed:
+        return _REDUCE_BUCKET * weights.size
+    return _largest_unit(weights.model) * (2 if setup.bf16 else 4) if setup.engine == "fsdp2" else 0
+
+
+def _logits(config: T5ExperimentalConfig, step: Step) -> int:
+    """Logits beside those that are kept: their gradient, in the products' precision, too."""
+    tokens = step.examples * step.target
+    if not step.whole_logits:
+        tokens = min(tokens, _CHUNK)
+    return tokens * config.vocab_size * (4 + step.product)
+
+
+def _casts(model: nn.Module, step: Step) -> int:
+    """Copies of weights in bfloat16 that autocast makes: all of a pass, since it keeps them to its end."""
+    if step.half or not step.autocast:
+        return 0
+    return 2 * sum(
+        weight.numel()
+        for module in model.modules()
+        if isinstance(module, nn.Linear)
+        for weight in module.parameters(recurse=False)
+    )
+
+
+def estimate(model: nn.Module, config: T5ExperimentalConfig, setup: Setup, step: Step) -> Estimate:
+    """Bytes of a process.
+
+    Args:
+        model: what is trained, as of [`empty_model`].
+        config: of it, with the dropout of training.
+        setup: engine and optimizer.
+        step: what a process computes at once.
+
+    Raises:
+        TrainingError: the optimizer does not go along with the engine, or is not known here.
+    """
+    weights = _Weights(model, setup)
+    result = Estimate()
+    offloaded = result.host if setup.engine == "deepspeed_zero3_offload" else result.device
+    offloaded["parameters"] = weights.parameters()
+    offloaded["gradients"] = weights.gradients()
+    if masters := weights.masters():
+        offloaded["masters"] = masters
+    offloaded["optimizer"] = weights.optimizer()
+    if casts := _casts(model, step):
+        result.device["casts"] = casts
+    result.device["activations"] = activation_bytes(config, step).peak
+    result.device["logits"] = _logits(config, step)
+    if gathered := _gathered(model, setup):
+        result.device["gathered"] = gathered
+    if sent := _sent(weights):
+        result.device["sent"] = sent
+    return result

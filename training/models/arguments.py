@@ -1,0 +1,149 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Options of the model: its folder or preset, dropout, adapters, prompts."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from t5_experimental.presets import PRESETS
+
+from ..errors import TrainingError, in_a_line
+
+
+@dataclass
+class PromptArguments:
+    """The prompt."""
+
+    prompt_length: int = field(default=100, metadata={"help": "Rows of the prompt."})
+    prompt_init: Literal["vocab", "labels", "random"] | None = field(
+        default=None,
+        metadata={
+            "help": "What the prompt begins with: embeddings of common tokens, those of the class labels and then of "
+            "common tokens, or random numbers. Default: labels if there are any, else vocab."
+        },
+    )
+    class_labels: str | None = field(
+        default=None, metadata={"help": 'The targets of a classification, separated by commas: "positive,negative".'}
+    )
+    import_prompt: str | None = field(
+        default=None,
+        metadata={
+            "help": "Trains nothing: writes the prompt of this numpy file (float32, length x width) as an adapter."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.prompt_length < 1:
+            raise TrainingError(f"--prompt_length is {self.prompt_length}: it must be at least 1.")
+        if self.prompt_init is None:
+            self.prompt_init = "vocab" if self.class_labels is None else "labels"
+        if self.prompt_init == "labels" and self.class_labels is None:
+            raise TrainingError("--prompt_init labels needs the labels: give --class_labels, too.")
+        if self.prompt_init != "labels" and self.class_labels is not None:
+            raise TrainingError(
+                f"--class_labels is not for --prompt_init {self.prompt_init}: leave one of the two out."
+            )
+
+    @property
+    def labels(self) -> list[str]:
+        """The class labels one by one, without the space around them."""
+        return [] if self.class_labels is None else [label.strip() for label in self.class_labels.split(",")]
+
+
+@dataclass
+class ModelArguments:
+    """What is trained."""
+
+    model_name_or_path: str = field(
+        metadata={"help": "Folder of a converted checkpoint, with its tokenizer. Nothing is downloaded."}
+    )
+    dropout_rate: float = field(
+        default=0.1,
+        metadata={"help": "Dropout while training. The checkpoints were pre-trained with 0 and fine-tuned with 0.1."},
+    )
+    broadcast_dropout: bool = field(
+        default=False,
+        metadata={"help": "Drop the same features and keys at all positions of a row, as the original does."},
+    )
+
+    def __post_init__(self) -> None:
+        check_model_folder(self.model_name_or_path)
+        check_dropout_rate(self.dropout_rate)
+
+    def dropout_fields(self) -> dict[str, float | bool]:
+        """What the model's configuration shall say of dropout."""
+        return {"dropout_rate": self.dropout_rate, "broadcast_dropout": self.broadcast_dropout}
+
+
+def check_model_folder(folder: str) -> None:
+    """Refuses a `--model_name_or_path` that holds no model."""
+    if not (Path(folder) / "config.json").is_file():
+        raise TrainingError(
+            f"--model_name_or_path {folder} is not a model folder (it has no config.json): give a folder that "
+            "`t5-experimental convert` wrote."
+        )
+
+
+def check_dropout_rate(rate: float) -> None:
+    """Refuses a `--dropout_rate` that is none."""
+    if not 0 <= rate < 1:
+        raise TrainingError(f"--dropout_rate is {rate}: it must be at least 0 and less than 1.")
+
+
+@dataclass
+class PretrainingModelArguments:
+    """What is trained: a checkpoint, or a preset with fresh weights."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder of a converted checkpoint. Nothing is downloaded."}
+    )
+    preset: str | None = field(
+        default=None, metadata={"help": f"Fresh weights in the shape of a released checkpoint: {', '.join(PRESETS)}."}
+    )
+    config_overrides: str = field(
+        default="{}", metadata={"help": 'What is otherwise than in the preset, as JSON: {"d_model": 128}.'}
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={"help": "Folder of a tokenizer, or a sentencepiece model. Default: that of --model_name_or_path."},
+    )
+    dropout_rate: float = field(
+        default=0.0, metadata={"help": "Dropout while training. The checkpoints were pre-trained with 0."}
+    )
+    broadcast_dropout: bool = field(
+        default=False,
+        metadata={"help": "Drop the same features and keys at all positions of a row, as the original does."},
+    )
+
+    def __post_init__(self) -> None:
+        if (self.model_name_or_path is None) == (self.preset is None):
+            raise TrainingError("Give either --model_name_or_path, to go on with, or --preset, for fresh weights.")
+        if self.preset is not None:
+            if self.preset not in PRESETS:
+                raise TrainingError(f"--preset {self.preset} does not exist: choose one of {', '.join(PRESETS)}.")
+            if self.tokenizer_name is None:
+                raise TrainingError("--preset needs a vocabulary: give --tokenizer_name, too.")
+        else:
+            check_model_folder(str(self.model_name_or_path))
+            if self.overrides():
+                raise TrainingError("--config_overrides is for --preset; a checkpoint has its own configuration.")
+        if self.tokenizer_name is not None and not Path(self.tokenizer_name).exists():
+            raise TrainingError(f"--tokenizer_name {self.tokenizer_name} does not exist: give a folder or a file.")
+        check_dropout_rate(self.dropout_rate)
+
+    def overrides(self) -> dict[str, Any]:
+        """`config_overrides`, read."""
+        try:
+            overrides = json.loads(self.config_overrides)
+        except (ValueError, RecursionError) as error:
+            raise TrainingError(f"--config_overrides is not JSON ({in_a_line(error)}).") from error
+        if not isinstance(overrides, dict):
+            raise TrainingError('--config_overrides is not a JSON object such as {"d_model": 128}.')
+        if own := sorted(set(overrides) & set(self.dropout_fields())):
+            raise TrainingError(f"--config_overrides has {own[0]}, which is an option of its own: give --{own[0]}.")
+        return overrides
+
+    def dropout_fields(self) -> dict[str, float | bool]:
+        """What the model's configuration shall say of dropout."""
+        return {"dropout_rate": self.dropout_rate, "broadcast_dropout": self.broadcast_dropout}

@@ -1,0 +1,74 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Models with fresh weights, in the shape of a released checkpoint, and the vocabulary to train them with."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from t5_experimental.presets import preset_config
+from t5_experimental.vocabulary import SENTINELS, VocabularyError, read_vocabulary
+
+from ..errors import TrainingError
+from .loading import check_vocabulary, load_tokenizer, refusals
+
+
+# The original rounds its vocabularies up to a multiple of this.
+_ROWS_MULTIPLE = 128
+
+
+def load_any_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Tokenizer of a folder, or of a sentencepiece file with T5's 100 sentinels on top.
+
+    Raises:
+        TrainingError: there is none, or it is none of T5's kind.
+    """
+    if not Path(name).is_file():
+        return load_tokenizer(name)
+    try:
+        vocabulary = read_vocabulary(Path(name))
+    except VocabularyError as error:
+        raise TrainingError(f"--tokenizer_name: {error}") from error
+    with TemporaryDirectory() as folder:
+        # Those in a file would get ids twice, as `T5Tokenizer` always adds its own.
+        (Path(folder) / "spiece.model").write_bytes(vocabulary.without_sentinels())
+        config = {"tokenizer_class": "T5Tokenizer", "extra_ids": SENTINELS}
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config))
+        with refusals(f"--tokenizer_name: no tokenizer can be built from {name}"):
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    if tokenizer.convert_tokens_to_ids([text for text, _ in vocabulary.tokens]) != list(range(len(tokenizer))):
+        raise TrainingError(
+            f"--tokenizer_name: {name} has other special pieces than T5Tokenizer: train a vocabulary whose pad_piece "
+            "is <pad>, eos_piece </s> and unk_piece <unk>."
+        )
+    return tokenizer
+
+
+def fresh_model(preset: str, overrides: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Model in float32 with weights drawn as the original draws them, and an embedding row for every token.
+
+    Args:
+        preset: name of the released checkpoint whose shape it has.
+        overrides: fields of the configuration that are otherwise.
+        tokenizer: the vocabulary's; the number of rows is rounded up to a multiple of 128 unless `overrides` has it.
+
+    Raises:
+        TrainingError: a field does not exist or does not fit, or the tokenizer's special ids are not T5's.
+    """
+    rows = -(-len(tokenizer) // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
+    fields = {"vocab_size": rows, **overrides}
+    known = preset_config(preset).to_dict()
+    if unknown := sorted(set(overrides) - set(known)):
+        raise TrainingError(f"--config_overrides: the configuration has no field {unknown[0]!r}.")
+    try:
+        config = preset_config(preset, **fields)
+    except StrictDataclassError as error:  # around what the configuration said itself
+        raise TrainingError(f"--config_overrides: {error.__cause__ or error}") from error
+    advice = "train the vocabulary with pad_id 0 and eos_id 1, and leave vocab_size out of --config_overrides"
+    check_vocabulary(tokenizer, config, "The tokenizer", advice)
+    return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)

@@ -1,0 +1,143 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Models and tokenizers of converted folders, checked before training."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
+
+from ..errors import TrainingError
+
+
+def _in_a_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """Tokenizer of a model's folder."""
+    # Where the files are missing, transformers quietly makes a tokenizer that knows no word.
+    if not any((Path(folder) / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise TrainingError(f"{folder} has no tokenizer: convert the checkpoint with --vocab sentencepiece.model.")
+    with refusals(f"The tokenizer of {folder} does not load"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Says in a line what a library that reads a tokenizer's files has against them; each has exceptions of its own."""
+    try:
+        yield
+    except BaseException as error:
+        # What panics in Rust arrives as a `PanicException`, which is no `Exception` and cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise TrainingError(f"{what}: {_in_a_line(error)}") from error
+
+
+def vocabulary_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
+    """Twelve digits that tell vocabularies apart: pieces, what they are worth, and the special ones."""
+    if tokenizer is None:
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    model = {} if backend is None else json.loads(backend.to_str())["model"]
+    pieces = [model.get("vocab"), model.get("merges"), tokenizer.get_vocab()]
+    return hashlib.sha256(json.dumps(pieces, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_config(folder: str, **fields: Any) -> T5ExperimentalConfig:
+    """Configuration of a model's folder, with some fields set otherwise."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **fields)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise TrainingError(f"The config.json of {folder} does not describe a model: {_in_a_line(error)}") from error
+    if not isinstance(config, T5ExperimentalConfig):
+        raise TrainingError(
+            f"{folder} holds a model of type {config.model_type!r}, which is none of this package's: fine-tune it with "
+            "transformers' own examples."
+        )
+    return config
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: T5ExperimentalConfig, whose: str, advice: str) -> None:
+    """Refuses a tokenizer that is not made for a model.
+
+    Args:
+        tokenizer: the vocabulary.
+        config: of the model.
+        whose: the tokenizer is, for the message.
+        advice: what to do about it, for the message.
+    """
+    if len(tokenizer) > config.vocab_size:
+        raise TrainingError(
+            f"{whose} has {len(tokenizer)} ids, the model only {config.vocab_size} embedding rows: {advice}."
+        )
+    for name in ("pad_token_id", "eos_token_id"):
+        if (of_tokenizer := getattr(tokenizer, name)) != (of_model := getattr(config, name)):
+            raise TrainingError(f"{whose} has {name} {of_tokenizer}, the model {of_model}: {advice}.")
+
+
+def load_model(
+    folder: str,
+    tokenizer: PreTrainedTokenizerBase,
+    tokenizer_option: str | None = None,
+    /,
+    device_map: str | None = None,
+    **fields: Any,
+) -> PreTrainedModel:
+    """Model of a folder, in float32, checked against the tokenizer.
+
+    Args:
+        folder: of the model.
+        tokenizer: its own, or what an option names.
+        tokenizer_option: that option with its value, for messages.
+        device_map: "meta" checks the files, but reads no weight.
+        fields: of the configuration that shall be otherwise.
+    """
+    config = load_config(folder, **fields)
+    if tokenizer_option is None:
+        advice = "the vocabulary is another model's, convert with the right one"
+        check_vocabulary(tokenizer, config, f"The tokenizer of {folder}", advice)
+    else:
+        check_vocabulary(
+            tokenizer, config, tokenizer_option, "give the model's own vocabulary, or leave the option out"
+        )
+    # Weights are updated in float32 whatever they are stored in: small updates vanish in bfloat16's 8 significant bits.
+    try:
+        model, report = AutoModelForSeq2SeqLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            device_map=device_map,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the error that it would raise does not say which
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(f"The weights of {folder} do not load: {_in_a_line(error)}") from error
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, found, expected = mismatched[0]
+        raise TrainingError(
+            f"The weights of {folder} do not fit its config.json: {name} has the shape {tuple(found)} and should have "
+            f"{tuple(expected)}{f', and {len(mismatched) - 1} more differ' if len(mismatched) > 1 else ''}; copy both "
+            "files from the same model, or convert it again."
+        )
+    if missing := sorted(report["missing_keys"]):
+        raise TrainingError(
+            f"{folder} lacks {len(missing)} weights, {missing[0]} for one: give a whole encoder-decoder model."
+        )
+    return model

@@ -1,0 +1,192 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Options of the optimizer and its learning rate: every one that is given has an effect, or is refused."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from transformers import Seq2SeqTrainingArguments, get_scheduler
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
+
+from ..errors import TrainingError
+from .presets import PRESETS, check_preset, has_own_schedule, preset_learning_rate
+from .slots import slots_step
+
+
+_MOMENTS = ("adam_beta1", "adam_beta2", "adam_epsilon")
+_WITHOUT_MOMENTS = (OptimizerNames.ADAFACTOR, OptimizerNames.SGD, OptimizerNames.ADAGRAD, OptimizerNames.RMSPROP)
+_ADAMW = (OptimizerNames.ADAMW_TORCH, OptimizerNames.ADAMW_TORCH_FUSED)
+# What transformers does not look at beside an optimizer of its own or of torch; those of other packages know best.
+_UNUSED_BESIDE = {
+    **dict.fromkeys(_MOMENTS, _WITHOUT_MOMENTS),
+    "optim_args": (OptimizerNames.ADAFACTOR, *_ADAMW),
+    "optim_target_modules": (*_WITHOUT_MOMENTS, *_ADAMW),
+}
+_CONSTANT = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
+
+
+@dataclass
+class OptimizerArguments(Seq2SeqTrainingArguments):
+    """The part of transformers' options that is about the optimizer. What is None was not given."""
+
+    default_schedule: ClassVar[SchedulerType] = SchedulerType.LINEAR
+
+    optim: OptimizerNames | str = field(default="adafactor", metadata={"help": "Optimizer; T5's is Adafactor."})
+    optimizer_preset: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Instead of --optim and its schedule: {', '.join(PRESETS)}. `finetune` and `pretrain` are the "
+            "original's Adafactor."
+        },
+    )
+    optimizer_slots: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder with the optimizer.safetensors that `t5-experimental convert --with-optimizer` wrote: the "
+            "preset goes on from the original's state instead of a fresh one."
+        },
+    )
+    learning_rate: float | None = field(  # type: ignore[assignment]  # the preset knows its own
+        default=None, metadata={"help": "Learning rate. Default: the preset's own, and 1e-3 with --optim."}
+    )
+    lr_scheduler_type: SchedulerType | None = field(  # type: ignore[assignment]  # None only until __post_init__
+        default=None,
+        metadata={
+            "help": "Schedule of the learning rate, but for presets that have their own. Default: constant for "
+            "fine-tuning, linear for pre-training."
+        },
+    )
+    adam_beta1: float | None = field(  # type: ignore[assignment]  # None only until __post_init__
+        default=None, metadata={"help": "AdamW's decay of the first moment. Default: 0.9."}
+    )
+    adam_beta2: float | None = field(  # type: ignore[assignment]  # None only until __post_init__
+        default=None, metadata={"help": "AdamW's decay of the second moment. Default: 0.999."}
+    )
+    adam_epsilon: float | None = field(  # type: ignore[assignment]  # rms_adamw knows its own
+        default=None, metadata={"help": "AdamW's epsilon. Default: 1e-8, and 1e-6 with the preset rms_adamw."}
+    )
+
+    def moments(self) -> dict[str, Any]:
+        """`betas` and `eps` for an AdamW of a preset; nothing for Adafactor, and no `eps` where the preset's own
+        holds."""
+        if self.optimizer_preset is None or has_own_schedule(self.optimizer_preset):
+            return {}
+        epsilon = {} if self.adam_epsilon is None else {"eps": self.adam_epsilon}
+        return {"betas": (self.adam_beta1, self.adam_beta2), **epsilon}
+
+    def highest_learning_rate(self) -> float:
+        """What the schedule begins with, or rises to."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        assert self.optimizer_preset is not None
+        return preset_learning_rate(self.optimizer_preset, int(self.warmup_steps) or None)
+
+    def settle_optimizer(self) -> None:
+        """Checks the options and puts defaults in place of what was not given.
+
+        Raises:
+            TrainingError: an option that has no effect beside the others, or a number out of range.
+        """
+        self.optimizer_preset = self.optimizer_preset or None
+        self._check_numbers()
+        if self.optimizer_preset is None:
+            self._settle_optim()
+        else:
+            self._settle_preset(self.optimizer_preset)
+        self.adam_beta1 = 0.9 if self.adam_beta1 is None else self.adam_beta1
+        self.adam_beta2 = 0.999 if self.adam_beta2 is None else self.adam_beta2
+
+    def _check_numbers(self) -> None:
+        for option in ("learning_rate", "weight_decay", "warmup_steps", "adam_epsilon"):
+            value = getattr(self, option)
+            if value is not None and not value >= 0:
+                raise TrainingError(f"--{option} is {value:g}: it must be at least 0.")
+        for option in ("adam_beta1", "adam_beta2"):
+            value = getattr(self, option)
+            if value is not None and not 0 <= value < 1:
+                raise TrainingError(f"--{option} is {value:g}: it must be at least 0 and less than 1.")
+
+    def _refuse(self, options: tuple[str, ...], reason: str) -> None:
+        """Refuses the first of the options that was given."""
+        for option in options:
+            if getattr(self, option) is not None:
+                raise TrainingError(f"--{option} has no effect beside {reason}")
+
+    def _settle_optim(self) -> None:
+        optim = OptimizerNames(self.optim)
+        self._refuse(
+            tuple(option for option, others in _UNUSED_BESIDE.items() if optim in others),
+            f"--optim {optim.value}: leave it out, or choose an optimizer that has it.",
+        )
+        if self.optimizer_slots is not None:
+            raise TrainingError("--optimizer_slots needs an optimizer that has them: give --optimizer_preset, too.")
+        if self.learning_rate is None:
+            self.learning_rate = 1e-3
+        if self.adam_epsilon is None:
+            self.adam_epsilon = 1e-8
+        self._settle_schedule()
+
+    def _settle_preset(self, preset: str) -> None:
+        if (optim := OptimizerNames(self.optim)) != OptimizerNames.ADAFACTOR:
+            raise TrainingError(
+                f"--optim {optim.value} and --optimizer_preset {preset} exclude each other: leave one out, or give "
+                "--optimizer_preset '' where a preset is the default."
+            )
+        check_preset(preset, self.weight_decay)
+        self._refuse(
+            ("optim_args", "optim_target_modules"),
+            f"--optimizer_preset {preset}: leave it out, or give --optim instead of the preset.",
+        )
+        if not has_own_schedule(preset):
+            if self.optimizer_slots is not None:
+                raise TrainingError(
+                    f"--optimizer_slots is Adafactor's state, which --optimizer_preset {preset} cannot go on from: "
+                    "choose finetune or pretrain, or leave the slots out."
+                )
+            self._settle_schedule()
+            return
+        self._refuse(
+            ("lr_scheduler_type", "lr_scheduler_kwargs"),
+            f"--optimizer_preset {preset}, which has its own schedule: leave it out, or choose another preset.",
+        )
+        self._refuse(_MOMENTS, f"--optimizer_preset {preset}, which is Adafactor: leave it out, or choose adamw.")
+        if 0 < self.warmup_steps < 1:
+            raise TrainingError(
+                f"--warmup_steps {self.warmup_steps} is a share of the run, which --optimizer_preset does not know: "
+                "give a number of steps."
+            )
+        if self.optimizer_slots is not None:
+            slots_step(self.optimizer_slots)
+        self.lr_scheduler_type = SchedulerType.CONSTANT  # nobody asks for it
+
+    def _settle_schedule(self) -> None:
+        schedule = SchedulerType(self.lr_scheduler_type or self.default_schedule)
+        if schedule in _CONSTANT:
+            self._refuse(
+                ("lr_scheduler_kwargs",),
+                "a constant learning rate: leave it out, or choose another --lr_scheduler_type.",
+            )
+        if self.warmup_steps and schedule == SchedulerType.CONSTANT:
+            schedule = SchedulerType.CONSTANT_WITH_WARMUP  # the plain one does not know a warm-up
+        self._check_schedule(schedule)
+        self.lr_scheduler_type = schedule
+
+    def _check_schedule(self, schedule: SchedulerType) -> None:
+        """Tries out what else the schedule was given."""
+        settings: Any = self.lr_scheduler_kwargs
+        try:
+            if isinstance(settings, str):
+                settings = json.loads(settings)
+            get_scheduler(schedule, torch.optim.SGD([torch.zeros(1)]), 1, 10, settings)
+        except (TypeError, ValueError) as error:
+            if self.lr_scheduler_kwargs is None:
+                raise TrainingError(
+                    f"--lr_scheduler_type {schedule.value} cannot do without --lr_scheduler_kwargs ({error}): give a "
+                    "JSON object of what that schedule takes."
+                ) from error
+            raise TrainingError(
+                f"--lr_scheduler_kwargs {self.lr_scheduler_kwargs} does not fit --lr_scheduler_type {schedule.value} "
+                f"({error}): give a JSON object of what that schedule takes."
+            ) from error

@@ -1,0 +1,108 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""The state of the original's optimizer that a converted checkpoint brings along, as `convert --with-optimizer` writes
+it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..errors import TrainingError
+
+
+SLOTS_FILE = "optimizer.safetensors"
+
+State = dict[str, torch.Tensor]
+
+
+def read_slots(parameters: Mapping[str, torch.Tensor], folder: str | Path) -> tuple[int, dict[str, State]]:
+    """Adafactor's states of those parameters that the file knows.
+
+    Args:
+        parameters: by their names in the folder's model; only their shapes matter.
+        folder: written by `t5-experimental convert --with-optimizer`.
+
+    Returns:
+        The training step that comes next, and states by name, in float32 on the CPU: `v` in the shape of the parameter,
+        or `vr` and `vc` in that of the original's variable, with the dimension that a mean was taken over as an axis of
+        size 1.
+
+    Raises:
+        TrainingError: there is no such file, or it is broken, of another model or of another optimizer.
+    """
+    path = _find(folder)
+    try:
+        step, states = _read(parameters, path)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise TrainingError(f"{path} is broken ({error!r}): convert the checkpoint once more.") from error
+    if not states:
+        raise TrainingError(f"{path} has no state of any parameter that is trained: begin with a fresh state.")
+    return step, states
+
+
+def slots_step(folder: str | Path) -> int:
+    """The training step that comes next after the state that a converted checkpoint brings along.
+
+    Raises:
+        TrainingError: there is none, or it is broken.
+    """
+    path = _find(folder)
+    try:
+        with safe_open(path, "pt", backend="pread") as file:
+            return int((file.metadata() or {})["step"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise TrainingError(f"{path} is broken ({error!r}): convert the checkpoint once more.") from error
+
+
+def _find(folder: str | Path) -> Path:
+    path = Path(folder) / SLOTS_FILE
+    if not path.is_file():
+        raise TrainingError(
+            f"{folder} has no {SLOTS_FILE}, which holds the optimizer's state: convert the checkpoint with "
+            "--with-optimizer, or begin with a fresh state."
+        )
+    return path
+
+
+def _read(parameters: Mapping[str, torch.Tensor], path: Path) -> tuple[int, dict[str, State]]:
+    with safe_open(path, "pt", backend="pread") as file:
+        header, slots = file.metadata() or {}, set(file.keys())
+        if header.get("optimizer") != "adafactor":
+            raise TrainingError(f"{path} does not hold Adafactor's state: convert the checkpoint once more.")
+        if any(name.endswith(".m") for name in slots):
+            raise TrainingError(
+                f"{path} comes from a run with momentum, which this Adafactor does not have: begin with a fresh state."
+            )
+        step, factored = int(header["step"]), json.loads(header["factored"])
+        states: dict[str, State] = {}
+        for name, parameter in parameters.items():
+            wanted = {f"{name}.{kind}" for kind in (("vr", "vc") if name in factored else ("v",))}
+            if wanted <= slots:
+                tensors = {slot.rpartition(".")[2]: file.get_tensor(slot) for slot in wanted}
+                states[name] = _state_of_slots(name, parameter, tensors, factored.get(name), path)
+    return step, states
+
+
+def _state_of_slots(
+    name: str, parameter: torch.Tensor, slots: Mapping[str, torch.Tensor], axes: Mapping[str, Any] | None, path: Path
+) -> State:
+    """State of a parameter, with the dimensions that means were taken over as axes of size 1."""
+    if axes is None:
+        shape, state = parameter.shape, dict(slots)
+        expected = {"v": shape}
+    else:
+        shape = torch.Size(axes["shape"])
+        state = {kind: slots[kind].unsqueeze(axes[axis]) for kind, axis in (("vr", "d0"), ("vc", "d1"))}
+        expected = {
+            kind: torch.Size([*shape[: axes[axis]], 1, *shape[axes[axis] + 1 :]])
+            for kind, axis in (("vr", "d0"), ("vc", "d1"))
+        }
+    if shape.numel() != parameter.numel() or any(state[kind].shape != expected[kind] for kind in state):
+        raise TrainingError(
+            f"{path}: the state of {name} is not that of a parameter of shape {tuple(parameter.shape)}; the model is "
+            "another one, or has been resized: begin with a fresh state."
+        )
+    return {kind: tensor.float() for kind, tensor in state.items()}

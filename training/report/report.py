@@ -1,0 +1,218 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""What is left of a run besides the model: `report.html`, one page without anything from elsewhere, and the model card
+that links to it."""
+
+import json
+import math
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+import t5_experimental
+from t5_experimental import own_folders
+from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
+
+from ..interruption import held_back
+from ..trainer.arguments import T5TrainingArguments
+from ..trainer.checkpoint_folders import ASIDE, remove_aside
+from ..trainer.trainer import T5Trainer
+from .charts import Points, chart
+
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "peft", "sacrebleu", "rouge_score")
+_NO_FIGURES = ("runtime", "per_second", "flos", "model_preparation_time")
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run to show.
+
+    Attributes:
+        title: what was done.
+        model: class of the model.
+        model_type: its family's.
+        is_adapter: only adapters were saved, for the model that `facts` name.
+        source: what was trained, as the name of its folder; empty for fresh weights.
+        command: the command line.
+        facts: what was said before the start, by heading.
+        metrics: final figures, by split and name.
+        samples: objects with `source`, `prediction` and `references`.
+        history: the trainer's log: dictionaries with `step` and figures.
+        versions: of packages and machine, by name.
+    """
+
+    title: str
+    model: str
+    model_type: str
+    is_adapter: bool
+    source: str
+    command: str
+    facts: Mapping[str, str]
+    metrics: Mapping[str, Mapping[str, float]]
+    samples: Sequence[Any]
+    history: Sequence[Mapping[str, float]]
+    versions: Mapping[str, str]
+
+    def figures(self) -> dict[str, float]:
+        """The final figures that say how good the model is, by name."""
+        return {
+            name: value
+            for values in self.metrics.values()
+            for name, value in values.items()
+            if name != "epoch" and not name.endswith(_NO_FIGURES) and not name.endswith("_samples")
+        }
+
+
+def report_of(
+    trainer: T5Trainer,
+    title: str,
+    facts: Mapping[str, str],
+    metrics: Mapping[str, Mapping[str, float]],
+    samples: Sequence[Any] = (),
+) -> Report:
+    """A report on what the trainer has done; arguments as the attributes of [`Report`]."""
+    model, args = trainer.plain_model(), trainer.args
+    return Report(
+        title=title,
+        model=type(model).__name__,
+        model_type=model.config.model_type,
+        is_adapter=hasattr(trainer.model, "peft_config"),
+        source=Path(str(model.config.name_or_path)).name,
+        command=args.command,
+        facts=facts,
+        metrics=metrics,
+        samples=samples,
+        history=trainer.state.log_history,
+        versions=_versions(args),
+    )
+
+
+def card_of_import(config: T5ExperimentalConfig, model_folder: str, args: T5TrainingArguments) -> Report:
+    """What the model card of a released prompt says, which nothing here has trained."""
+    return Report(
+        title="A prompt for prompt tuning",
+        model=(config.architectures or [type(config).__name__])[0],
+        model_type=config.model_type,
+        is_adapter=True,
+        source=Path(model_folder).resolve().name,
+        command=args.command,
+        facts={},
+        metrics={},
+        samples=(),
+        history=(),
+        versions=_versions(args),
+    )
+
+
+def _versions(args: T5TrainingArguments) -> dict[str, str]:
+    found = {"t5_experimental": t5_experimental.__version__, "Python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else platform.machine()
+    return {**found, "device": f"{args.world_size} x {args.device.type} ({device})"}
+
+
+def curves(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Points]]:
+    """Charts of a trainer's log, by title: losses together, learning rate, and each metric of an evaluation."""
+    charts: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for entry in history:
+        for name, value in entry.items():
+            split, _, metric = name.partition("_")
+            if name == "loss":
+                place = ("loss", "train")
+            elif name in ("learning_rate", "tokens_per_second"):
+                place = (name.replace("_", " "), "train")
+            elif split in ("eval", "test") and not name.endswith((*_NO_FIGURES, "_samples")):
+                place = (metric, split)
+            else:
+                continue
+            if math.isfinite(value):
+                charts.setdefault(place[0], {}).setdefault(place[1], []).append((entry["step"], value))
+    return {title: dict(lines) for title, lines in charts.items()}
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Writes `report.html` and `README.md`, each as a whole or not at all."""
+    charts = [Markup(chart(title, lines)) for title, lines in curves(report.history).items()]
+    _write(folder, "report.html", "report.html", report=report, charts=charts)
+    write_card(folder, report)
+
+
+def write_card(folder: Path, report: Report) -> None:
+    """Writes the model card, `README.md`, as a whole or not at all."""
+    _write(folder, "model_card.md", "README.md", report=report)
+
+
+# What users and files name things, in a model card: as the reader shall see it, and never as markup.
+
+
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
+def _prose(text: str) -> str:
+    """In a line of markdown; every sign that could mean something there is escaped."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", _printable(text))
+
+
+def _ticks(text: str, least: int) -> str:
+    """More backquotes in a row than the text has."""
+    return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
+
+
+def _code(text: str) -> str:
+    """As code within a line."""
+    text = _printable(text)
+    ticks, space = _ticks(text, 1), " " if "`" in text else ""
+    return f"{ticks}{space}{text}{space}{ticks}"
+
+
+def _fenced(text: str) -> str:
+    """As code in lines of its own."""
+    text = "\n".join(map(_printable, text.split("\n")))
+    return f"{_ticks(text, 3)}\n{text}\n{_ticks(text, 3)}"
+
+
+def _python(text: str) -> str:
+    """As a literal of Python, on one line."""
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def _yaml(text: str) -> str:
+    """As a scalar of YAML's front matter."""
+    return text if re.fullmatch(r"[a-z][\w.]*", text) else json.dumps(text)
+
+
+_FILTERS = {"prose": _prose, "code": _code, "fenced": _fenced, "python": _python, "yaml": _yaml}
+
+
+def _write(folder: Path, template: str, name: str, **values: Any) -> None:
+    """Fills in a template."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= _FILTERS
+    text = environment.get_template(template).render(folder=folder.resolve().name, **values)
+    with held_back():
+        own_folders.begin(folder / ASIDE)
+        (folder / ASIDE / name).write_text(text, encoding="utf-8")
+        os.replace(folder / ASIDE / name, folder / name)
+        remove_aside(folder)

@@ -1,0 +1,114 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""What an entry point says before it starts, for the user to check."""
+
+import sys
+from collections.abc import Mapping, Sized
+from typing import cast
+
+import torch
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
+
+from ..engines.engine import describe_engine
+from ..optim.presets import plateau_of
+from ..optim.slots import slots_step
+from ..trainer.arguments import T5TrainingArguments
+from ..trainer.same_run import learning_rate_of
+from ..trainer.trainer import T5Trainer
+
+
+FLOAT16_WARNING = (
+    "\nWARNING: --fp16 computes in float16, which ends at 65504; activations of T5 models go beyond that, and the loss "
+    "becomes NaN: use --bf16 where the hardware has it, else --bf16 False without --fp16, which is float32.\n"
+)
+
+
+_ROWS_MULTIPLE = 128
+
+
+def warn_of_float16(training: T5TrainingArguments) -> None:
+    """Says once that float16 does not suit T5, if that is what the run computes in."""
+    if training.mixed_precision == "fp16" and training.process_index == 0:
+        print(FLOAT16_WARNING, file=sys.stderr, flush=True)
+
+
+def describe(trainer: T5Trainer, more: Mapping[str, str]) -> dict[str, str]:
+    """What is about to happen: the model, how it is trained, and what else the entry point has to say, by heading."""
+    model, args = trainer.plain_model(), trainer.args
+    asked = trainer.accelerator.mixed_precision
+    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(asked, asked)
+    if args.device.type == "cpu" and asked == "no":
+        precision += " (bfloat16 is slow on most CPUs; --bf16 True asks for it)"
+    return {
+        "model": f"{type(model).__name__} ({model.config.model_type}), {_describe_parameters(trainer)}",
+        "engine": describe_engine(trainer.accelerator),
+        "dropout": f"{model.config.dropout_rate:g}{', the same at all positions' * model.config.broadcast_dropout}",
+        "precision": f"weights float32, computation {precision}",
+        "optimizer": _describe_optimizer(args),
+        "clipping": f"gradients to norm {args.max_grad_norm:g}" if args.max_grad_norm else "none",
+        "denominator": f"{args.loss_denominator} of a step",
+        **_describe_vocabulary(trainer),
+        **more,
+        **({"beginning": args.beginning} if args.beginning else {}),
+    }
+
+
+def facts_as_text(facts: Mapping[str, str]) -> str:
+    """The facts as lines to print."""
+    return "\n".join(f"{name:<11} {text}" for name, text in facts.items())
+
+
+def _describe_parameters(trainer: T5Trainer) -> str:
+    parameters = list(cast(torch.nn.Module, trainer.model).parameters())
+    # Where DeepSpeed's ZeRO-3 has emptied a parameter, it keeps the number beside it.
+    sizes = [(getattr(parameter, "ds_numel", parameter.numel()), parameter.requires_grad) for parameter in parameters]
+    total, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
+    return f"{total:,} parameters" + (f", {trained:,} of them trained" if trained < total else "")
+
+
+def _describe_vocabulary(trainer: T5Trainer) -> dict[str, str]:
+    """A line if there are more embedding rows than filling up to a multiple of 128, as the original does, explains."""
+    ids, rows = len(cast(Sized, trainer.processing_class)), trainer.plain_model().config.vocab_size
+    if rows - ids < _ROWS_MULTIPLE:
+        return {}
+    return {"vocabulary": f"{ids:,} ids for {rows:,} embedding rows: make sure that it is this model's own"}
+
+
+def _describe_optimizer(args: T5TrainingArguments) -> str:
+    preset, decay = args.optimizer_preset, f", decay {args.weight_decay:g}" if args.weight_decay else ""
+    name = OptimizerNames(args.optim).value if preset is None else f"preset {preset}"
+    return f"{name}, {describe_learning_rate(args)}{decay}{_describe_slots(args)}"
+
+
+def describe_learning_rate(args: T5TrainingArguments) -> str:
+    """The highest learning rate, also that of a checkpoint to go on from if it is another one, and the schedule."""
+    rate, checkpoint = args.highest_learning_rate(), args.resume_from_checkpoint
+    before = None if checkpoint is None else learning_rate_of(checkpoint)
+    changed = "" if before in (None, rate) else f" ({before:g} up to the checkpoint)"
+    return f"learning rate {rate:g}{changed}, schedule {_describe_schedule(args)}"
+
+
+def _describe_schedule(args: T5TrainingArguments) -> str:
+    steps, preset = args.warmup_steps, args.optimizer_preset
+    plateau = None if preset is None else plateau_of(preset, int(steps) or None)
+    if plateau is not None:
+        return f"constant up to step {plateau:,}, then inverse square root"
+    warmup = f", warm-up {steps:.0%} of the steps" if steps < 1 else f", warm-up {steps:,.0f} steps"
+    return SchedulerType(args.lr_scheduler_type).value + (warmup if steps else "")
+
+
+def _describe_slots(args: T5TrainingArguments) -> str:
+    folder, preset = args.optimizer_slots, args.optimizer_preset
+    if folder is None or preset is None:
+        return ""
+    step, plateau = slots_step(folder), plateau_of(preset, int(args.warmup_steps) or None)
+    there = "" if plateau is None else f" ({args.highest_learning_rate() * (plateau / max(step, plateau)) ** 0.5:.3g})"
+    return f", from the state in {folder} of step {step:,}{there}"
+
+
+def describe_step(trainer: T5Trainer, inputs: float, targets: float) -> str:
+    """How much a step of the optimizer takes; `inputs` and `targets` are tokens of an example."""
+    args = trainer.args
+    batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    tokens = f"about {batch * inputs:,.0f} input and {batch * targets:,.0f} target tokens"
+    return f"{batch} examples on {args.world_size} process(es), {tokens}"

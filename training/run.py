@@ -1,0 +1,59 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""The way of every run, once its trainer is built: what it says, trains, saves, evaluates and leaves behind."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from .interruption import held_back
+from .report.report import report_of, write_report
+from .report.start_lines import describe, facts_as_text
+from .trainer.same_run import check_resumption
+from .trainer.trainer import T5Trainer
+
+
+def run_trainer(
+    trainer: T5Trainer,
+    title: str,
+    more: Mapping[str, str],
+    evaluated: Mapping[str, Any],
+    sample: Callable[[str], Sequence[Any]] = lambda split: (),
+    before_saving: Callable[[], None] = lambda: None,
+) -> None:
+    """Says what is about to happen, trains, saves, evaluates, reports.
+
+    Args:
+        trainer: with all that it trains on.
+        title: of the report.
+        more: what else to say before, by heading, see [`describe`].
+        evaluated: what to evaluate on in the end, by prefix of the metrics.
+        sample: gives samples of the last of these, for the report.
+        before_saving: what is to be done to the trained model first.
+
+    Raises:
+        TrainingError: the checkpoint to go on from is another run's, or the run breaks down.
+    """
+    args = trainer.args
+    if args.resume_from_checkpoint is not None:
+        check_resumption(trainer, args.resume_from_checkpoint)
+    facts = describe(trainer, more)
+    if trainer.is_world_process_zero():
+        print(facts_as_text(facts), flush=True)
+    metrics: dict[str, dict[str, float]] = {
+        "train": trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
+    }
+    before_saving()
+    trainer.save_finished_model()
+    for split, rows in evaluated.items():
+        metrics[split] = trainer.evaluate(cast(Any, rows), metric_key_prefix=split)
+    with held_back():
+        for split, values in metrics.items():
+            trainer.log_metrics(split, values)
+            trainer.save_metrics(split, values)
+    samples = sample(list(evaluated)[-1]) if evaluated else ()
+    if trainer.is_world_process_zero():
+        write_report(Path(str(args.output_dir)), report_of(trainer, title, facts, metrics, samples))
+    trainer.leave_process_group()
+    if trainer.is_world_process_zero():
+        trained = "Model" if trainer.model is trainer.plain_model() else "Adapter"
+        print(f"{trained}, tokenizer, metrics and report.html are in {args.output_dir}", flush=True)

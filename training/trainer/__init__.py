@@ -1,0 +1,2 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""The trainers, and what they save."""

@@ -1,0 +1,265 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Options that the entry points share, as dataclasses that the command line is parsed into."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+from transformers.integrations import (
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+    is_tensorboard_available,
+)
+
+from t5_experimental.activation_checkpointing_t5_experimental import OPTION
+
+from ..engines.engine import check_optimizer, settle_engine
+from ..engines.lost_processes import join_on_cpu
+from ..errors import TrainingError
+from ..optim.arguments import OptimizerArguments
+from .checkpoint_folders import check_aside, choose_checkpoint, find_checkpoints
+from .losses import LossDenominator, check_loss_options
+
+
+# What `--estimate` without a value means: the engine and the processes that there are.
+LAUNCHED = "launched"
+
+# Files that make a folder what it is, and are written last.
+FINISHED = {"config.json": "a model", "adapter_config.json": "an adapter"}
+# Keys of `--gradient_checkpointing_kwargs`: ours, and those of torch's checkpoint function.
+_CHECKPOINTING = {OPTION, "use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop"}
+# The last things that a run writes.
+_REPORT = ("report.html", "README.md")
+
+
+def bfloat16_is_fast(use_cpu: bool) -> bool:
+    """Whether bfloat16 is worth being the default: on CUDA devices with circuits for it.
+
+    On the CPU it is not. Most processors emulate it, so that it takes longer than float32 and is less exact.
+    """
+    return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def _check_output(folder: Path) -> None:
+    """Refuses a folder that cannot be written to or already holds a model; checkpoints may be there, and also a model
+    from which its run has not got as far as the report."""
+    try:
+        if folder.is_file():
+            raise TrainingError(f"--output_dir {folder} is a file: give a folder.")
+        is_finished = all((folder / name).exists() for name in _REPORT)
+        for name, what in FINISHED.items():
+            if (folder / name).exists() and (is_finished or not find_checkpoints(folder)):
+                finished = ", and its run is finished" if is_finished else ""
+                raise TrainingError(
+                    f"--output_dir {folder} already holds {what}{finished}: give another folder, or remove it."
+                )
+        check_aside(folder)
+        # Tried out, since permissions alone do not tell. Nothing stays behind where another check fails, and the name
+        # is random, so that processes that check at the same time do not meet.
+        with TemporaryDirectory(dir=next(path for path in (folder, *folder.parents) if path.exists())):
+            pass
+    except OSError as error:
+        raise TrainingError(
+            f"--output_dir {folder} cannot be written to ({error.strerror}): give a folder where you may write."
+        ) from error
+
+
+def _check_reporters(names: list[str]) -> None:
+    available = get_available_reporting_integrations()
+    for name, reporter in zip(names, get_reporting_integration_callbacks(names), strict=True):
+        if name in available:
+            continue
+        try:
+            reporter()  # that list lacks some that do work; their constructors know
+        except (ImportError, RuntimeError) as error:
+            raise TrainingError(
+                f"--report_to {name} needs a package that is not installed ({error}): install it, or leave it out."
+            ) from error
+
+
+@dataclass
+class T5TrainingArguments(OptimizerArguments):
+    """Transformers' own options, with the defaults that every training of these models shares, checked."""
+
+    logging_steps: float = field(default=50, metadata={"help": "Steps between two logs of the loss."})
+    z_loss: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the squared log-normaliser in the loss of training; the original's is 1e-4."},
+    )
+    loss_denominator: LossDenominator = field(
+        default="tokens",
+        metadata={
+            "help": "What the summed loss of a step is divided by: the tokens to predict, or, as in the original, all "
+            "target positions, padding included. Evaluation always divides by tokens."
+        },
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={
+            "help": "Leave non-finite losses out of the log, and do not stop at them. Non-finite weights are not saved."
+        },
+    )
+    bf16: bool | None = field(  # type: ignore[assignment]  # None only until __post_init__
+        default=None,
+        metadata={
+            "help": "Compute in bfloat16 where that is safe, with float32 weights. Default: on CUDA devices that have "
+            "it, unless another precision is asked for; not on the CPU, where it is slower than float32. "
+            "--bf16 False is float32.",
+            # What the parser gives to switches whose default is not None.
+            "nargs": "?",
+            "const": True,
+        },
+    )
+    resume_from_checkpoint: str | None = field(
+        default="auto",
+        metadata={
+            "help": "Folder of the checkpoint to go on from. By default, auto, it is the newest whole one in "
+            "--output_dir, so that the same command goes on with a run that has died; where there is none, the run "
+            "begins. True insists on one, False on there being none."
+        },
+    )
+    report_to: None | str | list[str] = field(  # noqa: RUF036 - the parser wants transformers' own order
+        default=None,
+        metadata={"help": "Where logs go besides the report, as wandb. Default: tensorboard, if it is installed."},
+    )
+    do_train: bool | None = field(  # type: ignore[assignment]  # None is not given
+        default=None, metadata={"help": "Every run trains; there is no need to say so.", "nargs": "?", "const": True}
+    )
+    do_eval: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Whatever --validation_file gives is evaluated on at the end.", "nargs": "?", "const": True},
+    )
+    do_predict: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Whatever --test_file gives is evaluated on at the end.", "nargs": "?", "const": True},
+    )
+    estimate: str | None = field(
+        default=None,
+        metadata={
+            "help": "Trains nothing, and loads no weights: prints how much memory each device would need, as "
+            "launched or under ENGINE:PROCESSES, such as deepspeed_zero3:8.",
+            "nargs": "?",
+            "const": LAUNCHED,
+        },
+    )
+    xla_spmd: bool = field(
+        default=False,
+        metadata={
+            "help": "Through torch_xla, one process has all devices compute each step together: each holds its rows of "
+            "the weights and of the optimizer's state, and its part of the batch, whose size is that of all."
+        },
+    )
+    bf16_there: bool = field(default=False, init=False)
+    """Whether the devices that `estimate` names compute in bfloat16: unless another precision is asked for."""
+    command: str = field(default="", init=False)
+    """The command line that these came from, to be shown in the report."""
+    given: frozenset[str] = field(default=frozenset(), init=False)
+    """Names of the options on it and in its recipe."""
+    goes_on: bool = field(default=True, init=False)
+    """Whether the same command, given once more, goes on from the newest checkpoint in `output_dir`."""
+    beginning: str = field(default="", init=False)
+    """What is to be said of the checkpoint that the run goes on from, or of those that it cannot use."""
+
+    def __post_init__(self) -> None:
+        if self.output_dir is None:
+            raise TrainingError("--output_dir is missing: give the folder that the model shall be written to.")
+        float32_wanted = self.bf16 is False
+        if self.estimate not in (None, LAUNCHED):
+            self.bf16_there, self.bf16 = not float32_wanted and not self.fp16, False
+        if self.bf16 is None:
+            # What `accelerate launch` was told; it says "no" when it was told nothing.
+            unspecified = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no" and not self.fp16
+            self.bf16 = unspecified and bfloat16_is_fast(self.use_cpu)
+        self._check_amount()
+        if self.load_best_model_at_end and str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
+            raise TrainingError(
+                "--load_best_model_at_end needs evaluations to compare: give --validation_file and --eval_strategy."
+            )
+        if isinstance(self.deepspeed, str) and self.deepspeed.endswith(".json") and not Path(self.deepspeed).is_file():
+            raise TrainingError(f"--deepspeed {self.deepspeed} does not exist: give the path of a configuration.")
+        check_loss_options(self.z_loss, self.label_smoothing_factor)
+        self.settle_optimizer()
+        if self.report_to is None:
+            self.report_to = "tensorboard" if is_tensorboard_available() else "none"
+        settle_engine(self, self.xla_spmd)
+        if self.use_cpu:
+            join_on_cpu(self.ddp_backend, self.ddp_timeout_delta)
+        super().__post_init__()
+        check_optimizer(self, self.optimizer_preset)
+        if float32_wanted and self.mixed_precision == "bf16":
+            self.mixed_precision = "no"  # the launcher's word, but the script's own option counts more
+        _check_output(Path(self.output_dir))
+        self.goes_on = str(self.resume_from_checkpoint).lower() in ("auto", "true")
+        self.resume_from_checkpoint, self.beginning = choose_checkpoint(
+            self.resume_from_checkpoint, Path(self.output_dir)
+        )
+        _check_reporters(cast(list[str], self.report_to))
+
+    def check_data(self, has_validation: bool, has_test: bool) -> None:
+        """Refuses what these options ask for, if there is no data for it, and what the data contradicts.
+
+        Args:
+            has_validation: whether there are examples to evaluate on.
+            has_test: whether there are others, for the end alone.
+        """
+        if self.eval_strategy != "no" and not has_validation:
+            raise TrainingError("--eval_strategy needs examples to evaluate on: give --validation_file, too.")
+        if "eval_steps" in self.given and self.eval_strategy == "no":
+            raise TrainingError("--eval_steps has no effect without --eval_strategy steps: give both, or none.")
+        if self.gradient_checkpointing_kwargs is not None and not self.gradient_checkpointing:
+            raise TrainingError(
+                "--gradient_checkpointing_kwargs has no effect without --gradient_checkpointing: give both, or none."
+            )
+        if unknown := sorted(set(cast(dict[str, Any], self.gradient_checkpointing_kwargs or {})) - _CHECKPOINTING):
+            raise TrainingError(
+                f"--gradient_checkpointing_kwargs has {unknown[0]!r}, which is none of "
+                f"{', '.join(sorted(_CHECKPOINTING))}."
+            )
+        if self.do_train is False:
+            raise TrainingError("--do_train False leaves nothing to do, since every run trains: leave it out.")
+        wishes = (
+            ("do_eval", self.do_eval, has_validation, "validation_file"),
+            ("do_predict", self.do_predict, has_test, "test_file"),
+        )
+        for option, wish, is_there, source in wishes:
+            if wish and not is_there:
+                raise TrainingError(f"--{option} needs examples to evaluate on: give --{source}, too.")
+            if wish is False and is_there:
+                raise TrainingError(f"--{option} False contradicts --{source}, which is evaluated on: leave one out.")
+
+    def check_best_metric(self, figures: Sequence[str]) -> None:
+        """Refuses a --metric_for_best_model that no evaluation computes; `figures` are those that one does."""
+        wanted = self.metric_for_best_model
+        if wanted is None or wanted.removeprefix("eval_") in figures:
+            return
+        raise TrainingError(
+            f"--metric_for_best_model {wanted} is not computed, only {', '.join(figures)}: choose one of these, or "
+            "give --metric."
+        )
+
+    def _check_amount(self) -> None:
+        for option in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            if (value := getattr(self, option)) < 1:
+                raise TrainingError(f"--{option} is {value}: it must be at least 1.")
+        least = {
+            "dataloader_num_workers": 0,
+            "seed": 0,
+            "data_seed": 0,
+            "generation_num_beams": 1,
+            "generation_max_length": 1,
+        }
+        for option, lowest in least.items():
+            if (value := getattr(self, option)) is not None and value < lowest:
+                raise TrainingError(f"--{option} is {value}: it must be at least {lowest}.")
+        for option in ("save_steps", "eval_steps", "logging_steps"):
+            if (value := getattr(self, option)) is not None and not value > 0:
+                raise TrainingError(f"--{option} is {value:g}: it must be more than 0.")
+        if self.max_steps < 1 and self.num_train_epochs <= 0:
+            raise TrainingError(
+                f"--num_train_epochs is {self.num_train_epochs:g}, which trains nothing: it must be more than 0, or "
+                "give --max_steps."
+            )

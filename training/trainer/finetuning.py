@@ -1,0 +1,108 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""What fine-tuning adds to training: texts are generated and compared with every reference of their input."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers.trainer_utils import EvalLoopOutput
+
+from ..data.arguments import DataArguments
+from ..data.examples import Split, source_features
+from ..data.metrics import compute_metrics
+from ..engines.xla import check_search, generate_greedily, is_xla
+from .trainer import T5Trainer
+
+
+# Of a split, if no metric asks for all of it.
+_SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An input, what the model makes of it, and what is right."""
+
+    source: str
+    prediction: str
+    references: Sequence[str]
+
+
+class FinetuningTrainer(T5Trainer):
+    """Evaluates a split, which the prefix of the metrics names, in two passes: the loss of every pair of input and
+    target, then one text for each different input, if there are metrics to compute.
+
+    Args:
+        splits: by prefix, `train` among them.
+        data: the options that the splits were made with.
+        metrics: names of [`~t5_experimental.training.data.metrics.METRICS`].
+        kwargs: as of transformers' `Seq2SeqTrainer`.
+    """
+
+    def __init__(self, splits: Mapping[str, Split], data: DataArguments, metrics: Sequence[str], **kwargs: Any) -> None:
+        pairs = {split: features.pairs for split, features in splits.items()}
+        super().__init__(train_dataset=pairs["train"], eval_dataset=pairs.get("eval"), **kwargs)
+        self._splits, self._data, self._metrics = splits, data, metrics
+        if is_xla(self.args.device):
+            check_search(self.args.generation_num_beams)
+        # Losses come from a pass of their own, which does not generate.
+        self.args.predict_with_generate = True
+        source, target = data.max_source_length, data.max_target_length
+        self.fixed_lengths = {"input_ids": source, "attention_mask": source}
+        self.fixed_lengths |= {"labels": target, "decoder_input_ids": target}
+        self.samples: dict[str, list[Sample]] = {}
+        """Of the last evaluation of each split."""
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self._metrics and prediction_loss_only:
+            references = self._splits[metric_key_prefix].references()
+            predictions = self._generate_texts(list(references), metric_key_prefix)
+            self.samples[metric_key_prefix] = _some(references, predictions)
+            figures = compute_metrics(self._metrics, predictions, list(references.values()))
+            cast(dict[str, float], output.metrics).update(
+                {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
+            )
+        return output
+
+    def sample(self, split: str) -> list[Sample]:
+        """Some examples of a split, as the model does them now, or did when the split was evaluated; all processes call
+        this."""
+        if split not in self.samples:
+            references = dict(list(self._splits[split].references().items())[:_SAMPLES])
+            self._gen_kwargs = {
+                "max_length": self.args.generation_max_length,
+                "num_beams": self.args.generation_num_beams,
+            }
+            self.samples[split] = _some(references, self._generate_texts(list(references), split))
+        return self.samples[split]
+
+    def _generate_texts(self, sources: list[str], prefix: str) -> list[str]:
+        """What the model makes of each input, on all processes."""
+        tokenizer = cast(Any, self.processing_class)
+        features = source_features(sources, self._data, tokenizer)
+        loader = self.get_test_dataloader(cast(torch.utils.data.Dataset, features))
+        if is_xla(self.args.device):
+            self._gen_kwargs["custom_generate"] = generate_greedily
+        output = super().evaluation_loop(loader, "Generation", prediction_loss_only=False, metric_key_prefix=prefix)
+        ids = cast(np.ndarray, output.predictions)
+        # Rows of unequal length come filled up with -100.
+        return tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
+        # Predictions come in the order of their inputs, even where training groups examples by length.
+        return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
+
+
+def _some(references: Mapping[str, Sequence[str]], predictions: Sequence[str]) -> list[Sample]:
+    rows = zip(references.items(), predictions, strict=True)
+    return [Sample(source, prediction, texts) for (source, texts), prediction in rows][:_SAMPLES]

@@ -1,0 +1,60 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Options that only fine-tuning has."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from transformers.trainer_utils import SchedulerType
+
+from ..data.metrics import check_metrics, figures_of
+from ..errors import TrainingError
+from .arguments import T5TrainingArguments
+
+
+# Options of how transformers collects the logits of an evaluation, with their defaults.
+_OF_LOGITS = {"prediction_loss_only": False, "batch_eval_metrics": False, "eval_do_concat_batches": True}
+
+
+@dataclass
+class FinetuningArguments(T5TrainingArguments):
+    """How it is trained: the original's fine-tuning, unless said otherwise."""
+
+    default_schedule: ClassVar[SchedulerType] = SchedulerType.CONSTANT  # T5's
+
+    metric: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "What generated texts are judged by, when examples are evaluated: bleu, rouge, exact_match, f1, or "
+            "several. Examples with the same input are references of one text. Default: exact_match with "
+            "--predict_with_generate, else none."
+        },
+    )
+    lora_rank: int = field(
+        default=0, metadata={"help": "Train adapters of this rank (LoRA) instead of all weights; 0: all weights."}
+    )
+    merge_lora: bool = field(
+        default=False, metadata={"help": "Write a whole model with the adapters added in, and not adapters alone."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_metrics(self.metric)
+        if self.predict_with_generate and not self.metric:
+            self.metric = ["exact_match"]
+        for option in _OF_LOGITS:
+            if getattr(self, option) != _OF_LOGITS[option]:
+                raise TrainingError(
+                    f"--{option} has no place in fine-tuning, where losses are computed without logits and texts are "
+                    "generated apart from them: leave it out."
+                )
+        self.check_best_metric(["loss", *figures_of(self.metric)])
+        if self.lora_rank < 0:
+            raise TrainingError(f"--lora_rank is {self.lora_rank}: it must be at least 1, or 0 for all weights.")
+        if self.lora_rank and self.optimizer_preset in ("finetune", "pretrain"):
+            raise TrainingError(
+                f"--lora_rank begins with matrices of zeros, and the Adafactor of --optimizer_preset "
+                f"{self.optimizer_preset} scales its steps by the size of a parameter: choose adamw "
+                "there, or leave the option out."
+            )
+        if self.merge_lora and not self.lora_rank:
+            raise TrainingError("--merge_lora is of no use without --lora_rank: give both, or none.")

@@ -1,0 +1,38 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Which loss a step of training has, beyond plain cross-entropy; what computes it is the model."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from ..errors import TrainingError
+
+
+# What the summed loss of a step is divided by: the tokens to predict, or all target positions, padding included.
+LossDenominator: TypeAlias = Literal["tokens", "positions"]
+
+
+def check_loss_options(z_loss: float, label_smoothing: float) -> None:
+    """Refuses a `--z_loss` and a `--label_smoothing_factor` that are none.
+
+    Raises:
+        TrainingError: one of them is out of bounds.
+    """
+    if z_loss < 0:
+        raise TrainingError(f"--z_loss is {z_loss}: it must be at least 0; the original's is 1e-4.")
+    if not 0 <= label_smoothing < 1:
+        raise TrainingError(f"--label_smoothing_factor is {label_smoothing}: it must be at least 0 and less than 1.")
+
+
+def loss_arguments(z_loss: float, label_smoothing: float) -> dict[str, Any]:
+    """Arguments of the model's forward pass in a step of training, which looks at no logits.
+
+    The model smooths labels itself: transformers' trainer wants all logits for that, and evaluates smoothed.
+    """
+    return {"skip_logits": True, "z_loss": z_loss, "smoothing": label_smoothing}
+
+
+def with_all_positions(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """A batch for counting: every position of `labels` `(batch, length)` holds something to predict."""
+    return {name: torch.zeros_like(values) for name, values in batch.items() if name == "labels"}

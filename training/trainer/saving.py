@@ -1,0 +1,256 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""A trainer whose checkpoints and model appear as a whole, and which goes on from a checkpoint as if nothing had been.
+
+What transformers' own trainer forgets over a resumption: the losses since the last log, so that the next one is the
+mean of fewer steps; the losses of the whole run, whose mean is `train_loss`; and that no step is left, if the
+checkpoint is that of the last one.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from t5_experimental import own_folders
+
+from ..engines.fsdp2 import saving_whole
+from ..errors import ProcessError, TrainingError
+from ..interruption import check, held_back
+from ..permissions import share_as_usual
+from .arguments import FINISHED
+from .checkpoint_folders import (
+    ASIDE,
+    STATE,
+    Record,
+    check_same_run,
+    complete,
+    file_sizes,
+    find_checkpoints,
+    force,
+    force_to_disk,
+    put_in_place,
+    remove_aside,
+    remove_oldest,
+    why_not_written,
+)
+
+
+_LOSSES = "losses.json"
+
+
+class SavingTrainer(Seq2SeqTrainer):
+    """`Seq2SeqTrainer` that writes aside and renames, see [`~t5_experimental.training.trainer.checkpoint_folders`]."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._aside: Path | None = None  # while a checkpoint is written
+        self._losses_begin = 0  # after this step
+        self.add_callback(_RestoreLosses(self))
+        self.add_callback(_EndWhenTold())
+
+    # Going on.
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        checkpoint = Path(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str) else None
+        self._check_checkpoint(checkpoint)
+        self.losses_to_restore = None if checkpoint is None else checkpoint / _LOSSES
+        self._clear(Path(str(self.args.output_dir)))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _check_checkpoint(self, checkpoint: Path | None) -> None:
+        step = -1 if checkpoint is None else json.loads((checkpoint / STATE).read_text())["global_step"]
+        steps = self.accelerator.gather(torch.tensor([step], device=self.args.device))
+        if len(found := set(steps.tolist())) > 1:
+            seen = " and ".join("no checkpoint" if step < 0 else f"one of step {step}" for step in sorted(found))
+            raise TrainingError(
+                f"The processes do not agree on where to go on, they see {seen}: give an --output_dir that all "
+                "machines share."
+            )
+        if checkpoint is not None:
+            examples = None if self.args.ignore_data_skip else self._examples()
+            check_same_run(checkpoint, self._engine(), self.args.world_size, examples)
+
+    def _examples(self) -> int:
+        """In a step, of all processes."""
+        args = self.args
+        return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    def _engine(self) -> str:
+        """What spreads parameters and optimizer over the processes."""
+        state = cast(Any, self.accelerator.state)
+        if self.is_deepspeed_enabled:
+            return f"DeepSpeed ZeRO-{state.deepspeed_plugin.zero_stage}"
+        return f"FSDP{state.fsdp_plugin.fsdp_version}" if self.is_fsdp_enabled else ""
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:  # transformers would train for one more step before it looks
+            self.control.should_training_stop = True
+
+    # Losses.
+
+    def losses(self) -> dict[str, Any]:
+        """Sums of losses that are not logged yet, one of each process, and of all that are; all processes call this."""
+        sums = self.accelerator.gather(self._tr_loss.detach().reshape(1)).tolist()
+        return {
+            "since_log": sums,
+            "logged_until": self._globalstep_last_logged,
+            "logged": self._total_loss_scalar,
+            "begin": self._losses_begin,
+        }
+
+    def restore_losses(self) -> None:
+        """Goes on with the sums of a checkpoint; without them, with those of this run alone."""
+        path = self.losses_to_restore
+        self._losses_begin = self.state.global_step
+        if path is None or not path.is_file():
+            return
+        losses = json.loads(path.read_text())
+        since_log = losses["since_log"]
+        # Of other processes, only the mean makes sense; it is all that is ever logged.
+        mine = since_log[self.args.process_index] if len(since_log) == self.args.world_size else _mean(since_log)
+        self._tr_loss += mine
+        self._globalstep_last_logged, self._total_loss_scalar = losses["logged_until"], losses["logged"]
+        self._losses_begin = losses["begin"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "train_loss" in logs:
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step - self._losses_begin, 1)
+        super().log(logs, start_time)
+
+    # Checkpoints.
+
+    def save_own_state(self, folder: Path) -> None:
+        """Writes what else a checkpoint needs; every process calls this."""
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        output = Path(self._get_output_dir(trial))
+        place = output / f"checkpoint-{self.state.global_step}"
+        written = output / ASIDE / place.name
+        losses = self.losses()
+        with self.writing(place.name, output):
+            self._aside = written.parent
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._aside = None
+            self.save_own_state(written)
+            if self.state.best_model_checkpoint == str(written):
+                self.state.best_model_checkpoint = str(place)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.state.save_to_json(str(written / STATE))
+                (written / _LOSSES).write_text(json.dumps(losses) + "\n")
+                complete(written, self._record(written))
+                with held_back():
+                    put_in_place(written, place)
+        if self.args.should_save:
+            with held_back():
+                remove_oldest(output, self.args.save_total_limit, place, self.state.best_model_checkpoint)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(place))
+
+    def _record(self, folder: Path) -> Record:
+        args = self.args
+        return Record(file_sizes(folder), args.world_size, self._examples(), self._engine(), args.save_only_model)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Waits for the checkpoint to be in its place."""
+
+    # Writing.
+
+    @contextmanager
+    def writing(self, what: str, folder: Path) -> Iterator[None]:
+        """Inside, `what` is written into the folder `ASIDE` of this one, which is made anew, and removed afterwards;
+        all processes do this.
+
+        Raises:
+            ProcessError: the disk is full, say.
+            TrainingError: something of others has the name of that folder.
+        """
+        try:
+            self._clear(folder, anew=True)
+            yield
+        except BaseException as error:
+            if self.args.should_save:
+                remove_aside(folder)
+            why = why_not_written(error)
+            if why is None:
+                raise
+            output = Path(str(self.args.output_dir))
+            last = find_checkpoints(output)
+            then = f"goes on from {last[-1].name}" if last else "begins anew"
+            raise ProcessError(
+                f"{what} cannot be written ({why}): make room in {output} and run the same command again, which {then}."
+            ) from error
+        if self.args.should_save:
+            remove_aside(folder)
+
+    def _clear(self, folder: Path, anew: bool = False) -> None:
+        """Removes what a run that died has left in a folder, and makes the place of unfinished work anew."""
+        if self.args.should_save:
+            remove_aside(folder)
+            if anew:
+                folder.mkdir(parents=True, exist_ok=True)
+                own_folders.begin(folder / ASIDE)
+        self.accelerator.wait_for_everyone()
+
+    def save_finished_model(self) -> None:
+        """Writes model and tokenizer into the output folder; all processes call this.
+
+        The files are written aside and moved when the disk holds them all, `config.json` (of adapters
+        `adapter_config.json`) last: without it, nothing loads the folder. The trainer's own `training_args.bin` is a
+        pickle that loading does not need, and is left out.
+        """
+        folder = Path(str(self.args.output_dir))
+        aside = folder / ASIDE
+        with self.writing("The model", folder):
+            with saving_whole(self.accelerator):
+                self.save_model(str(aside))
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                (aside / "training_args.bin").unlink(missing_ok=True)
+                share_as_usual(aside)
+                force_to_disk(aside)
+                with held_back():
+                    for path in sorted(aside.iterdir(), key=lambda path: path.name in FINISHED):
+                        if path.name != own_folders.MARK:
+                            os.replace(path, folder / path.name)
+                force(folder)
+        self.accelerator.wait_for_everyone()
+
+
+class _RestoreLosses(TrainerCallback):
+    """transformers sets its sums to zero right before this."""
+
+    def __init__(self, trainer: SavingTrainer):
+        self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
+    ) -> None:
+        self._trainer.restore_losses()
+
+
+class _EndWhenTold(TrainerCallback):
+    """Ends a run whose signal was lost, as Python loses exceptions while it cleans up."""
+
+    def on_step_begin(self, *unused: Any, **more: Any) -> None:
+        check()
+
+    def on_prediction_step(self, *unused: Any, **more: Any) -> None:
+        check()
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,377 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""What all training adds to transformers' `Seq2SeqTrainer`: exact counts, a stop at non-finite numbers, the speed, the
+save, and losses without the memory for all logits."""
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any, NoReturn, cast
+
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, ProgressCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from t5_experimental.loss_t5_experimental import IGNORE_INDEX
+from t5_experimental.seq2seq_t5_experimental import T5ExperimentalForConditionalGeneration
+
+from ..engines.engine import SayPartsCallback, check_engine
+from ..engines.fsdp2 import (
+    check_optimizer_under_fsdp,
+    has_prompt,
+    keep_checkpoints_whole,
+    share_embedding,
+    whole_prompt,
+)
+from ..engines.fsdp2_weights import cut_and_fill, is_empty
+from ..engines.xla import (
+    FixedShapes,
+    PlainLoader,
+    RandomState,
+    SpreadCallback,
+    StepBoundaries,
+    devices_of_a_step,
+    is_xla,
+    skipping_plainly,
+    spread,
+)
+from ..errors import TrainingError
+from ..optim.presets import build_optimizer
+from .arguments import T5TrainingArguments
+from .generation import keeping_generation
+from .losses import loss_arguments, with_all_positions
+from .nonfinite import FirstNonFinite, named, non_finite, steps_unseen
+from .same_run import use_learning_rate, write_record
+from .saving import SavingTrainer
+from .throughput import TokenMeter, TokenProgressCallback
+
+
+class T5Trainer(SavingTrainer):
+    """`Seq2SeqTrainer` that counts every example and token once, saves no broken weights, and the final model all at
+    once.
+
+    A loss or gradient that is infinite or not a number ends the run: at once if it is one process on a CPU, and else
+    within ten steps (through XLA, when something is logged), and before anything is logged or saved.
+    Every process only sees the losses of its own examples, so they agree before one of them stops: the others would
+    wait for it forever.
+    """
+
+    args: T5TrainingArguments
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        check_engine(self.args, self.accelerator)
+        self._is_spread = is_xla(self.args.device) and devices_of_a_step() > 1
+        if self._is_spread:
+            self.add_callback(SpreadCallback())
+        self.add_callback(SayPartsCallback())
+        if self.accelerator.is_fsdp2:
+            share_embedding(self.plain_model())
+            if has_prompt(self.model):
+                keep_checkpoints_whole(self.accelerator)
+        self._first_bad: FirstNonFinite | None = None
+        self._steps_unseen = steps_unseen(self.args.device, self.args.world_size)
+        self._makes_optimizer = self.optimizer is None
+        self._parts: list[list[torch.nn.Parameter]] | None = None
+        self._meter = TokenMeter(self.args.device)
+        self._trained_tokens, self._trained_seconds = 0, 0.0
+        self._evaluated: list[torch.Tensor] = []
+        # transformers' own T5, say, does not know the arguments.
+        self._skips_logits = isinstance(self.plain_model(), T5ExperimentalForConditionalGeneration)
+        if self._skips_logits:
+            self.label_smoother = None
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(TokenProgressCallback())
+        self.fixed_lengths: Mapping[str, int] = {}
+        self._written_random_state: RandomState | None = None
+        if is_xla(self.args.device):
+            self.add_callback(StepBoundaries())
+
+    def plain_model(self) -> PreTrainedModel:
+        """The model itself, without adapters."""
+        model = cast(Any, self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+    def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> DataLoader:
+        if not is_xla(self.args.device):
+            return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+        collate, pad = self.data_collator, cast(int, cast(Any, self.processing_class).pad_token_id)
+        self.data_collator = FixedShapes(collate, batch_size, self.fixed_lengths, pad)
+        try:
+            loader = super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+            return cast(DataLoader, PlainLoader(loader, self.args.device))
+        finally:
+            self.data_collator = collate
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        with skipping_plainly() if is_xla(self.args.device) else nullcontext():
+            super()._run_epoch(*args, **kwargs)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        prepared = super()._prepare_inputs(inputs)
+        if self._is_spread:
+            for values in prepared.values():
+                if isinstance(values, torch.Tensor) and values.dim():
+                    spread(values)
+        return prepared
+
+    # What a step is watched for.
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        if self.optimizer_cls_and_kwargs is None:  # else it is one of ours
+            check_optimizer_under_fsdp(self.args.optimizer_preset, self.args.optim, self.accelerator)
+        self._meter.read()
+        return super().train(*args, **kwargs)
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._meter.add(inputs)
+        if self._written_random_state is not None:
+            self._written_random_state.restore()
+            self._written_random_state = None
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if not self.args.logging_nan_inf_filter:
+            self._look_for_bad_numbers(loss)
+        return loss
+
+    def _look_for_bad_numbers(self, loss: torch.Tensor) -> None:
+        # Engines may have replaced the parameters since this object was made.
+        weights = dict(cast(torch.nn.Module, self.model).named_parameters())
+        if self._first_bad is None:
+            self._first_bad = FirstNonFinite(list(weights), self.args.device)
+        # float16's scaler expects infinite gradients, and skips their step.
+        is_last = self.accelerator.sync_gradients and self.accelerator.scaler is None
+        gradients = [weight.grad for weight in weights.values()] if is_last else None
+        self._first_bad.look(self.state.global_step + 1, loss, gradients)
+        if self.accelerator.sync_gradients and (self.state.global_step + 1) % self._steps_unseen == 0:
+            self._stop_at_bad_steps()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs or "train_loss" in logs:
+            self._log_speed(logs)
+        super().log(logs, start_time)
+        # "loss", "train_loss" (of the whole run), "eval_loss", "test_loss"
+        bad = [
+            f"the {name} is {value}"
+            for name, value in logs.items()
+            if name.endswith("loss") and not math.isfinite(value)
+        ]
+        self._stop_at_bad_steps(*bad)
+
+    def _log_speed(self, logs: dict[str, float]) -> None:
+        """Adds tokens per second: since the last log, or of the whole run at its end."""
+        tokens, seconds = self._meter.read()
+        count = int(self.accelerator.gather(tokens.reshape(1)).sum().item())
+        self._trained_tokens, self._trained_seconds = self._trained_tokens + count, self._trained_seconds + seconds
+        if "loss" in logs:
+            logs["tokens_per_second"] = round(count / seconds, 1)
+        else:
+            logs["train_tokens_per_second"] = round(self._trained_tokens / self._trained_seconds, 1)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        # Checkpoints come through here, too. The step before may have broken the weights after a loss that was fine.
+        self._stop_at_bad_steps()
+        self._stop_at_bad_weights()
+        with whole_prompt(self.model):
+            super().save_model(output_dir, _internal_call)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with self._meter.pause():
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        if is_xla(self.args.device):
+            self._written_random_state = RandomState()
+        super()._save_rng_state(output_dir)
+
+    def _stop_at_bad_steps(self, *otherwise: str) -> None:
+        """Ends the run if a step had a bad loss or gradient, or for what is wrong `otherwise`; all processes call
+        this."""
+        finite = torch.tensor(not otherwise, device=self.args.device)
+        if self._first_bad is not None:
+            finite = finite & self._first_bad.all_finite()
+        if self._holds_everywhere(finite):
+            return
+        step = self.state.global_step
+        found = None if self._first_bad is None else self._first_bad.describe(self.accelerator)
+        self._stop(found or f"After step {step}, {otherwise[0] if otherwise else 'a loss is not finite'}")
+
+    def _stop_at_bad_weights(self) -> None:
+        names, weights = zip(*cast(torch.nn.Module, self.model).named_parameters(), strict=True)
+        # DeepSpeed's ZeRO-3 keeps a process's part of a weight beside an emptied parameter.
+        bad = non_finite([getattr(weight, "ds_tensor", weight) for weight in weights], self.args.device)
+        if not self._holds_everywhere(~bad.any()):
+            bad = self.accelerator.gather(bad.int()[None]).amax(0).bool()
+            self._stop(f"After step {self.state.global_step}, {named(names, bad)} became infinite or not a number")
+
+    def _holds_everywhere(self, finite: torch.Tensor) -> bool:
+        """Whether `finite`, a scalar, is true on every process; all processes call this."""
+        return bool(self.accelerator.gather(finite.int().reshape(1)).all().item())
+
+    def _stop(self, problem: str) -> NoReturn:
+        instead = ", and use --bf16 or full precision instead of --fp16" if self.args.fp16 else ""
+        raise TrainingError(f"{problem}: nothing more is saved; lower --learning_rate{instead}.")
+
+    # Going on.
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # Under all names but the first, shared parameters are missing from files, and need not be there.
+        shared = set(getattr(self.plain_model(), "all_tied_weights_keys", ()))
+        missing = [name for name in load_result.missing_keys if name not in shared]
+        load_result.missing_keys[:] = missing
+        super()._issue_warnings_after_load(load_result)
+
+    def init_hf_repo(self, token: str | None = None) -> None:
+        try:
+            super().init_hf_repo(token)
+        except Exception as error:  # the hub's client has errors of several libraries
+            reason = " ".join(str(error).split())[:300]
+            raise TrainingError(
+                f"--push_to_hub cannot make the repository ({reason}): log in with `hf auth login`, or leave it out "
+                "and upload the finished folder later."
+            ) from error
+
+    # The optimizer.
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        is_cut_here = is_empty(self.plain_model())
+        if is_cut_here:
+            cut_and_fill(self.plain_model(), str(self.plain_model().name_or_path), self.accelerator)
+        optimizer = self._create_optimizer(model)
+        if is_cut_here:
+            self._parts = [list(group["params"]) for group in optimizer.param_groups]
+        return optimizer
+
+    def _create_optimizer(self, model: torch.nn.Module | None) -> torch.optim.Optimizer:
+        args = self.args
+        if args.optimizer_preset is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        self.optimizer, schedule = build_optimizer(
+            args.optimizer_preset,
+            cast(torch.nn.Module, self.model if model is None else model),
+            learning_rate=args.learning_rate,
+            warmup_steps=int(args.warmup_steps) or None,
+            weight_decay=args.weight_decay,
+            slots=args.optimizer_slots,
+            moments=args.moments(),
+        )
+        if self.lr_scheduler is None:
+            self.lr_scheduler = schedule  # if there is none, transformers makes the one of --lr_scheduler_type
+        return self.optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        # Comes right after accelerate has prepared the optimizer, whose parameters it replaced by those that begin at
+        # the same place in memory: all of which this process has no row begin at 0.
+        if self._parts is not None:
+            for group, parameters in zip(cast(Any, self.optimizer).param_groups, self._parts, strict=True):
+                group["params"] = parameters
+        return super().create_scheduler(*args, **kwargs)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            write_record(self, output_dir)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self._makes_optimizer:
+            use_learning_rate(self.lr_scheduler, self.args.highest_learning_rate())
+
+    # Losses.
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
+        if self.args.loss_denominator == "positions":
+            batch_samples = [with_all_positions(batch) for batch in batch_samples]
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        if model.training and self._skips_logits:
+            inputs = {**inputs, **loss_arguments(self.args.z_loss, self.args.label_smoothing_factor)}
+        if not model.training:
+            num_items_in_batch = None  # evaluation divides once, by the tokens of all batches
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, Any, Any]:
+        # A collator says by None that there are no labels.
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        if "labels" in inputs:
+            inputs["labels"] = self._without_fillers(inputs["labels"])
+        if prediction_loss_only and self._skips_logits:
+            inputs["skip_logits"] = True
+        if self.accelerator.is_fsdp2:
+            # Each token gathers parameters from all processes, so one whose texts are finished goes on until all are.
+            # transformers does so if it sees FSDP, but not that of the second kind.
+            self._gen_kwargs = {**getattr(self, "_gen_kwargs", {}), "synced_gpus": True}
+        with keeping_generation(self.plain_model()):
+            loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **kwargs)
+        if loss is not None:
+            mean = cast(torch.Tensor, loss).float()
+            count = (inputs["labels"] != IGNORE_INDEX).sum().to(mean)
+            self._evaluated.append(torch.stack([mean * count, count]))
+        return loss, logits, labels
+
+    def _without_fillers(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels `(batch, length)` with nothing to predict where the last batch of several processes is filled up with
+        examples from the front; accelerate drops these when it gathers, in the order of the processes."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return labels
+        first = self.accelerator.process_index * len(labels)
+        is_real = torch.arange(first, first + len(labels), device=labels.device) < state.remainder
+        return labels.masked_fill(~is_real[:, None], IGNORE_INDEX)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        # Seq2SeqTrainer would count the fillers as examples of their own.
+        self.gather_function = self.accelerator.gather_for_metrics
+        self._evaluated = []
+        with self._meter.pause():
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+            if self._evaluated:  # where transformers has the mean of the batches' means
+                cast(dict[str, float], output.metrics)[f"{metric_key_prefix}_loss"] = self._evaluated_loss()
+        return output
+
+    def _evaluated_loss(self) -> float:
+        """Mean over all target tokens of the evaluation, on all processes."""
+        sums = torch.stack(self._evaluated).cpu().double().sum(0).float().to(self.args.device)
+        total, count = self.accelerator.gather(sums[None]).sum(0).tolist()
+        return total / max(count, 1)
+
+    # The end.
+
+    def merge_adapter(self) -> None:
+        """Adds the adapters into the weights of the model, which is saved and evaluated as a whole then."""
+        self.model = cast(Any, self.accelerator.unwrap_model(self.model)).merge_and_unload()
+        self.model_wrapped = self.model
+
+    def leave_process_group(self) -> None:
+        """Ends the communication between the processes; the last thing that a run does.
+
+        The data-parallel wrapper of the model goes first. If it were the group's last owner, it would wait for gloo's
+        threads while it holds the interpreter lock, and these may be waiting for that lock to release the tensors of
+        their last collective: the process hangs then (seen with torch 2.13 on the CPU, one run in four). Left to the
+        end of the interpreter, one run in twenty aborts.
+        """
+        self.model_wrapped = cast(torch.nn.Module, self.model)
+        self.accelerator.free_memory()
+        self.accelerator.end_training()

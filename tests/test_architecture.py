@@ -1,0 +1,136 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""The layering of docs/architecture.md, read from all imports: who may import whom, in how many levels."""
+
+import ast
+import sys
+
+import pytest
+
+from tests.support import import_levels
+from tests.support.import_levels import LIBRARY, ROOT, TOPS, dependencies, imports_of, levels, source_files
+
+
+# What each room may import from its own top folder, `errors` apart; the order is from the bottom to the top.
+ROOMS = {
+    "convert": {
+        "tensors.py": set(),
+        "released.py": set(),
+        "source": {"released.py"},
+        "bundle": {"tensors.py", "source"},
+        "mesh": {"tensors.py"},
+        "plan": {"tensors.py", "mesh"},
+        "presets_table.py": {"tensors.py", "released.py", "mesh"},
+        "output": {"tensors.py", "source", "mesh", "plan"},
+        "pipeline.py": {"tensors.py", "source", "bundle", "mesh", "plan", "output"},
+        "export.py": {"tensors.py", "source", "bundle", "mesh", "plan", "output"},
+        "hub.py": {"plan", "output"},
+        "cli.py": {"mesh", "plan", "output", "presets_table.py", "pipeline.py", "export.py", "hub.py"},
+    },
+    "training": {
+        "models": set(),
+        "engines": set(),
+        "data": {"models"},
+        "optim": {"engines"},
+        "trainer": {"models", "engines", "data", "optim"},
+        "report": {"engines", "optim", "trainer"},
+        "cli": {"engines", "trainer"},
+        "memory": {"models", "optim", "trainer", "report"},
+        "run.py": {"trainer", "report"},
+        **dict.fromkeys(
+            ("finetune.py", "pretrain.py"),
+            {"models", "engines", "data", "optim", "trainer", "report", "cli", "memory", "run.py"},
+        ),
+        "prompt_tune.py": {
+            *("models", "engines", "data", "optim", "trainer", "report", "cli", "memory", "run.py", "finetune.py")
+        },
+    },
+}
+MOST_LEVELS = {"convert": 7, "training": 8}
+
+# What a module of the library may import at its top: huggingface_hub comes with transformers, triton with CUDA builds.
+LIBRARY_NEEDS = {"torch", "transformers", "huggingface_hub", "triton"}
+
+
+@pytest.mark.parametrize("top", ROOMS)
+def test_rooms_import_only_from_below(top: str) -> None:
+    found = dependencies(top)
+    allowed = {
+        f"{top}/{room}": {f"{top}/errors.py", *(f"{top}/{below}" for below in targets)}
+        for room, targets in {**ROOMS[top], "errors.py": set()}.items()
+    }
+    assert found.keys() == allowed.keys()
+    assert {room: targets - allowed[room] for room, targets in found.items() if targets - allowed[room]} == {}
+
+
+@pytest.mark.parametrize("top", TOPS)
+def test_there_is_no_circle_and_few_levels(top: str) -> None:
+    found = levels(dependencies(top))  # a circle is an error
+    assert max(found.values()) <= MOST_LEVELS.get(top, 12)
+
+
+@pytest.mark.parametrize("top", TOPS)
+def test_files_of_a_room_are_no_circle_either(top: str) -> None:
+    files = {str(path): set() for path in source_files(top) if path.name != "__init__.py"}
+    for path in source_files(top):
+        for found in imports_of(path):
+            if str(path) in files and str(found.imported) in files and found.imported != path:
+                files[str(path)].add(str(found.imported))
+    levels(files)
+
+
+def test_convert_and_training_never_meet_and_the_library_knows_neither() -> None:
+    above = {LIBRARY: {LIBRARY}, "convert": {LIBRARY, "convert"}, "training": {LIBRARY, "training"}}
+    wrong = [
+        f"{path}:{found.line} imports {found.imported}"
+        for top in TOPS
+        for path in source_files(top)
+        for found in imports_of(path)
+        if found.imported.parts[0] not in above[top]
+    ]
+    assert wrong == []
+
+
+def test_the_library_needs_torch_and_transformers_alone() -> None:
+    needed = set()
+    for path in source_files(LIBRARY):
+        for node in ast.parse((ROOT / path).read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [str(node.module)]
+            needed |= {name.partition(".")[0] for name in names}
+    assert needed - set(sys.stdlib_module_names) <= LIBRARY_NEEDS
+
+
+def test_a_circle_is_found() -> None:
+    with pytest.raises(ValueError, match="a -> b -> a"):
+        levels({"a": {"b"}, "b": {"a"}})
+
+
+def test_levels_are_counted() -> None:
+    assert levels({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == {"a": 3, "b": 2, "c": 1}
+
+
+def test_every_form_of_import_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    code = {
+        "convert/a.py": "from . import b\nfrom .room import c\ndef f():\n    from ..presets import PRESETS\n",
+        "convert/b.py": "import t5_experimental.convert.room.c\n",
+        "convert/room/__init__.py": "",
+        "convert/room/c.py": "from ..b import *\nfrom t5_experimental import presets\n",
+        "t5_experimental/presets.py": "PRESETS = 1\n",
+    }
+    for name, text in code.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(import_levels, "ROOT", tmp_path)
+    tops = ("convert", LIBRARY)
+    files = {import_levels.module_name(path): path for top in tops for path in source_files(top)}
+    monkeypatch.setattr(import_levels, "_FILES", files)
+    seen = {str(path): {str(found.imported) for found in imports_of(path)} for path in source_files("convert")}
+    assert seen == {
+        "convert/a.py": {"convert/b.py", "convert/room/c.py", "t5_experimental/presets.py"},
+        "convert/b.py": {"convert/room/c.py"},
+        "convert/room/__init__.py": set(),
+        "convert/room/c.py": {"convert/b.py", "t5_experimental/presets.py"},
+    }
+    with pytest.raises(ValueError, match="convert/b.py -> convert/room -> convert/b.py"):
+        levels(dependencies("convert"))

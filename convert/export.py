@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from t5_experimental.original import SLOTS_FILE
+
 from .bundle.writer import BundleWriter, write_state_file
 from .errors import ConversionError
 from .mesh.gin_writer import can_be_written, check_expressible, natural_layout, operative_config
@@ -27,7 +29,6 @@ from .output.folder import check_output, finished_or_nothing, reclaimable
 from .output.json_files import read_json
 from .output.record import RECORD_FILENAME, load_record
 from .output.safetensors_reader import SafetensorsReader, weight_files
-from .plan.optimizer_slots import FILENAME as OPTIMIZER_FILENAME
 from .plan.optimizer_slots import find_slots, slot_variables, with_optimizer
 from .plan.plan import check_space, make_plan
 from .plan.tensors import Entry
@@ -53,7 +54,7 @@ _IGNORED = (
 # What transformers' T5 says beside `feed_forward_proj`.
 _STOCK_FIELDS = ("dense_act_fn", "is_gated_act")
 
-_WITHOUT_SLOTS = f"convert again, or move {OPTIMIZER_FILENAME} away to export the model alone"
+_WITHOUT_SLOTS = f"convert again, or move {SLOTS_FILE} away to export the model alone"
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def plan_export(folder: str | Path, dtype: str = "source", step: int | None = No
         raise ConversionError(f"{folder} cannot be exported: {error}") from error
     if dtype not in DTYPES:
         raise ConversionError(f"the dtype {dtype!r} is none that the original restores: use {', '.join(DTYPES)}.")
-    optimizer = folder / OPTIMIZER_FILENAME
+    optimizer = folder / SLOTS_FILE
     reader = SafetensorsReader([*weight_files(folder), *([optimizer] if optimizer.is_file() else [])])
     wanted = parameters(config)
     slots = _sort_tensors(folder, reader.variables, wanted, config.tie_word_embeddings)
@@ -268,7 +269,7 @@ def _sort_tensors(
         # Only of two dimensions or more, a state can be factored.
         complete = ({"v"}, {"vr", "vc"}) if len(parameter.mesh_shape) > 1 else ({"v"},)
         if {*slots.get(name, ())} - {"m"} not in complete:
-            raise ConversionError(f"{OPTIMIZER_FILENAME} lacks a slot of {name}: {_WITHOUT_SLOTS}.")
+            raise ConversionError(f"{SLOTS_FILE} lacks a slot of {name}: {_WITHOUT_SLOTS}.")
     return slots
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from t5_experimental.original import SLOTS_FILE
+
 from .errors import ConversionError
 from .output.json_files import check_plain_name, read_json
 from .output.record import read_record
 from .output.safetensors_reader import SafetensorsReader, weight_files
-from .plan.optimizer_slots import FILENAME as OPTIMIZER_FILENAME
 
 
 def check_repo_id(repo_id: str) -> None:
@@ -102,7 +103,7 @@ def _check_complete(folder: Path) -> None:
             str(path.relative_to(folder)).encode()
         except UnicodeEncodeError as error:
             raise ConversionError(f"the name {path.name!r:.300} in {folder} is not UTF-8: rename that file.") from error
-    optimizer = folder / OPTIMIZER_FILENAME
+    optimizer = folder / SLOTS_FILE
     SafetensorsReader([*weight_files(folder), *([optimizer] if optimizer.is_file() else [])])
 
 

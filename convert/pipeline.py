@@ -154,7 +154,7 @@ def inspect(
         check_agreement(gin.name, said, shapes)
     architecture = said or deduce(shapes, d_kv)
     architecture = with_options(architecture, shapes, d_kv, feed_forward_proj)
-    chosen, family_notes = choose_family(family, architecture, checkpoint)
+    chosen, family_notes = choose_family(family, architecture, checkpoint.name)
     weights = [variables[match.mesh] for match in names.matches.values()]
     written_dtype = _config_dtype(dtype, weights)
     config, config_notes = build_config(chosen, architecture, vocab_size, written_dtype)

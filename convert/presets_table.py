@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from t5_experimental.original import FACTORED_FROM, factored_dimensions
 from t5_experimental.presets import PRESETS, preset_config
 
 from .mesh.parameters import parameters
@@ -14,10 +15,6 @@ from .tensors import numpy_dtype
 
 # dtypes that the table gives the output's size for.
 OUTPUT_DTYPES = ("float32", "bfloat16")
-
-
-# Adafactor keeps two vectors instead of a matrix of squares if both are at least so long.
-_FACTORED_FROM = 128
 
 
 @dataclass(frozen=True)
@@ -77,13 +74,10 @@ def presets_table(names: Iterable[str] = PRESETS) -> str:
     return "\n".join((*lines, *notes))
 
 
-def slot_size(shape: tuple[int, ...], factored_from: int = _FACTORED_FROM) -> int:
+def slot_size(shape: tuple[int, ...], factored_from: int = FACTORED_FROM) -> int:
     """Count of numbers that Adafactor keeps for a variable of the original's shape."""
-    ordered = sorted(shape, reverse=True)
-    size = math.prod(shape)
-    if len(ordered) < 2 or ordered[1] < factored_from:
-        return size
-    return size // ordered[0] + size // ordered[1]
+    size, factored = math.prod(shape), factored_dimensions(shape, factored_from)
+    return size if factored is None else sum(size // shape[k] for k in factored)
 
 
 def _gigabytes(size: int) -> str:

@@ -11,7 +11,7 @@ from . import configuration_t5_experimental
 from .configuration_t5_experimental import *  # noqa: F403 - the module's __all__ is the public list
 from .presets import PRESETS, preset_config
 from .registration import MODEL_CLASSES, register_configs, register_models, without_models
-from .registration import import_later as __getattr__
+from .registration import import_later as __getattr__  # noqa: F401 - Python calls it
 
 
 if TYPE_CHECKING:

@@ -1,32 +1,17 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Rearranging arrays between the axes of a Mesh variable and those of our parameter, and exact casts.
 
-Axes are written as in the name rules: labels separated by blanks, labels merged into one axis joined by an asterisk, as
-"d_model num_heads*d_kv". A label is the name of a configuration field, so that one table of sizes gives both shapes.
+Axes are written as t5_experimental/original.py describes; one table of sizes gives both shapes.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from t5_experimental.original import labels_of, shape_of
+
 from ..errors import ConversionError
-
-
-def shape_of(axes: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Shape that the axes have, as (512, 384) for "d_model num_heads*d_kv".
-
-    Args:
-        axes: labels as described on top of this module.
-        sizes: size of every label in it.
-    """
-    return tuple(math.prod(sizes[label] for label in axis.split("*")) for axis in axes.split())
-
-
-def labels_of(axes: str) -> list[str]:
-    """Labels in the order in which their axes lie in memory."""
-    return axes.replace("*", " ").split()
 
 
 def fits(axes: str, other: str, sizes: Mapping[str, int]) -> bool:

@@ -9,7 +9,6 @@ from t5_experimental import configuration_t5_experimental as configurations
 from t5_experimental.configuration_t5_experimental import STACKS, TALKING_HEADS, LayerSpec, T5ExperimentalConfig
 
 from ..errors import ConversionError
-from ..source.checkpoint import Checkpoint
 from .architecture import Architecture
 from .rules import FAMILY_SECTIONS
 
@@ -25,13 +24,13 @@ CLASS_PREFIXES: Mapping[str, str] = {
 FINE_TUNING_DROPOUT = 0.1
 
 
-def choose_family(asked: str, architecture: Architecture, checkpoint: Checkpoint) -> tuple[str, tuple[str, ...]]:
+def choose_family(asked: str, architecture: Architecture, name: str) -> tuple[str, tuple[str, ...]]:
     """The family, and notes on what only a name told.
 
     Args:
         asked: a family, or "auto".
         architecture: what the model is made of.
-        checkpoint: whose folder and prefix tell lm100k from t5.1.1, which are otherwise alike.
+        name: of the checkpoint's folder and prefix, which tell lm100k from t5.1.1; they are otherwise alike.
 
     Raises:
         ConversionError: the family asked for contradicts the variables.
@@ -48,7 +47,7 @@ def choose_family(asked: str, architecture: Architecture, checkpoint: Checkpoint
         return "t5.1.th", ("Layers differ in width or in kind of attention, and are listed in layer_overrides.",)
     if not uniform:
         return "t5.1.n4w10", ()
-    if "lm100k" in checkpoint.name.lower():
+    if "lm100k" in name.lower():
         return "t5.1.1.lm100k", ()
     return "t5.1.1", (
         "The family is taken to be t5.1.1: t5.1.1.lm100k has the same variables, and the checkpoint's name does not "

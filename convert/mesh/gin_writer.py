@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from t5_experimental.configuration_t5_experimental import MULTI_HEAD
+from t5_experimental.original import VOCAB_DIVISOR
 
 from ..errors import ConversionError
 from .architecture import ACTIVATIONS, original_activation, written_proj
@@ -20,9 +21,6 @@ _LAYERS = "@mesh_tensorflow.transformer.transformer_layers."
 
 # The original has no parameter for this.
 _MAX_DISTANCE = 128
-
-# Whole rows of the vocabulary; other sizes of embeddings are not divided.
-_VOCAB_DIVISOR = 128
 
 _TEMPLATE = """# The model of this checkpoint, written by t5-experimental; optimizer, data and mesh are up to the run.
 import mesh_tensorflow.transformer.transformer
@@ -136,7 +134,7 @@ def operative_config(config: "T5ExperimentalConfig", layout: Layout, dtype: str)
         dtype=dtype,
         d_model=config.d_model,
         tied=config.tie_word_embeddings,
-        vocab_divisor=1 if config.vocab_size % _VOCAB_DIVISOR else _VOCAB_DIVISOR,
+        vocab_divisor=1 if config.vocab_size % VOCAB_DIVISOR else VOCAB_DIVISOR,
         sublayers=_LEGACY_SUBLAYERS if layout.legacy_norms else _SUBLAYERS,
         epsilon=config.layer_norm_epsilon,
         activation=_activation(config),

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .axes import shape_of
+from t5_experimental.original import shape_of
+
 from .rules import CLASSIFIER, EMBEDDING, FINAL_NORM, SECTIONS, Rule
 from .scopes import SUBLAYERS
 

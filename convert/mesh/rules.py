@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from t5_experimental.original import TALKING_HEADS_AXES
+
 from .scopes import SCOPE_PATTERN, SUBLAYERS, Layout
 
 
@@ -127,13 +129,11 @@ _PLAIN_ROWS = [(letter, f"{letter}.weight", *_PLAIN_INWARD) for letter in "qkv"]
 _BIAS = (("num_heads buckets", "buckets"), "buckets num_heads")
 _BIAS_ROW = ("relative_attention_bias", "relative_attention_bias.weight", *_BIAS)
 
-_KEYS = (("d_model num_key_heads d_k",), "num_key_heads*d_k d_model")
-_VALUES = (("d_model num_value_heads d_v",), "num_value_heads*d_v d_model")
 _TALKING_ROWS = [
-    ("q/kernel", "q.weight", *_KEYS),
-    ("k/kernel", "k.weight", *_KEYS),
-    ("v/kernel", "v.weight", *_VALUES),
-    ("y/kernel", "o.weight", ("num_value_heads d_v d_model",), "d_model num_value_heads*d_v"),
+    *(
+        (f"{mesh}/kernel", f"{ours}.weight", (TALKING_HEADS_AXES[ours][0],), TALKING_HEADS_AXES[ours][1])
+        for mesh, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("y", "o"))
+    ),
     ("logits/kernel", "logits_projection.weight", ("num_key_heads num_heads",), "num_key_heads num_heads"),
     ("weights/kernel", "weights_projection.weight", ("num_heads num_value_heads",), "num_heads num_value_heads"),
 ]

@@ -1,45 +1,18 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Adafactor's state: the slots of a checkpoint, for `optimizer.safetensors` beside the model.
+"""The slots of a checkpoint, planned for `optimizer.safetensors`, whose form t5_experimental/original.py describes."""
 
-Every parameter `P` has either `P.v`, or `P.vr` and `P.vc`, and also `P.m` if the run had momentum (beta1 > 0):
-
-    P.v   decayed mean of the squared gradient, in the shape of P
-    P.vr  the same, averaged over P's largest dimension d0, which it lacks
-    P.vc  the same, averaged over P's second largest dimension d1, which it lacks
-    P.m   decayed mean of the update (the learning rate is in it), in the shape of P
-
-Mesh counts dimensions in its own order of axes, and the first of equal ones is the larger. So the header of the file
-says for each factored parameter which of OUR axes they are, under the key `factored`, as JSON:
-
-    {"encoder.block.0.layer.0.SelfAttention.q.weight": {"shape": [384, 512], "d0": 1, "d1": 0}, ...}
-
-`shape` is the parameter's own, unless Mesh kept apart axes that we merge (heads and head size of a 3-D kernel) and
-factored one of them: then it is the shape to which the parameter is to be viewed first. The shape of `P.vr` is always
-`shape` without entry `d0`, that of `P.vc` without entry `d1`. With g the gradient in that shape, a step is
-
-    vr = decay * vr + (1 - decay) * (g**2 + 1e-30).mean(d0)
-    vc = decay * vc + (1 - decay) * (g**2 + 1e-30).mean(d1)
-    x  = g * rsqrt(vr / vr.mean(d1)) * rsqrt(vc)        (vr and vc with d0 and d1 put back as axes of size 1)
-
-Other keys: `step`, the training step that comes next (from 0: decay = 1 - (step + 1)**-0.8), and `optimizer`. Which
-parameters are factored follows from `min_dim_size_to_factor` of the run, 128 unless its gin file says otherwise.
-Source: `AdafactorOptimizer` in mesh_tensorflow/optimize.py.
-"""
-
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from t5_experimental.original import SLOTS_FILE, SlotsHeader, labels_of, largest_dimensions, shape_of
+
 from ..errors import ConversionError
-from ..mesh.axes import fits, labels_of, shape_of
+from ..mesh.axes import fits
 from ..mesh.rules import SLOT_DROP, SLOTS
 from ..tensors import SAFETENSORS_DTYPES, Variable
 from .plan import Plan
 from .tensors import Entry, Shard, in_file_order
-
-
-FILENAME = "optimizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -101,16 +74,11 @@ def with_optimizer(plan: Plan, states: Mapping[str, ParameterState], step: int |
     present = {entry.name: states[entry.name] for entry in plan.entries}
     entries = [entry for state in present.values() for entry in state.entries]
     factored = {name: state.factored for name, state in present.items() if state.factored}
-    metadata = {
-        "format": "pt",
-        "optimizer": "adafactor",
-        "step": str(step),
-        "factored": json.dumps(factored, separators=(",", ":")),
-    }
+    metadata = SlotsHeader(step, factored).metadata()
     written = {entry.source.name for entry in entries}
     return replace(
         plan,
-        optimizer=Shard(FILENAME, in_file_order(entries), metadata),
+        optimizer=Shard(SLOTS_FILE, in_file_order(entries), metadata),
         drops={name: reason for name, reason in plan.drops.items() if name not in written},
     )
 
@@ -153,24 +121,13 @@ def _factored(parameter: Entry) -> tuple[dict[str, Any], tuple[str, str], str]:
             f"{parameter.source.name} has the slots of a factored state, but is of shape {list(shape)}: only two "
             "dimensions can be factored."
         )
-    d0, d1 = (axes[k] for k in factored_dimensions(shape))
+    d0, d1 = (axes[k] for k in largest_dimensions(shape)[:2])
     view = parameter.our_axes
     if not {d0, d1} <= set(view.split()):
         view = " ".join(labels_of(view))
     ours = view.split()
     header = {"shape": list(shape_of(view, parameter.sizes)), "d0": ours.index(d0), "d1": ours.index(d1)}
     return header, (d0, d1), view
-
-
-def factored_dimensions(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Adafactor's d0 and d1: the largest dimension of a Mesh variable and the second.
-
-    Args:
-        shape: of the variable; two dimensions or more.
-    """
-    # Sorting is stable, in the original too: the first of equal dimensions is the larger.
-    d0, d1 = sorted(range(len(shape)), key=lambda k: -shape[k])[:2]
-    return d0, d1
 
 
 def slot_variables(variable: Variable, kinds: Iterable[str], dtype: str) -> list[Variable]:
@@ -186,7 +143,7 @@ def slot_variables(variable: Variable, kinds: Iterable[str], dtype: str) -> list
     for kind in kinds:
         shape = variable.shape
         if kind in ("vr", "vc"):
-            left_out = factored_dimensions(shape)[kind == "vc"]
+            left_out = largest_dimensions(shape)[kind == "vc"]
             shape = (*shape[:left_out], *shape[left_out + 1 :])
         found.append(Variable(variable.name + endings[kind], shape, dtype))
     return found

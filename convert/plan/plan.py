@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from t5_experimental.original import shape_of
+
 from ..errors import ConversionError, UnknownVariables
 from ..mesh.architecture import Architecture, Shapes
-from ..mesh.axes import fits, shape_of
+from ..mesh.axes import fits
 from ..mesh.matching import Sorted, mesh_name
 from ..mesh.parameters import Parameter, field_name, parameters
 from ..mesh.rules import EMBEDDING

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..mesh.axes import describe, labels_of, rearrange, shape_of
+from t5_experimental.original import labels_of, shape_of
+
+from ..mesh.axes import describe, rearrange
 from ..tensors import Variable, numpy_dtype
 
 

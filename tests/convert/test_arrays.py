@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.mesh.axes import cast, describe, fits, rearrange, shape_of
+from t5_experimental.convert.mesh.axes import cast, describe, fits, rearrange
 from t5_experimental.convert.mesh.rules import SECTIONS
 from t5_experimental.convert.tensors import numpy_dtype
+from t5_experimental.original import shape_of
 
 
 SIZES = {

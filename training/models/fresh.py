@@ -11,15 +11,12 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from t5_experimental.original import padded_vocab_size
 from t5_experimental.presets import preset_config
 from t5_experimental.vocabulary import SENTINELS, VocabularyError, read_vocabulary
 
 from ..errors import TrainingError
 from .loading import check_vocabulary, load_tokenizer, refusals
-
-
-# The original rounds its vocabularies up to a multiple of this.
-_ROWS_MULTIPLE = 128
 
 
 def load_any_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -60,8 +57,7 @@ def fresh_model(preset: str, overrides: Mapping[str, Any], tokenizer: PreTrained
     Raises:
         TrainingError: a field does not exist or does not fit, or the tokenizer's special ids are not T5's.
     """
-    rows = -(-len(tokenizer) // _ROWS_MULTIPLE) * _ROWS_MULTIPLE
-    fields = {"vocab_size": rows, **overrides}
+    fields = {"vocab_size": padded_vocab_size(len(tokenizer)), **overrides}
     known = preset_config(preset).to_dict()
     if unknown := sorted(set(overrides) - set(known)):
         raise TrainingError(f"--config_overrides: the configuration has no field {unknown[0]!r}.")

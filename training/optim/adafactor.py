@@ -2,6 +2,7 @@
 """The original's Adafactor, which factors by the shapes of the Mesh variables."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from t5_experimental.attention_t5_experimental import T5Attention
 from t5_experimental.configuration_t5_experimental import TALKING_HEADS
+from t5_experimental.original import FACTORED_FROM, TALKING_HEADS_AXES, factored_dimensions, labels_of
 
 from ..engines.fsdp2 import mean_over, reshaped, root_mean_square
 from .base import _SCALE_EPSILON, _ParameterGroups, _WholeParameterOptimizer
@@ -57,10 +59,11 @@ def _axes_of_attention(attention: T5Attention) -> dict[torch.Tensor, Axes]:
         found[table] = Axes(tuple(table.shape), (1, 0))
     if spec.attention_type != TALKING_HEADS:
         return found
-    keys, values = (spec.num_key_heads, spec.d_k), (spec.num_value_heads, spec.d_v)
-    for linear, heads in ((attention.q, keys), (attention.k, keys), (attention.v, values)):
-        found[linear.weight] = Axes((*heads, linear.in_features), (2, 0, 1))
-    found[attention.o.weight] = Axes((attention.o.out_features, *values), (1, 2, 0))
+    sizes = {**asdict(spec), "d_model": attention.q.in_features}
+    for name, (original, ours) in TALKING_HEADS_AXES.items():
+        labels = labels_of(ours)
+        shape = tuple(sizes[label] for label in labels)
+        found[getattr(attention, name).weight] = Axes(shape, tuple(labels.index(label) for label in original.split()))
     return found
 
 
@@ -95,7 +98,7 @@ class Adafactor(_WholeParameterOptimizer):
         axes: Mapping[torch.Tensor, Axes] | None = None,
         scale_parameter: bool = True,
         decay_exponent: float = 0.8,
-        min_dim_size_to_factor: int = 128,
+        min_dim_size_to_factor: int = FACTORED_FROM,
     ):
         defaults = {
             "lr": lr,
@@ -110,10 +113,10 @@ class Adafactor(_WholeParameterOptimizer):
     def fresh_state(self, parameter: torch.Tensor, group: Mapping[str, Any], place: int) -> State:
         wide = torch.promote_types(parameter.dtype, torch.float32)
         shape, order = self._axes.get(place, Axes(tuple(parameter.shape), tuple(range(parameter.ndim))))
-        largest = sorted(order, key=lambda axis: -shape[axis])[:2]  # stable: the first of equal ones
-        if len(largest) < 2 or shape[largest[1]] < group["min_dim_size_to_factor"]:
+        factored = factored_dimensions([shape[axis] for axis in order], group["min_dim_size_to_factor"])
+        if factored is None:
             return {"v": torch.zeros_like(parameter, dtype=wide)}
-        shapes = ([1 if axis == mean else size for axis, size in enumerate(shape)] for mean in largest)
+        shapes = ([1 if axis == order[k] else size for axis, size in enumerate(shape)] for k in factored)
         return {
             name: torch.zeros(shape, dtype=wide, device=parameter.device)
             for name, shape in zip(("vr", "vc"), shapes, strict=True)

@@ -2,7 +2,6 @@
 """The state of the original's optimizer that a converted checkpoint brings along, as `convert --with-optimizer` writes
 it."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from t5_experimental.original import SLOTS_FILE, SlotsHeader
+
 from ..errors import TrainingError
 
-
-SLOTS_FILE = "optimizer.safetensors"
 
 State = dict[str, torch.Tensor]
 
@@ -69,21 +68,20 @@ def _find(folder: str | Path) -> Path:
 
 def _read(parameters: Mapping[str, torch.Tensor], path: Path) -> tuple[int, dict[str, State]]:
     with safe_open(path, "pt", backend="pread") as file:
-        header, slots = file.metadata() or {}, set(file.keys())
-        if header.get("optimizer") != "adafactor":
+        header, slots = SlotsHeader.parse(file.metadata() or {}), set(file.keys())
+        if header is None:
             raise TrainingError(f"{path} does not hold Adafactor's state: convert the checkpoint once more.")
         if any(name.endswith(".m") for name in slots):
             raise TrainingError(
                 f"{path} comes from a run with momentum, which this Adafactor does not have: begin with a fresh state."
             )
-        step, factored = int(header["step"]), json.loads(header["factored"])
         states: dict[str, State] = {}
         for name, parameter in parameters.items():
-            wanted = {f"{name}.{kind}" for kind in (("vr", "vc") if name in factored else ("v",))}
+            wanted = {f"{name}.{kind}" for kind in (("vr", "vc") if name in header.factored else ("v",))}
             if wanted <= slots:
                 tensors = {slot.rpartition(".")[2]: file.get_tensor(slot) for slot in wanted}
-                states[name] = _state_of_slots(name, parameter, tensors, factored.get(name), path)
-    return step, states
+                states[name] = _state_of_slots(name, parameter, tensors, header.factored.get(name), path)
+    return header.step, states
 
 
 def _state_of_slots(

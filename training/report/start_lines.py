@@ -9,6 +9,8 @@ import torch
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
+from t5_experimental.original import VOCAB_DIVISOR
+
 from ..engines.engine import describe_engine
 from ..optim.presets import plateau_of
 from ..optim.slots import slots_step
@@ -21,9 +23,6 @@ FLOAT16_WARNING = (
     "\nWARNING: --fp16 computes in float16, which ends at 65504; activations of T5 models go beyond that, and the loss "
     "becomes NaN: use --bf16 where the hardware has it, else --bf16 False without --fp16, which is float32.\n"
 )
-
-
-_ROWS_MULTIPLE = 128
 
 
 def warn_of_float16(training: T5TrainingArguments) -> None:
@@ -69,7 +68,7 @@ def _describe_parameters(trainer: T5Trainer) -> str:
 def _describe_vocabulary(trainer: T5Trainer) -> dict[str, str]:
     """A line if there are more embedding rows than filling up to a multiple of 128, as the original does, explains."""
     ids, rows = len(cast(Sized, trainer.processing_class)), trainer.plain_model().config.vocab_size
-    if rows - ids < _ROWS_MULTIPLE:
+    if rows - ids < VOCAB_DIVISOR:
         return {}
     return {"vocabulary": f"{ids:,} ids for {rows:,} embedding rows: make sure that it is this model's own"}
 

@@ -17,6 +17,7 @@ from t5_experimental.convert.mesh.matching import mesh_name
 from t5_experimental.convert.mesh.parameters import parameters
 from t5_experimental.convert.mesh.scopes import Layout
 from t5_experimental.convert.pipeline import Inspection
+from t5_experimental.convert.source.checkpoint import Checkpoint
 
 
 GOLDEN = (

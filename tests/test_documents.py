@@ -4,6 +4,7 @@
 import contextlib
 import dataclasses
 import importlib
+import importlib.util
 import io
 import re
 from collections.abc import Iterator
@@ -25,6 +26,10 @@ COMMANDS = ("convert", "inspect", "export", "push", "verify", "presets")
 ENTRY_POINTS = ("finetune", "pretrain", "prompt_tune")
 # Words that a reader of the field stumbles over.
 FOREIGN = r"\b(whoever|nobody|somebody|anybody|whatever|whole number|not a number)\b"
+# Files and modules that documents name, but for placeholders such as NAME.
+_TOPS, _ENDINGS = "t5_experimental|convert|training|tests|benchmarks|docs", "py|yaml|md|jsonl?|model|npz|sh"
+PATHS = rf"(?<![\w/.-])(?:{_TOPS})/[\w./-]*\.(?:{_ENDINGS})\b"
+MODULES = r"python -m (t5_experimental[\w.]*)"
 
 
 def text_of(document: Path) -> str:
@@ -77,6 +82,14 @@ def test_links_resolve(document: Path) -> None:
         path = (document.parent / name).resolve() if name else document
         assert path.exists(), target
         assert not anchor or anchor in anchors_of(path), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_files_and_modules_exist(document: Path) -> None:
+    text = text_of(document)
+    paths = [path for path in re.findall(PATHS, text) if "NAME" not in path]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert [name for name in re.findall(MODULES, text) if importlib.util.find_spec(name) is None] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

@@ -34,6 +34,10 @@ AUTO_CLASSES = {
     "AutoModelForQuestionAnswering": "ForQuestionAnswering",
 }
 
+# The modules that travel inside saved folders, and how each of them begins.
+_CODE = "*_t5_experimental.py"
+_FIRST_LINE = b"# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.\n"
+
 # Two names of transformers for one function, the tanh approximation.
 _TANH_GELUS = {"gelu_new", "gelu_pytorch_tanh"}
 
@@ -354,10 +358,23 @@ class T5ExperimentalConfig(PreTrainedConfig):
         if folder.is_file():
             raise ValueError(f"{folder} is a file: give a folder to save into.")
         folder.mkdir(parents=True, exist_ok=True)
-        for source in sorted(Path(__file__).parent.glob("*_t5_experimental.py")):
-            if source.parent.resolve() != folder.resolve():
+        if folder.resolve() != (code := Path(__file__).parent).resolve():
+            _remove_other_versions(folder)
+            for source in sorted(code.glob(_CODE)):
                 shutil.copyfile(source, folder / source.name)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+def _remove_other_versions(folder: Path) -> None:
+    """Removes modules that another version of this package left in a folder and that this one does not have: nothing
+    would import them, and an upload would take them along. A file that does not begin as ours do stays."""
+    current = {source.name for source in Path(__file__).parent.glob(_CODE)}
+    for path in folder.glob(_CODE):
+        if path.name in current or path.is_symlink() or not path.is_file():
+            continue
+        with path.open("rb") as file:
+            if file.readline() == _FIRST_LINE:
+                path.unlink()
 
 
 def _understand_other_configurations(cls: type[T5ExperimentalConfig]) -> None:

@@ -44,6 +44,18 @@ def test_round_trip_is_exact_and_stores_the_embedding_once(model, batch, tmp_pat
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
 
 
+def test_modules_of_another_version_do_not_stay(model, tmp_path):
+    """Nothing would import them; what others wrote under such a name stays."""
+    model.save_pretrained(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    ours = (tmp_path / "cache_t5_experimental.py").read_text()
+    (tmp_path / "products_t5_experimental.py").write_text(ours)
+    (tmp_path / "my_t5_experimental.py").write_text("print('mine')\n")
+    (tmp_path / "link_t5_experimental.py").symlink_to(tmp_path / "cache_t5_experimental.py")
+    model.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "my_t5_experimental.py", "link_t5_experimental.py"}
+
+
 def test_load_state_dict_does_not_tie(model, make_config):
     other = type(model)(model.config)
     other.load_state_dict(model.state_dict())

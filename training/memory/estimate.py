@@ -3,7 +3,7 @@
 
 accelerate launch training/finetune.py ... --estimate                   as it was launched
 python training/finetune.py ... --estimate deepspeed_zero3:8            as it would be under an engine
-python -m t5_experimental.training.memory.estimate                             the table of the README
+python -m t5_experimental.training.memory.estimate      the table of docs/memory.md
 """
 
 import os

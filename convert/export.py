@@ -182,12 +182,12 @@ def export(
     check_output(output, "exported", Path(folder).expanduser(), overwrite)
     found = plan_export(folder, dtype, step)
     check_space(found.nbytes, output, reclaimable(output))
+    text = operative_config(found.config, found.layout, found.dtype)  # fails before anything is written, if it does
     report(found)
     name = f"model.ckpt-{found.step}"
     with finished_or_nothing(output, "exported", overwrite) as partial:
         with tqdm(total=found.nbytes, unit="B", unit_scale=True, desc="variables", disable=not progress) as bar:
             _write(found, partial / name, allow_nonfinite, bar.update)
-        text = operative_config(found.config, found.layout, found.dtype)
         (partial / GIN_FILE).write_text(text, encoding="utf-8")
         write_state_file(partial / name)
     return ExportSummary(output / name, found, time.monotonic() - start)
@@ -212,7 +212,7 @@ def _blocks(transfer: Transfer, entry: Entry, advance: Callable[[int], Any]) -> 
 
 
 def _read_config(folder: Path) -> "T5ExperimentalConfig":
-    from t5_experimental.configuration_t5_experimental import CONFIG_CLASSES, T5ExperimentalConfig, T5V11Config
+    from t5_experimental.configuration_t5_experimental import CONFIG_CLASSES, T5V11Config
 
     path = folder / "config.json"
     # A stock T5 is a t5.1.1, or a t5.1.0, which differs from it in what the configuration says.
@@ -229,14 +229,20 @@ def _read_config(folder: Path) -> "T5ExperimentalConfig":
             f"{folder} holds a model of type {model_type!r:.80}, which the original does not have: give a folder that "
             "the converter wrote."
         )
-    # Others become attributes, whatever they are called.
-    known = {"model_type", *_STOCK_FIELDS, *T5ExperimentalConfig.__annotations__}
     try:
-        return classes[model_type].from_dict({name: fields[name] for name in fields if name in known})
+        return classes[model_type].from_dict(_known(fields))
     except Exception as error:  # of whatever kind transformers raises for the values of its own fields
         # Around what the configuration says itself there may be an exception that says where it was said.
         reason = " ".join(str(error.__cause__ or error).split())
         raise ConversionError(f"{path} describes no model ({reason:.1000}): convert again.") from error
+
+
+def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that say what the model is; of others, transformers makes attributes, whatever they are called."""
+    from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
+
+    known = {"model_type", *_STOCK_FIELDS, *T5ExperimentalConfig.__annotations__}
+    return {name: value for name, value in fields.items() if name in known}
 
 
 def _sort_tensors(

@@ -33,6 +33,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
         raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
     try:
         value = json.loads(data.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
+        json.dumps(value, ensure_ascii=False).encode()  # JSON can spell halves of characters, which are no text
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(value, dict):

@@ -27,7 +27,7 @@ _OPTIONS: Mapping[str, Callable[[Any], bool]] = {
     "dtype": lambda value: value in ("source", "float32", "bfloat16", "float16"),
     "max_shard_size": _is_count,
     "d_kv": lambda value: value is None or _is_count(value),
-    "feed_forward_proj": lambda value: value is None or isinstance(value, str),
+    "feed_forward_proj": lambda value: value is None or (isinstance(value, str) and value.isprintable()),
     "encoder_only": lambda value: isinstance(value, bool),
     "output_format": lambda value: value in FORMATS,
     "optimizer": lambda value: isinstance(value, bool),

@@ -87,6 +87,7 @@ TEXTS: dict[str, tuple[bytes, str]] = {
     "deep objects": (b'{"a":' * 10**5, "it is nested too deeply"),
     "twice": (b'{"options": {"a": 1, "b": 2, "a": 3}}', "'a' is in it twice"),
     "no UTF-8": (b'{"options": "\xff"}', "can't decode byte 0xff"),
+    "half a character": (b'{"options": ["\\udce9"]}', "can't encode character"),
     "NaN": (b'{"options": NaN}', "NaN is no number of JSON"),
     "long number": (b'{"options": ' + b"9" * 5000 + b"}", "4300 digits"),
 }
@@ -157,6 +158,10 @@ RECORDS: dict[str, tuple[Edit, str]] = {
     "shards of a fraction": (lambda r: r["options"].update(max_shard_size=1.5), "its option max_shard_size is 1.5"),
     "heads": (lambda r: r["options"].update(d_kv=-1), "its option d_kv is -1"),
     "activation": (lambda r: r["options"].update(feed_forward_proj=1), "its option feed_forward_proj is 1"),
+    "terminal's own characters": (
+        lambda r: r["options"].update(feed_forward_proj="\x1b[31m"),
+        "its option feed_forward_proj is '.x1b",
+    ),
     "flag": (lambda r: r["options"].update(encoder_only="no"), "its option encoder_only is 'no'"),
     "format": (lambda r: r["options"].update(output_format="x"), "its option output_format is 'x'"),
     "optimizer": (lambda r: r["options"].update(optimizer=1), "its option optimizer is 1"),
@@ -260,7 +265,7 @@ INDEXES: dict[str, tuple[Any, str]] = {
     "absolute": ({"weight_map": {TENSOR: "/etc/passwd"}}, "'/etc/passwd' is no name of a file"),
     "the folder itself": ({"weight_map": {TENSOR: ".."}}, "'..' is no name of a file"),
     "NUL": ({"weight_map": {TENSOR: "a\0"}}, r"'a\\x00' is no name of a file"),
-    "surrogate": ({"weight_map": {TENSOR: "\udce9"}}, r"'\\udce9' is no name of a file"),
+    "surrogate": ({"weight_map": {TENSOR: "\udce9"}}, "can't encode character"),
     "no name": ({"weight_map": {TENSOR: 1}}, "its weight_map does not say"),
     "no map": ({"weight_map": []}, "its weight_map does not say"),
     "empty": ({"weight_map": {}}, "its weight_map does not say"),

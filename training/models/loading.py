@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
@@ -63,8 +62,10 @@ def load_config(folder: str, **fields: Any) -> T5ExperimentalConfig:
     """Configuration of a model's folder, with some fields set otherwise."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, **fields)
-    except (OSError, ValueError, StrictDataclassError) as error:
-        raise TrainingError(f"The config.json of {folder} does not describe a model: {_in_a_line(error)}") from error
+    except Exception as error:  # of whatever kind its values make transformers raise
+        # Around what the configuration says itself there may be an exception that says where it was said.
+        reason = _in_a_line(error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error)
+        raise TrainingError(f"The config.json of {folder} does not describe a model: {reason}") from error
     if not isinstance(config, T5ExperimentalConfig):
         raise TrainingError(
             f"{folder} holds a model of type {config.model_type!r}, which is none of this package's: fine-tune it with "
@@ -127,7 +128,7 @@ def load_model(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # the error that it would raise does not say which
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # of whatever kind headers and indexes make the libraries raise
         raise TrainingError(f"The weights of {folder} do not load: {_in_a_line(error)}") from error
     if mismatched := sorted(report["mismatched_keys"]):
         name, found, expected = mismatched[0]

@@ -46,7 +46,8 @@ def remove(folder: Path) -> None:
     It is known as unfinished until nothing of it is left, so that whatever ends this in the middle, it can go on.
     """
     _mark(folder)
-    for path in folder.iterdir():
+    # First what others take a folder for a model or a checkpoint by.
+    for path in sorted(folder.iterdir(), key=lambda path: path.name not in ("config.json", "checkpoint")):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         elif path.name != MARK:

@@ -3,15 +3,13 @@
 
 import asyncio
 import concurrent.futures
-import random
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..errors import ConversionError
+from .patience import Patience, Rate
 from .read_ahead import BLOCK_BYTES, DEPTH, Block, ReadAhead, blocks_of, wait
 from .storage import FileMissing, Range, check_range, read_text
 from .transports import Answer, Forbidden, Timeouts, Transient, Transport, WebTransport
@@ -21,39 +19,6 @@ SCHEMES = ("gs", "s3", "https", "http")
 
 # Whoever got this much before the connection broke has a connection that is worth as many tries as a new one.
 _PROGRESS_BYTES = 256 * 2**10
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How much a server may fail.
-
-    The pause before the k-th new try is `first_pause` * 2^k seconds, at most `longest_pause`, and between half and all
-    of it by chance, so that many clients do not come back at the same moment.
-
-    Attributes:
-        tries: requests in a row that may fail before it is an error.
-        mute_tries: of a server that nothing has come from yet, requests in a row to which nothing comes, either.
-        first_pause: seconds.
-        longest_pause: seconds, also where the server asks for more.
-        timeouts: of a single request.
-        least_rate: bytes per second below which a connection is as good as none.
-        rate_seconds: over which that is measured.
-        clock: seconds, from any moment on.
-    """
-
-    tries: int = 7
-    mute_tries: int = 2
-    first_pause: float = 0.5
-    longest_pause: float = 30
-    timeouts: Timeouts = field(default_factory=Timeouts)
-    least_rate: float = 1024
-    rate_seconds: float = 20
-    clock: Callable[[], float] = time.monotonic
-
-    def pause(self, failures: int, retry_after: float) -> float:
-        """Seconds to wait after so many failures in a row, at least 1."""
-        pause = min(self.first_pause * 2.0 ** (failures - 1), self.longest_pause) * random.uniform(0.5, 1)
-        return max(pause, min(retry_after, self.longest_pause))
 
 
 class RemoteStorage:
@@ -200,7 +165,7 @@ class RemoteStorage:
             async with self._transport.get(block.name, block.start + done, block.stop) as answer:
                 self._check_same(block.name, answer)
                 self._note_address(answer)
-                rate = _Rate(self._patience)
+                rate = Rate(self._patience)
                 async for chunk in answer.chunks:
                     rate.check(len(chunk))
                     # A server that ignores the range's end sends more than it was asked for.
@@ -261,35 +226,6 @@ async def _in_time(names: Awaitable[Sequence[str] | None], seconds: float) -> li
     except TimeoutError:
         return None
     return None if found is None else list(found)
-
-
-class _Rate:
-    """Ends a connection on which too little comes.
-
-    Args:
-        patience: says what is too little.
-    """
-
-    def __init__(self, patience: Patience) -> None:
-        self._patience = patience
-        self._since = patience.clock()
-        self._bytes = 0
-
-    def check(self, count: int) -> None:
-        """Takes note of bytes that came.
-
-        Raises:
-            Transient: they were too few for the time that it took.
-        """
-        self._bytes += count
-        now = self._patience.clock()
-        seconds = now - self._since
-        if seconds < self._patience.rate_seconds:
-            return
-        if self._bytes < seconds * self._patience.least_rate:
-            reason = f"only {self._bytes} bytes came in {seconds:.0f} seconds"
-            raise Transient(reason, waited=seconds)
-        self._since, self._bytes = now, 0
 
 
 def label(url: str) -> str:

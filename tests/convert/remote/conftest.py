@@ -248,3 +248,10 @@ def pseudo_random() -> Callable[[int], bytes]:
     import numpy as np
 
     return lambda size: np.random.default_rng(0).integers(0, 256, size, np.uint8).tobytes()
+
+
+@pytest.fixture
+def megabytes(server: Any, pseudo_random: Callable[[int], bytes]) -> bytes:
+    """Content of the file run/data: four blocks of 1 MiB, and a bit."""
+    server.files["run/data"] = content = pseudo_random(4 * 2**20 + 77)
+    return content

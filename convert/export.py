@@ -234,6 +234,7 @@ def _read_config(folder: Path) -> "T5ExperimentalConfig":
     except Exception as error:  # of whatever kind transformers raises for the values of its own fields
         # Around what the configuration says itself there may be an exception that says where it was said.
         reason = " ".join(str(error.__cause__ or error).split())
+        reason = reason if reason.isprintable() else repr(reason)  # it may quote the file
         raise ConversionError(f"{path} describes no model ({reason:.1000}): convert again.") from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from t5_experimental.original import SLOTS_FILE
 
 from .errors import ConversionError
-from .output.json_files import check_plain_name, read_json
+from .output.json_files import read_json
 from .output.record import read_record
 from .output.safetensors_reader import SafetensorsReader, weight_files
 
@@ -112,10 +112,10 @@ def _code_files(config: Mapping[str, Any]) -> set[str]:
     names = config.get("auto_map", {})
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise ValueError("the auto_map of its config.json is none")
-    files = {f"{name.partition('.')[0]}.py" for name in names.values()}
-    for name in files:
-        check_plain_name(name)
-    return files
+    for name in names.values():
+        if not re.fullmatch(r"[A-Za-z0-9_]{1,200}\.[A-Za-z0-9_]{1,200}", name):
+            raise ValueError(f"{name!r:.80} is no name of a file in its folder, and of a class in it")
+    return {f"{name.partition('.')[0]}.py" for name in names.values()}
 
 
 def _status(error: Exception) -> str:

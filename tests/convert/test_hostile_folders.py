@@ -60,6 +60,7 @@ CONFIGS: dict[str, tuple[Edit, str]] = {
     "fraction": (set_to(d_model=32.0), "Field 'd_model' expected int, got float"),
     "overrides": (set_to(layer_overrides={"encoder": [1]}), "layer_overrides"),
     "activation": (set_to(feed_forward_proj=["gelu"]), "feed_forward_proj"),
+    "terminal's own characters": (set_to(attention_type="\x1b[31m"), r"attention_type.*\\x1b\[31m"),
     "no type": (lambda fields: fields.pop("model_type"), "a model of type None"),
     "unknown type": (set_to(model_type="bert\x1b[31m"), r"a model of type 'bert\\x1b\[31m'"),
     "type of no type": (set_to(model_type=["t5"]), r"a model of type \['t5'\]"),
@@ -285,7 +286,13 @@ def test_indexes(case: str, command: str, folder: Path, reference: Path, run: Ru
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["x"], "auto_map"), ({"AutoConfig": 1}, "auto_map"), ({"AutoConfig": "../x.y"}, "is no name of a file")],
+    [
+        (["x"], "auto_map"),
+        ({"AutoConfig": 1}, "auto_map"),
+        ({"AutoConfig": "../x.y"}, "is no name of a file"),
+        ({"AutoConfig": "x.y\0"}, "is no name"),
+        ({"AutoConfig": "9" * 5000}, "is no name"),
+    ],
 )
 def test_code_that_is_elsewhere(names: Any, message: str, folder: Path, run: Run) -> None:
     edit_json(folder / "config.json", set_to(auto_map=names))

@@ -1,6 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Uploading a converted folder to the Hugging Face hub."""
 
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path

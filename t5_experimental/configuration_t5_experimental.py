@@ -359,7 +359,8 @@ class T5ExperimentalConfig(PreTrainedConfig):
             raise ValueError(f"{folder} is a file: give a folder to save into.")
         folder.mkdir(parents=True, exist_ok=True)
         if folder.resolve() != (code := Path(__file__).parent).resolve():
-            _remove_other_versions(folder)
+            if __name__.startswith("t5_experimental."):  # what travels in a folder is not all of it
+                _remove_other_versions(folder)
             for source in sorted(code.glob(_CODE)):
                 shutil.copyfile(source, folder / source.name)
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 from t5_experimental import configuration_t5_experimental as configurations
 from t5_experimental.configuration_t5_experimental import STACKS, TALKING_HEADS, LayerSpec, T5ExperimentalConfig
 
@@ -85,6 +87,9 @@ def build_config(
     Returns:
         A configuration with the fewest fields: what most layers have stands once, and only layers that have something
         else are overridden.
+
+    Raises:
+        ConversionError: a size is none that a model can have.
     """
     prefix = CLASS_PREFIXES[family]
     stacks = ("encoder",) if encoder_only else STACKS
@@ -94,7 +99,7 @@ def build_config(
     base = max(reversed(specs), key=lambda spec: counts[spec])
     dropout_rate, notes = _dropout(architecture.dropout_rate)
     config_class: type[T5ExperimentalConfig] = getattr(configurations, prefix + "Config")
-    config = config_class(
+    fields: dict[str, Any] = dict(
         vocab_size=vocab_size,
         d_model=architecture.d_model,
         num_layers=len(architecture.layers["encoder"]),
@@ -112,6 +117,10 @@ def build_config(
         architectures=[prefix + ("EncoderModel" if encoder_only else "ForConditionalGeneration")],
         dtype=dtype,
     )
+    try:
+        config = config_class(**fields)
+    except StrictDataclassError as error:  # around what the configuration says itself
+        raise ConversionError(f"the checkpoint's sizes make no model: {error.__cause__ or error}") from error
     for stack in stacks:
         assert config.layer_specs(stack) == architecture.layers[stack], stack
     return config, notes

@@ -4,57 +4,14 @@
 `conversion.json` in the folder says how it was made: the options, and of every tensor where it came from.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..mesh.rules import FAMILY_SECTIONS
 from ..plan.plan import Plan
 from ..tensors import CheckpointReader
 from .blocks import Transfer
-from .format import FORMATS
-from .json_files import check_plain_name
 from .safetensors_reader import SafetensorsReader
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 < value < 2**63
-
-
-# What a recorded option of `pipeline.inspect` may be.
-_OPTIONS: Mapping[str, Callable[[Any], bool]] = {
-    "family": lambda value: value in ("auto", *FAMILY_SECTIONS),
-    "dtype": lambda value: value in ("source", "float32", "bfloat16", "float16"),
-    "max_shard_size": _is_count,
-    "d_kv": lambda value: value is None or _is_count(value),
-    "feed_forward_proj": lambda value: value is None or (isinstance(value, str) and value.isprintable()),
-    "encoder_only": lambda value: isinstance(value, bool),
-    "output_format": lambda value: value in FORMATS,
-    "optimizer": lambda value: isinstance(value, bool),
-}
-
-
-def _check_record(record: Mapping[str, Any]) -> None:
-    """Raises a ValueError for a record that `write_record` does not write."""
-    options, tensors = record.get("options"), record.get("tensors")
-    if not isinstance(options, dict):
-        raise ValueError("it has no table of options")
-    for name, value in options.items():
-        if name not in _OPTIONS:
-            raise ValueError(f"another version of this command, with an option {name!r:.80}, wrote it")
-        if not _OPTIONS[name](value):
-            raise ValueError(f"its option {name} is {value!r:.80}")
-    if not isinstance(record.get("source"), str):
-        raise ValueError("it names no source")
-    if (step := record.get("step")) is not None and type(step) is not int:
-        raise ValueError(f"its step is {step!r:.80}")
-    if not isinstance(tensors, dict) or not all(isinstance(row, dict) for row in tensors.values()):
-        raise ValueError("it has no table of tensors")
-    for name, row in tensors.items():
-        for key in ("file", "source"):
-            if not isinstance(row.get(key), str):
-                raise ValueError(f"it does not say the {key} of {name!r:.80}")
-        check_plain_name(row["file"])
 
 
 def compare(

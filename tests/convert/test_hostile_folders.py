@@ -132,7 +132,7 @@ def test_what_is_no_file(command: str, file: str, folder: Path, reference: Path,
     """Reading a pipe that nobody writes to would not end."""
     (folder / file).unlink(missing_ok=True)
     os.mkfifo(folder / file)
-    message = "has no model.safetensors|it is not a file" if file.startswith("model") else "it is not a file"
+    message = "has no model.safetensors|is not a file" if file.startswith("model") else "is not a file"
     if file == "model.safetensors.index.json":  # as where there is none
         assert run(command, *arguments(command, folder, reference)).status == 0
         return

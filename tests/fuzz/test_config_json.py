@@ -71,7 +71,7 @@ def _believe_layers(config: Any, stack: str) -> int:
 REMOVED: dict[str, tuple[Any, str, Any]] = {
     "layers": (configuration_t5_experimental.T5ExperimentalConfig, "_num_layers_of", _believe_layers),
     "fields of others": (export, "_known", dict),
-    "names of files": (hub, "check_plain_name", lambda name: None),
+    "names of files": (hub, "_code_files", lambda config: set()),
     "names that are there twice": (json_files, "_object", dict),
 }
 

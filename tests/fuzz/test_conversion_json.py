@@ -24,7 +24,7 @@ from tests.fuzz.json_mutations import assert_unambiguous, mutated
 
 Attempt = Callable[[random.Random], None]
 
-verify = importlib.import_module(read_record.__module__)  # the package has a function of this name
+record = importlib.import_module(read_record.__module__)
 
 INPUTS = 500
 NAME = "t5.1.1.tiny"
@@ -91,10 +91,10 @@ def _no_options(record: Any) -> None:
 
 
 REMOVED: dict[str, tuple[Any, str, Any]] = {
-    "the record": (verify, "_check_record", lambda record: None),
-    "options": (verify, "_check_record", _no_options),
+    "the record": (record, "_check_record", lambda record: None),
+    "options": (record, "_check_record", _no_options),
     "names that are there twice": (json_files, "_object", dict),
-    "names of files": (verify, "check_plain_name", lambda name: None),
+    "names of files": (record, "check_plain_name", lambda name: None),
 }
 
 

@@ -286,7 +286,7 @@ def check(found: Architecture) -> None:
             assert all(type(size) is int and size >= 1 for size in astuple(spec)[1:]), spec
     assert 0 <= found.layer_norm_epsilon < math.inf
     assert found.dropout_rate is None or 0 <= found.dropout_rate < 1
-    family, _ = choose_family("auto", found, CHECKPOINT)
+    family, _ = choose_family("auto", found, CHECKPOINT.name)
     config, _ = build_config(family, found, 256, "float32")
     assert config.num_layers == len(found.layers["encoder"])
 

@@ -196,7 +196,8 @@ def test_a_folder_carries_its_code(model, batch, tmp_path, monkeypatch):
             str(tmp_path / "batch"),
             str(tmp_path / "out"),
         ]
-        subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
         outputs = load_file(tmp_path / "out")
         torch.testing.assert_close(outputs["logits"], expected.logits)
         torch.testing.assert_close(outputs["hidden"], expected.encoder_last_hidden_state)

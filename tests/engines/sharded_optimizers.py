@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.debug import CommDebugMode
 
 from t5_experimental.training.engines import fsdp2 as sharding
-from t5_experimental.training.optim import presets as optimizers
+from t5_experimental.training.optim import adafactor as adafactor_module
 from t5_experimental.training.optim.adafactor import Adafactor, Axes
 from t5_experimental.training.optim.rms_adamw import RMSScaledAdamW
 
@@ -128,10 +128,10 @@ def main() -> None:
     replicas = torch.distributed.init_device_mesh("cpu", (1, size))
     found["adafactor on replicas, float64"] = differences(adafactor, replicas, [Replicate(), Shard(0)], torch.float64)
     for mistake, (function, wrong) in MISTAKES.items():
-        right = getattr(optimizers, function)
-        setattr(optimizers, function, wrong)
+        right = getattr(adafactor_module, function)
+        setattr(adafactor_module, function, wrong)
         found["mistakes"][mistake], _ = differences(adafactor, mesh, shards, torch.float64)
-        setattr(optimizers, function, right)
+        setattr(adafactor_module, function, right)
     gathered: list[Any] = [None] * size
     torch.distributed.all_gather_object(gathered, found)
     if torch.distributed.get_rank() == 0:

@@ -19,7 +19,7 @@ FORKING = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "benchmarks" / "fork
 # Does something to a process when the run has come to a place.
 AT = """
 import os
-from t5_experimental.training import saving
+from t5_experimental.training.trainer import saving
 from t5_experimental.training.trainer.trainer import T5Trainer
 
 trainers = []

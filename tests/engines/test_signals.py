@@ -24,7 +24,10 @@ FORKING = SimpleNamespace(**runpy.run_path(str(REPOSITORY / "benchmarks" / "fork
 HOOK = """
 import os
 import torch
-from t5_experimental.training import checkpoints, commandline, data, finetune, pretrain, saving
+from t5_experimental.training import finetune, pretrain
+from t5_experimental.training.cli import entry_point as commandline
+from t5_experimental.training.data import examples as data
+from t5_experimental.training.trainer import checkpoint_folders as checkpoints, saving
 from t5_experimental.training.trainer.trainer import T5Trainer
 
 whole, calls = {owner}.{name}, 0

@@ -234,7 +234,8 @@ def test_non_finite_loss_of_one_process_stops_all(tiny_models, launch, tmp_path)
 # The loss that the trainer is told is not the one that the gradients came from, so that all weights stay finite.
 ONE_BROKEN_LOSS = """
 from transformers import Seq2SeqTrainer
-from t5_experimental.training import finetune, nonfinite
+from t5_experimental.training import finetune
+from t5_experimental.training.trainer import nonfinite
 
 right = Seq2SeqTrainer.training_step
 

@@ -160,13 +160,13 @@ def choose_checkpoint(wanted: str | None, folder: Path) -> tuple[str | None, str
         _check_places(folder, after=Path(str(wanted)))
         return wanted, f"goes on from {wanted}"
     newest, passed_over = _newest_whole(folder)
-    _check_places(folder, after=newest)
     if newest is None and choice == "true":
         seen = f" ({passed_over})" if passed_over else ""
         raise TrainingError(
             f"--resume_from_checkpoint {wanted} needs a checkpoint in --output_dir {folder}, which has none that is "
             f"whole{seen}: leave the option out to start anew, or give the path of a checkpoint."
         )
+    _check_places(folder, after=newest)
     if newest is None:
         return None, passed_over and f"begins anew, since {passed_over}"
     _check_suffices(newest)

@@ -223,7 +223,8 @@ def test_a_process_ends_while_blocks_are_on_their_way(
     """They are never answered, and waited for as good as forever, so that only what gives them up can end."""
     code = f"""
 import sys
-from t5_experimental.convert import released, remote_checkpoint
+from t5_experimental.convert import released
+from t5_experimental.convert.source import remote_checkpoint
 from t5_experimental.convert.source.remote import Patience, RemoteStorage
 from t5_experimental.convert.source.transports import Timeouts
 assert not {{"aiohttp", "gcsfs", "s3fs", "botocore"}} & set(sys.modules)

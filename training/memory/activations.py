@@ -102,9 +102,6 @@ class _Counter:
         total = self._ends(source) + self._ends(target) + self._loss(target)
         if not self._casts():  # else every layer keeps a copy of its own
             total += self._inputs(source, self.width, 0) or source * self.width * step.stream
-        if step.checkpointing != "none":
-            # The encoder's output and, among the inputs of the decoder's blocks, the same with 0 at padding.
-            total += source * self.width * step.stream
         blocks, recomputed = 0, 0
         for stack, tokens, length in (("encoder", source, step.source), ("decoder", target, step.target)):
             specs = config.layer_specs(stack)

@@ -15,6 +15,7 @@ from transformers import AutoModelForSeq2SeqLM
 from transformers.integrations import HfDeepSpeedConfig
 
 from t5_experimental import preset_config
+from t5_experimental.training.engines.engine import prepare_deepspeed_for_cpu
 from t5_experimental.training.memory.activations import Step
 from t5_experimental.training.memory.states import Setup, empty_model, estimate
 from t5_experimental.training.optim.presets import build_optimizer
@@ -52,6 +53,7 @@ def fsdp2() -> dict[str, int]:
 
 
 def deepspeed(stage: int, bf16: bool) -> dict[str, int]:
+    prepare_deepspeed_for_cpu()
     settings = {
         "zero_optimization": {"stage": stage, "reduce_bucket_size": 100_000},
         "train_micro_batch_size_per_gpu": 2,

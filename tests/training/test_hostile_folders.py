@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.models import load_config, load_model, load_tokenizer
+from t5_experimental.training.models.loading import load_config, load_model, load_tokenizer
 
 
 @pytest.mark.parametrize(

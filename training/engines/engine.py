@@ -75,7 +75,7 @@ def settle_engine(args: TrainingArguments, is_spread: bool = False) -> None:
             "deepspeed configs, which train on the CPU, too, or install a build of torch for the hardware."
         )
     if engine == DistributedType.DEEPSPEED:
-        _prepare_deepspeed_for_cpu()
+        prepare_deepspeed_for_cpu()
         args.dataloader_pin_memory = False
     elif engine is None:
         args.use_cpu = True  # otherwise accelerate lets each process train on its own
@@ -122,7 +122,8 @@ def check_optimizer(args: TrainingArguments, preset: str | None) -> None:
         )
 
 
-def _prepare_deepspeed_for_cpu() -> None:
+def prepare_deepspeed_for_cpu() -> None:
+    """Has DeepSpeed run on the CPU, and compile nothing for it."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the command's name; those of the process unless given.
 
     Returns:
-        Exit status: 0, 1 if it cannot be done, 130 if interrupted, 141 if nobody reads the output any more, as of a
+        Exit status: 0, 1 if it cannot be done, 130 if interrupted, 141 if the reader of the output is gone, as of a
         program that is ended by SIGPIPE. Wrong usage ends the process with 2.
     """
     arguments = _parser().parse_args(argv)
@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         help="keep finished files if this run fails; use those that an earlier one left",
     )
     convert.add_argument("--verify", action="store_true", help="read both sides again and compare them bit for bit")
-    convert.add_argument("--allow-nonfinite", action="store_true", help="convert infinities and what is not a number")
+    convert.add_argument("--allow-nonfinite", action="store_true", help="convert infinities and NaNs, too")
     export = commands.add_parser("export", help="write a checkpoint for the original code from a converted folder")
     export.add_argument("folder", metavar="FOLDER", help="converted folder, or one that such a model was saved to")
     export.add_argument("output", metavar="OUTPUT", help="checkpoint folder to write")
@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--step", type=int, metavar="N", help="training step; default: that of the conversion")
     export.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new folder is complete")
-    export.add_argument("--allow-nonfinite", action="store_true", help="export infinities and what is not a number")
+    export.add_argument("--allow-nonfinite", action="store_true", help="export infinities and NaNs, too")
     convert.add_argument(
         "--push-to-hub", metavar="USER/NAME", help="upload the finished folder to the Hugging Face hub"
     )
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)
 
 
@@ -283,7 +283,7 @@ def _print_findings(found: "Inspection") -> None:
         "Source": found.checkpoint.location,
         "Family": f"{found.family} ({type(found.config).__name__})",
         "Output": found.output.class_name(found.config),
-        "Told by": f"{gin.name}, checked against every shape" if gin else "the variables' shapes",
+        "Told by": f"{gin}, checked against every shape" if gin else "the variables' shapes",
         "Step": "unknown" if found.step is None else f"{found.step:,}",
         "Parameters": f"{found.plan.parameter_count:,} in {len(found.plan.entries):,} tensors",
         "Dtype": ", ".join(f"{name} ({count} tensors)" for name, count in dtypes.most_common()),

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""The road of a conversion backwards: a converted folder becomes a checkpoint that the original Mesh code restores.
+"""Conversion backwards: from a converted folder to a checkpoint that the original Mesh code restores.
 
 The checkpoint's variables follow from the configuration. Their conversion is planned as ever, by the same rules; then
 the two sides of every tensor are exchanged, and what would have been written is what must be in the folder.
@@ -168,7 +168,7 @@ def export(
         dtype: see `plan_export`.
         step: see `plan_export`.
         overwrite: replace the output, once the new one is complete.
-        allow_nonfinite: export infinities and what is not a number, too.
+        allow_nonfinite: export infinities and NaNs, too.
         report: called with what was found, before anything is written.
         progress: show a progress bar on stderr.
 
@@ -231,7 +231,7 @@ def _read_config(folder: Path) -> "T5ExperimentalConfig":
         )
     try:
         return classes[model_type].from_dict(_known(fields))
-    except Exception as error:  # of whatever kind transformers raises for the values of its own fields
+    except Exception as error:  # transformers raises any kind for the values of its own fields
         # Around what the configuration says itself there may be an exception that says where it was said.
         reason = " ".join(str(error.__cause__ or error).split())
         reason = reason if reason.isprintable() else repr(reason)  # it may quote the file
@@ -239,7 +239,7 @@ def _read_config(folder: Path) -> "T5ExperimentalConfig":
 
 
 def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that say what the model is; of others, transformers makes attributes, whatever they are called."""
+    """The fields that say what the model is; of any other, transformers makes an attribute."""
     from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 
     known = {"model_type", *_STOCK_FIELDS, *T5ExperimentalConfig.__annotations__}

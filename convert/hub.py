@@ -16,7 +16,7 @@ from .output.safetensors_reader import SafetensorsReader, weight_files
 
 
 def check_repo_id(repo_id: str) -> None:
-    """Raises unless it can be the name of a repository; asks nobody.
+    """Raises unless it can be the name of a repository; asks no server.
 
     Args:
         repo_id: as "user/name".
@@ -80,7 +80,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
         interrupt.add_note(again.removesuffix("."))
         raise
     except Exception as error:
-        # Whatever the connection's library calls it; each of its versions has other classes.
+        # The classes of a failed connection differ among the library's versions.
         if not isinstance(error, OSError) and not type(error).__module__.startswith("httpx"):
             raise
         raise ConversionError(f"{repo_id} could not be reached ({error}); {again}") from error
@@ -88,7 +88,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
 
 
 def _check_complete(folder: Path) -> None:
-    """Whatever loading takes is there, files of tensors are as long as their headers say, and names can be sent."""
+    """All that loading takes is there, files of tensors are as long as their headers say, and names can be sent."""
     files = {row["file"] for row in read_record(folder)["tensors"].values()}
     try:
         code = _code_files(read_json(folder / "config.json"))

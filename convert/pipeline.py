@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""The road of a conversion: inspect, plan, write into a temporary sibling, rename; only then it looks finished."""
+"""Conversion: inspect, plan, write into a temporary sibling, rename; only then it looks finished."""
 
 import math
 import sys
@@ -27,9 +27,8 @@ from .output.record import read_record, write_record
 from .output.verify import compare
 from .plan.optimizer_slots import find_slots, with_optimizer
 from .plan.plan import Plan, check_agreement, check_known, check_space, check_weights, make_plan, without_decoder
-from .source.checkpoint import Checkpoint, resolve
+from .source.checkpoint import Checkpoint, local_copy, resolve
 from .source.remote import is_remote
-from .source.remote_checkpoint import local_copy
 from .tensors import CheckpointReader, Variable
 
 
@@ -43,7 +42,7 @@ class Inspection:
     """What is known about a checkpoint before anything is converted.
 
     Attributes:
-        checkpoint: where it lies.
+        checkpoint: where it is.
         reader: open for reading its tensors.
         family: one of the four.
         config: configuration of our model for what is written.
@@ -143,22 +142,22 @@ def inspect(
     # The gin file comes first, because it can name the feature to which an unknown variable belongs.
     said = None
     if gin:
-        text = decode(checkpoint.gin_bytes(MAX_GIN_BYTES + 1), gin.name)
-        said = read_architecture(GinFile(text, gin.name))
+        text = decode(checkpoint.gin_bytes(MAX_GIN_BYTES + 1), gin)
+        said = read_architecture(GinFile(text, gin))
     names = sort_names(variables)
     check_known(names, variables)
     check_weights(names, variables)
     shapes = Shapes(variables, names)
     vocab_size = shapes.axes("shared.weight")["vocab_size"]
     if gin and said:
-        check_agreement(gin.name, said, shapes)
+        check_agreement(gin, said, shapes)
     architecture = said or deduce(shapes, d_kv)
     architecture = with_options(architecture, shapes, d_kv, feed_forward_proj)
     chosen, family_notes = choose_family(family, architecture, checkpoint.name)
     weights = [variables[match.mesh] for match in names.matches.values()]
     written_dtype = _config_dtype(dtype, weights)
     config, config_notes = build_config(chosen, architecture, vocab_size, written_dtype)
-    plan = make_plan(variables, names, config, dtype, max_shard_size, gin.name if gin else None)
+    plan = make_plan(variables, names, config, dtype, max_shard_size, gin)
     slots = find_slots(plan, variables) if optimizer else None
     if encoder_only:
         plan = without_decoder(plan, max_shard_size)
@@ -173,7 +172,7 @@ def inspect(
 
 def _moved(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Names where the bytes come from if that is not where they were asked for."""
-    places = checkpoint.storage.moved_to() if checkpoint.storage is not None else ()
+    places = checkpoint.storage.moved_to()
     more = f" and {len(places) - 3} more folders" if len(places) > 3 else ""
     return (f"The server redirected to {', '.join(places[:3])}{more}, which the bytes are from.",) if places else ()
 
@@ -239,7 +238,7 @@ def convert(
         output_format: see `inspect`.
         optimizer: write the optimizer's state too, see the module `optimizer`.
         verify: read both sides again before the folder takes its name, and compare them bit for bit.
-        allow_nonfinite: convert infinities and what is not a number, too.
+        allow_nonfinite: convert infinities and NaNs, too.
         resume: go on with what a run that ended before its time has left, keeping the files that it finished; and leave
             such files if this one fails.
         cache_dir: see `inspect`.
@@ -254,7 +253,7 @@ def convert(
     start = time.monotonic()
     output = Path(output).expanduser()
     checkpoint = resolve(source, cache_dir)
-    check_output(output, "converted", checkpoint.prefix.parent if checkpoint.storage is None else None, overwrite)
+    check_output(output, "converted", checkpoint.storage.local_folder, overwrite)
     if vocab is None:
         vocab = checkpoint.vocabulary
     if vocab is not None and not is_remote(vocab) and not Path(vocab).expanduser().is_file():
@@ -284,7 +283,7 @@ def convert(
         folder = borrowed.enter_context(finished_or_nothing(output, "converted", overwrite, resume))
         with _bar(found, "tensors", progress) as advance:
             checksums = writer.write_tensors(found.plan, found.reader, folder, advance, allow_nonfinite)
-        # The family that was found out stays found out, whatever the source's folder is called by then.
+        # A later `verify` uses this family, even if the source's folder is renamed.
         recorded = {**options, "family": found.family}
         write_record(found.plan, found.checkpoint.name, found.step, recorded, checksums, folder)
         if verify:

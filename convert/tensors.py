@@ -1,7 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Tensors by name, as every reader of files gives them: what they are before they are read, and how to read them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Matrix(Protocol):
-    """A matrix somewhere."""
+    """A matrix in a file or in memory."""
 
     def copy_columns(self, left: int, target: np.ndarray) -> None:
         """Copies columns.
@@ -53,10 +53,14 @@ class Variable:
     dtype: str
 
 
+Memory = Callable[[int], np.ndarray]
+"""Gives memory, uint8, of a count of bytes."""
+
+
 class TensorReader(Protocol):
     """Names, shapes and dtypes first, then one tensor at a time; bfloat16 comes as `ml_dtypes.bfloat16`.
 
-    Whatever reads raises a ConversionError if the bytes cannot be read or fail their checksum.
+    All that reads raises a ConversionError if the bytes cannot be read or fail their checksum.
     """
 
     @property
@@ -64,16 +68,17 @@ class TensorReader(Protocol):
         """All tensors by name, in the order in which reading them is fastest."""
 
     def read(self, name: str) -> np.ndarray:
-        """The whole tensor, in memory of its own."""
+        """The whole tensor, as a new array."""
 
-    def blocks(self, name: str, max_bytes: int) -> Iterator[np.ndarray]:
+    def blocks(self, name: str, max_bytes: int, memory: Memory | None = None) -> Iterator[np.ndarray]:
         """The bytes of a tensor in order, uint8 [at most max_bytes], each valid until the next one.
 
-        They are whole numbers each. The last block comes only if the tensor's checksum is right.
+        They are complete elements each, and in memory that was asked of `memory`, if it is given. The last block comes
+        only if the tensor's checksum is right.
         """
 
     def open_matrix(self, name: str, rows: int) -> Matrix:
-        """The tensor as a matrix of so many rows, which is not empty; its checksum is checked before."""
+        """The tensor, which is not empty, as a matrix with this count of rows; its checksum is checked first."""
 
     def check(self, name: str) -> None:
         """Reads a tensor for its checksum alone."""

@@ -201,7 +201,7 @@ def _shape(data: bytes) -> tuple[int, ...] | None:
 
 
 def _extent(data: bytes) -> tuple[int, int]:
-    """(start, length) in a TensorSliceProto.Extent; without a length it is the whole axis, whatever its start says."""
+    """(start, length) in a TensorSliceProto.Extent; without a length it is the whole axis; its start does not count."""
     length = _last(data, _LENGTH, -1)
     return (0, -1) if length == -1 else (_last(data, _START, 0), length)
 
@@ -347,7 +347,7 @@ def _check_tiling(name: str, shape: tuple[int, ...], parts: list[Part]) -> None:
     if any(
         not 0 <= start <= end <= size for region in regions for (start, end), size in zip(region, shape, strict=True)
     ):
-        raise Malformed(f"a slice of {name} lies outside of it")
+        raise Malformed(f"a slice of {name} is outside of it")
     # Disjoint boxes inside of a box fill it if their volumes add up to its volume.
     if sum(math.prod(end - start for start, end in region) for region in regions) != math.prod(shape):
         raise Malformed(f"the slices of {name} do not add up to it")

@@ -10,7 +10,7 @@
     restart: an entry that shares nothing
     index:  for each data block a key from its last key up to, but not with, the next block's first; value: its handle
 
-All of it is checked, also what reading from front to back does not need, such as the restarts: whoever searches by them
+All of it is checked, also what reading from front to back does not need, such as the restarts: a search that uses them
 has to find the same. What is written is what TensorFlow's `table_builder.cc` writes, byte for byte.
 Source: https://github.com/google/leveldb/blob/main/doc/table_format.md.
 """
@@ -32,7 +32,7 @@ _CRC_DELTA = 0xA282EAD8
 _SNAPPY_FACTOR = 22
 _SNAPPY_BLOCK_BYTES = 2**24
 
-# A written block is closed when it has so many bytes, and every so many entries is a restart; those of TensorFlow.
+# Bytes at which a written block is closed, and entries between restarts; TensorFlow's.
 _BLOCK_BYTES = 2**18
 _RESTART_INTERVAL = 16
 
@@ -44,7 +44,7 @@ _KEY_SLACK = 2**16
 class Malformed(ValueError):
     """Bytes that their format does not allow.
 
-    The message is a clause ("it is cut off"); who knows the file makes it a sentence and a `ConversionError`.
+    The message is a clause ("it is cut off"); code that knows the file makes it a sentence and a `ConversionError`.
     """
 
 
@@ -99,7 +99,7 @@ def encode_varint(number: int) -> bytes:
 def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Keys and values of a table, in the order of the keys, of which no two are equal.
 
-    Time and memory are proportional to the size of the file, whatever is in it.
+    Time and memory are proportional to the size of the file, for any content.
 
     Args:
         data: the whole file.
@@ -155,7 +155,7 @@ def _whole_handle(data: bytes) -> tuple[int, int]:
 def _block(data: bytes, offset: int, size: int, end: int) -> bytes:
     """A block without its trailer, checked and uncompressed; `end` is where the footer begins."""
     if offset + size + _TRAILER_BYTES > end:
-        raise Malformed("a block lies outside of the file")
+        raise Malformed("a block is outside of the file")
     checked = data[offset : offset + size + 1]
     (stored,) = struct.unpack_from("<I", data, offset + size + 1)
     if google_crc32c.value(checked) != unmask(stored):

@@ -69,7 +69,7 @@ class BundleWriter:
         for shard, size in enumerate(self._sizes):
             path = data_path(self._prefix, shard, len(self._sizes))
             file: BinaryIO = self._open.enter_context(path.open("wb"))
-            # Its full size from the start: what nobody writes to stays a hole.
+            # Its full size from the start: what is never written stays a hole.
             file.truncate(size)
             self._files.append(file)
         return self

@@ -47,7 +47,7 @@ BUCKETS = (4, 255)
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model, whatever told us about it.
+    """A model, as a gin file or the shapes of its variables describe it.
 
     Attributes:
         d_model: width of the residual stream.

@@ -29,7 +29,7 @@ def rearrange(array: np.ndarray, source: str, target: str, sizes: Mapping[str, i
         sizes: size of every label.
 
     Returns:
-        A view of shape `shape_of(target, sizes)`; no number is copied as long as merged labels are neighbours in
+        A view of shape `shape_of(target, sizes)`; no number is copied as long as merged labels are neighbors in
         memory, which they are in every rule.
     """
     have, want = labels_of(source), labels_of(target)

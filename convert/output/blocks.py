@@ -10,26 +10,29 @@ import numpy as np
 from ..errors import ConversionError
 from ..mesh.axes import cast
 from ..plan.tensors import Entry
-from ..tensors import TensorReader, numpy_dtype
+from ..tensors import Memory, TensorReader, numpy_dtype
 
 
 # Bytes of a block with our axes. Small enough for the caches of a processor, which is what makes transposing fast.
 BLOCK_BYTES = 4 * 2**20
 
-# Variables of up to so many bytes are in memory as a whole to be transposed, which reads them once; of larger ones, so
-# many bytes of neighbouring columns at a time.
+# A variable of at most WHOLE_BYTES is transposed in memory as a whole, so that it is read once; of a larger one,
+# BAND_BYTES of neighboring columns are read at a time.
 WHOLE_BYTES = 48 * 2**20
 BAND_BYTES = 32 * 2**20
+
+# Read at a time into a matrix in memory: what was read is still in the processor's cache when it is copied there.
+_READ_BYTES = 2**19
 
 # Blocks that are valid at the same time, so that one can be written while the next is made.
 VALID_BLOCKS = 3
 
-# Columns of a transposed block that are filled at a time: so many of the source's rows stay in the cache.
+# Columns of a transposed block that are filled at a time: as many of the source's rows stay in the cache.
 _TILE = 64
 
 _CACHE_LINE = 64
 
-# Bits of an exponent that is all ones, which only infinities and what is not a number have, for dtypes of two bytes.
+# Bits of an exponent that is all ones, which only infinities and NaNs have, for dtypes of two bytes.
 _EXPONENTS = {"bfloat16": 0x7F80, "float16": 0x7C00}
 
 
@@ -38,7 +41,7 @@ class Transfer:
 
     Args:
         reader: the source; its checksums are checked before, or while, a variable is used.
-        allow_nonfinite: let infinities and what is not a number pass.
+        allow_nonfinite: let infinities and NaNs pass.
     """
 
     def __init__(self, reader: TensorReader, allow_nonfinite: bool = False) -> None:
@@ -58,8 +61,8 @@ class Transfer:
             uint8 [bytes], read-only; it, and the `VALID_BLOCKS - 1` before it, stay as they are until the next one.
 
         Raises:
-            ConversionError: the variable cannot be read or is not what the plan says; it holds an infinity or something
-                that is not a number; or a number too large for its dtype.
+            ConversionError: the variable cannot be read or is not what the plan says; it holds an infinity, a NaN or
+                a number too large for its dtype.
         """
         for block in self._rearranged(entry):
             try:
@@ -73,8 +76,8 @@ class Transfer:
         """uint8 [bytes], read-only, of numbers with our axes."""
         if not self._allow_nonfinite and not is_finite(block):
             raise ConversionError(
-                f"{entry.source.name} holds infinities or values that are not numbers: the run that wrote it had gone "
-                "wrong; take an earlier checkpoint, or pass --allow-nonfinite."
+                f"{entry.source.name} holds infinities or NaNs: the run that wrote it had gone wrong; take "
+                "an earlier checkpoint, or pass --allow-nonfinite."
             )
         result = cast(block, numpy_dtype(entry.dtype), entry.source.name).reshape(-1).view(np.uint8)
         result.flags.writeable = False
@@ -84,11 +87,8 @@ class Transfer:
         """Blocks in C order of what the variable is with our axes."""
         dtype = numpy_dtype(entry.source.dtype)
         if entry.is_copied:
-            for data in self._source_blocks(entry, BLOCK_BYTES):
-                # The reader's memory is used again for the next one.
-                block = self._borrow((len(data) // dtype.itemsize,), dtype)
-                block[...] = data.view(dtype)
-                yield block
+            for data in self._source_blocks(entry, BLOCK_BYTES, lambda size: self._borrow((size,), np.dtype(np.uint8))):
+                yield data.view(dtype)
             return
         for view in self._bands(entry):
             rows = max(1, BLOCK_BYTES // (dtype.itemsize * (view[:1].size or 1)))
@@ -98,11 +98,11 @@ class Transfer:
                 _copy(part, block)
                 yield block
 
-    def _source_blocks(self, entry: Entry, max_bytes: int) -> Iterator[np.ndarray]:
+    def _source_blocks(self, entry: Entry, max_bytes: int, memory: Memory | None = None) -> Iterator[np.ndarray]:
         """The variable's bytes, as many as the index says."""
         expected = entry.size * numpy_dtype(entry.source.dtype).itemsize
         total = 0
-        for data in self._reader.blocks(entry.source.name, max_bytes):
+        for data in self._reader.blocks(entry.source.name, max_bytes, memory):
             total += len(data)
             if total <= expected:
                 yield data
@@ -123,7 +123,7 @@ class Transfer:
         if rows * row_bytes <= WHOLE_BYTES:
             band = self._band(rows, columns, dtype)
             top = 0
-            for data in self._source_blocks(entry, max(1, BLOCK_BYTES // row_bytes) * row_bytes):
+            for data in self._source_blocks(entry, max(1, _READ_BYTES // row_bytes) * row_bytes):
                 part = data.view(dtype).reshape(-1, columns)
                 band[top : top + len(part)] = part
                 top += len(part)
@@ -179,5 +179,5 @@ def is_finite(block: np.ndarray) -> bool:
     exponent = _EXPONENTS.get(block.dtype.name)
     if exponent is not None:
         return bool(((block.view(np.uint16) & exponent) != exponent).all())
-    # The extremes tell, without a truth value for every number in memory: what is not a number passes through both.
+    # The extremes tell, without a truth value for every number in memory: a NaN passes through both.
     return bool(np.isfinite(block.min()) and np.isfinite(block.max()))

@@ -114,7 +114,7 @@ def _check_replaceable(output: Path, kind: str, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ConversionError(f"{output} exists: choose another folder, or pass --overwrite to replace it.")
-    # A mistyped path must not cost anybody's files.
+    # A mistyped path must not cost a user's files.
     why = None if _is_empty(output) else own_folders.why_not_finished(output, [RECORDS[kind]])
     if why is not None:
         raise ConversionError(
@@ -165,7 +165,7 @@ def reclaimable(output: Path) -> int:
         if own_folders.why_not_unfinished(folder) is not None:
             return 0
         return sum(_disk_bytes(path.lstat()) for path in folder.iterdir())
-    except OSError:  # There is none, or another run is at work on it: whoever opens it next says so.
+    except OSError:  # It is gone, or another run is at work on it: opening it says so.
         return 0
 
 

@@ -69,7 +69,7 @@ class OutputFormat:
             return ()
         return (
             "On loading, transformers 5 warns that it will NOT tie lm_head.weight to shared.weight: that is right, the "
-            "classifier of this model is a matrix of its own.",
+            "classifier of this model is a separate matrix.",
             "CTranslate2's converter (4.8.5) takes every T5 that transformers 5 loads for one whose classifier is the "
             "embedding, and scales the decoder's output: greedy decoding is the same, scores and beam search are not. "
             "Under transformers 4 (4.57.3) it converts exactly.",

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""JSON that anybody may have written: bounded in size and depth, and nothing in it is overlooked."""
+"""JSON from an unknown source: bounded in size and depth, and nothing in it is overlooked."""
 
 import json
 import re

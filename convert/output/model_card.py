@@ -166,7 +166,7 @@ def _optimizer(plan: Plan) -> list[str]:
 def _classifier(config: "T5ExperimentalConfig", output: OutputFormat) -> str:
     if output.encoder_only:
         return "none"
-    return "the embedding matrix" if config.tie_word_embeddings else "a matrix of its own"
+    return "the embedding matrix" if config.tie_word_embeddings else "a separate matrix"
 
 
 def _distinct(values: Iterable[str]) -> str:

@@ -45,7 +45,7 @@ def write_record(
 
     Args:
         plan: what was written.
-        source: the checkpoint's name, without what is above it on anybody's disk.
+        source: the checkpoint's name, without the path above it, which would show the disk of the user.
         step: training step, if known.
         options: arguments of `pipeline.inspect` with which it can be planned again.
         checksums: CRC-32C of every tensor's bytes, by our name.

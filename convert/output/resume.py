@@ -56,7 +56,7 @@ def conversion_key(plan: Plan, reader: CheckpointReader, **options: Any) -> str:
     Args:
         plan: what is written, and where.
         reader: the source, whose checksums are part of the key.
-        options: whatever else decides what is written.
+        options: all else that decides what is written.
     """
     files = [
         (shard.filename, sorted(shard.metadata.items()), [_identity(entry, reader) for entry in shard.entries])

@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import ConversionError
 from ..source.local_files import LocalFiles
 from ..source.matrix import FileMatrix
-from ..tensors import SAFETENSORS_DTYPES, Matrix, Variable, numpy_dtype
+from ..tensors import SAFETENSORS_DTYPES, Matrix, Memory, Variable, numpy_dtype
 from .json_files import MAX_BYTES, check_plain_name, parse_json, read_json
 from .safetensors_format import INDEX_FILENAME
 
@@ -77,14 +77,14 @@ class SafetensorsReader:
             at += len(block)
         return result
 
-    def blocks(self, name: str, max_bytes: int) -> Iterator[np.ndarray]:
+    def blocks(self, name: str, max_bytes: int, memory: Memory | None = None) -> Iterator[np.ndarray]:
         """See `TensorReader.blocks`."""
         variable, place = self.variables[name], self._places[name]
         itemsize = numpy_dtype(variable.dtype).itemsize
         size = math.prod(variable.shape) * itemsize
         step = max(1, max_bytes // itemsize) * itemsize
         for start in range(0, size, step):
-            block = self._memory_for(min(step, size - start))
+            block = (memory or self._memory_for)(min(step, size - start))
             self._files.fill(place.path, place.offset + start, block)
             self._files.will_need(place.path, place.offset + start + step, min(step, size - start - step))
             yield block
@@ -134,7 +134,7 @@ class SafetensorsReader:
                 raise ValueError(f"{row.name!r:.200} begins at byte {row.begin} of the data, but {covered} is expected")
             covered = row.end
             if start + covered > size:
-                raise ValueError(f"{row.name!r:.200} lies outside of it")
+                raise ValueError(f"{row.name!r:.200} is outside of it")
             if row.name in self.variables:
                 raise ValueError(f"{row.name!r:.200} is in {self._places[row.name].path.name}, too")
             self.variables[row.name] = Variable(row.name, row.shape, row.dtype)

@@ -47,14 +47,14 @@ def write_tensors(
 
     Files that an earlier call with the same plan and the same source has finished in this folder are kept, if the
     checksum of every tensor in them is right; all else is removed from it. `finished_files.FILENAME` in the folder
-    lists what is finished; whoever completes the folder removes that list.
+    lists what is finished; the caller that completes the folder removes that list.
 
     Args:
         plan: what goes where.
         reader: the source.
         folder: existing folder for these files alone.
         progress: called with the number of bytes written, or found written, since the last call.
-        allow_nonfinite: write infinities and what is not a number, too.
+        allow_nonfinite: write infinities and NaNs, too.
 
     Returns:
         Checksum (CRC-32C) of every tensor's bytes, by our name.
@@ -115,7 +115,7 @@ def _write(
 
 
 class _Background:
-    """Writes and sums up in a thread of its own, while the next block is read and rearranged.
+    """Writes and sums up in a second thread, while the next block is read and rearranged.
 
     Waiting for the disk is up to one more thread: writing would stand still meanwhile, and soon reading, too.
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""The complete plan of a conversion: where every tensor comes from and where it goes. Whatever can fail fails here."""
+"""The complete plan of a conversion: where every tensor comes from and where it goes. All that can fail fails here."""
 
 import re
 import shutil
@@ -247,7 +247,7 @@ def without_decoder(plan: Plan, max_shard_size: int = 5 * 10**9) -> Plan:
 
 
 def check_space(nbytes: int, output: Path, present: int = 0) -> None:
-    """Raises if so many bytes do not fit the disk that the output goes to; a margin is left for the other files.
+    """Raises if the bytes do not fit on the output's disk; a margin is left for the other files.
 
     Args:
         nbytes: what is written.

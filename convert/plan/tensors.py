@@ -58,7 +58,7 @@ class Entry:
 
     @property
     def matrix(self) -> tuple[int, int] | None:
-        """Rows and columns of the matrix that the variable is if our tensor is its transpose; None if there is none."""
+        """Rows and columns of the variable as a matrix, if our tensor is its transpose; else None."""
         have, want = labels_of(self.mesh_axes), labels_of(self.our_axes)
         for k in range(1, len(have)):
             if have[k:] + have[:k] == want:
@@ -97,7 +97,7 @@ class Shard:
 
 
 def in_file_order(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """Wider numbers first, so that every tensor lies at a multiple of its item size."""
+    """Wider numbers first, so that every tensor begins at a multiple of its item size."""
     return tuple(sorted(entries, key=lambda entry: -numpy_dtype(entry.dtype).itemsize))
 
 

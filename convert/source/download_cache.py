@@ -7,16 +7,19 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import ConversionError
+from ..tensors import Matrix
 from .remote import RemoteStorage
-from .storage import LocalStorage, Range, check_range, read_text
+from .storage import LocalStorage, Storage, check_range
 
 
-# Files of up to so many bytes, which no index has a checksum of, are kept with one of our own: the vocabulary, say.
+# Files up to this size are kept with a checksum of ours, since no index has one of them: the vocabulary, say.
 # They come with a single request, and are never continued.
 _SMALL_BYTES = 2**24
 
@@ -24,8 +27,8 @@ _SMALL_BYTES = 2**24
 _STUCK_SECONDS = 600
 
 
-class CachedStorage:
-    """`Storage` that copies each file completely before anything of it is read, and never copies it twice.
+class CachedStorage(Storage):
+    """A folder on a server that copies each file completely before anything of it is read, and never copies it twice.
 
     CACHE/HOST-FOLDER-HASH/VERSION.NAME is a complete file: it has this name only since then. A file of the same name
     with ".partial" behind it is the beginning of one, and a download goes on where it ends. A file that changed on the
@@ -70,12 +73,17 @@ class CachedStorage:
         check_range(self, name, offset, length)
         return self._local.read(self._stored(name), offset, length)
 
-    def text(self, name: str) -> str:
-        """See `Storage.text`."""
-        return read_text(self, name)
+    def fill(self, name: str, offset: int, target: np.ndarray) -> None:
+        """See `Storage.fill`."""
+        self._local.fill(self._stored(name), offset, target)
 
-    def expect(self, ranges: Iterable[Range]) -> None:
-        """Nothing to prepare: files are fetched whole."""
+    def open_matrix(self, name: str, offset: int, row_bytes: int) -> Matrix | None:
+        """See `Storage.open_matrix`."""
+        return self._local.open_matrix(self._stored(name), offset, row_bytes)
+
+    def will_need(self, name: str, offset: int, size: int) -> None:
+        """See `Storage.will_need`."""
+        self._local.will_need(self._stored(name), offset, size)
 
     def describe(self) -> str:
         """See `Storage.describe`."""
@@ -106,7 +114,7 @@ class CachedStorage:
         self._local.forget(path.name)
         return True
 
-    def place(self, name: str) -> str:
+    def place(self, name: str = "") -> str:
         """See `Storage.place`."""
         again = ", although it was fetched again" if name in self._fetched else ""
         return f"{self.folder / self._complete[name]}{again}" if name in self._complete else self._remote.place(name)

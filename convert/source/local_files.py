@@ -27,7 +27,7 @@ _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 @dataclass(frozen=True)
 class Identity:
-    """What stays the same as long as nobody writes to a file, or puts another one in its place."""
+    """What stays the same until a file is written to, or replaced."""
 
     device: int
     inode: int
@@ -49,7 +49,7 @@ class _OpenFile:
 
 
 class LocalFiles:
-    """Some files, of which so many as the system allows are open at a time."""
+    """Some files, of which at most `MAX_OPEN_FILES` are open at a time."""
 
     def __init__(self) -> None:
         self._open: dict[Path, _OpenFile] = {}
@@ -81,8 +81,8 @@ class LocalFiles:
         self.fill_rows(path, offset, 0, target.reshape(1, -1) if target.ndim == 1 else target)
 
     def fill_rows(self, path: Path, offset: int, distance: int, target: np.ndarray) -> None:
-        """Fills each row of an array (uint8 [rows, bytes]) from a place in the file that is so many bytes behind that
-        of the row before. Raises as `fill` does."""
+        """Fills each row of an array (uint8 [rows, bytes]) from the file, `distance` bytes behind
+        where the row before began. Raises as `fill` does."""
         try:
             file = self._opened(path)
             for k in range(len(target)):

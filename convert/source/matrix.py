@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""A tensor as a matrix some of whose columns are looked at at a time, so that its transpose streams through memory."""
+"""A tensor in a file as a matrix, read some columns at a time: its transpose streams through memory."""
 
 from dataclasses import dataclass
 from pathlib import Path

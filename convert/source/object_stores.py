@@ -136,7 +136,7 @@ async def _names(system: Any, folder: str) -> list[str] | None:
         found = await system._ls(folder, detail=True)
     except FileNotFoundError:
         return []
-    except Exception:  # Only messages get better by a list: whatever the reason, they do without.
+    except Exception:  # A list only improves messages; they work without it.
         return None
     return sorted(entry["name"].rpartition("/")[2] for entry in found if entry["type"] == "file")
 

@@ -37,7 +37,7 @@ class Patience:
     clock: Callable[[], float] = time.monotonic
 
     def pause(self, failures: int, retry_after: float) -> float:
-        """Seconds to wait after so many failures in a row, at least 1."""
+        """Seconds to wait after this count of failures in a row, at least 1."""
         pause = min(self.first_pause * 2.0 ** (failures - 1), self.longest_pause) * random.uniform(0.5, 1)
         return max(pause, min(retry_after, self.longest_pause))
 

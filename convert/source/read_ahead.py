@@ -1,7 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Fetching announced bytes before they are asked for, a bounded number of blocks at a time.
 
-Nobody waits for a slow link twice: while one block is converted, the next ones are on their way.
+While one block is converted, the next ones are on their way: a slow link is waited for only once.
 """
 
 import concurrent.futures
@@ -20,7 +20,7 @@ BLOCK_BYTES = 16 * 2**20
 # Blocks on their way besides the one in use: enough for 16 MiB per 100 ms, and at most 48 MiB with it.
 DEPTH = 2
 
-# Bytes that nobody asked for and that are fetched nevertheless, because a request of their own costs more time.
+# Bytes between two ranges that are fetched, too: a second request costs more time.
 GAP_BYTES = 256 * 2**10
 
 
@@ -43,7 +43,7 @@ Fetch = Callable[[Block], "concurrent.futures.Future[bytearray]"]
 
 
 def blocks_of(ranges: Iterable[Range], block_bytes: int = BLOCK_BYTES, gap_bytes: int = GAP_BYTES) -> list[Block]:
-    """Cuts ranges into blocks, and puts short neighbours into one.
+    """Cuts ranges into blocks, and puts short neighbors into one.
 
     Args:
         ranges: bytes in the order in which they will be read; no two overlap.
@@ -65,8 +65,8 @@ def blocks_of(ranges: Iterable[Range], block_bytes: int = BLOCK_BYTES, gap_bytes
 class ReadAhead:
     """Serves bytes out of a list of blocks, of which it keeps a window in memory.
 
-    The window is the block that is read and the `depth` ones behind it. Whatever leaves the window is given up, also
-    when it is still on its way.
+    The window is the block that is read and the `depth` ones behind it. A block that leaves the window is given up,
+    even when it is still on its way.
     """
 
     def __init__(self, fetch: Fetch, blocks: list[Block], depth: int = DEPTH) -> None:
@@ -137,7 +137,7 @@ class ReadAhead:
         try:
             return wait(self._pending[index])
         except BaseException:
-            # Nobody may come back for the others, which would go on trying.
+            # The others would go on trying, even if they are never asked for.
             self.close()
             raise
 

@@ -11,24 +11,22 @@ from urllib.parse import unquote, urlsplit
 from ..errors import ConversionError
 from .patience import Patience, Rate
 from .read_ahead import BLOCK_BYTES, DEPTH, Block, ReadAhead, blocks_of, wait
-from .storage import FileMissing, Range, check_range, read_text
+from .storage import FileMissing, Range, Storage, check_range
 from .transports import Answer, Forbidden, Timeouts, Transient, Transport, WebTransport
 
 
 SCHEMES = ("gs", "s3", "https", "http")
 
-# Whoever got this much before the connection broke has a connection that is worth as many tries as a new one.
+# After this much progress a broken connection gets as many tries as a new one.
 _PROGRESS_BYTES = 256 * 2**10
 
 
-class RemoteStorage:
-    """`Storage` for a folder on a server.
+class RemoteStorage(Storage):
+    """A folder on a server.
 
     Requests run on the event loop of fsspec's own thread, so that nothing here has to be stopped: what is not awaited
     any more is cancelled there.
     """
-
-    keeps_copies = False
 
     def __init__(
         self,
@@ -71,7 +69,7 @@ class RemoteStorage:
         except FileMissing:
             return False
         except Forbidden:
-            # S3 says so of files that do not exist, to whoever may not list the folder.
+            # S3 says so of files that do not exist, to users who may not list the folder.
             if urlsplit(self.url).scheme != "s3":
                 raise
             return name in (self.list() or [])
@@ -100,10 +98,6 @@ class RemoteStorage:
         assert data is not None
         return data
 
-    def text(self, name: str) -> str:
-        """See `Storage.text`."""
-        return read_text(self, name)
-
     def expect(self, ranges: Iterable[Range]) -> None:
         """See `Storage.expect`."""
         self.close()
@@ -113,13 +107,9 @@ class RemoteStorage:
         """See `Storage.moved_to`."""
         return tuple(self._addresses)
 
-    def refetch(self, name: str) -> bool:
-        """Nothing is kept."""
-        return False
-
-    def place(self, name: str) -> str:
+    def place(self, name: str = "") -> str:
         """See `Storage.place`."""
-        return f"{name} in {self._label}"
+        return f"{self._label}/{name}" if name else self._label
 
     def describe(self) -> str:
         """See `Storage.describe`."""

@@ -35,12 +35,18 @@ class MemoryReader:
         self.reads.append(name)
         return self.arrays[name]
 
-    def blocks(self, name: str, max_bytes: int) -> Iterator[np.ndarray]:
+    def blocks(
+        self, name: str, max_bytes: int, memory: Callable[[int], np.ndarray] | None = None
+    ) -> Iterator[np.ndarray]:
         array = self.read(name)
         data = np.frombuffer(array.tobytes(), np.uint8)
         step = max(1, max_bytes // array.itemsize) * array.itemsize
         for start in range(0, data.nbytes, step):
-            yield data[start : start + step]
+            block = data[start : start + step]
+            if memory is not None:
+                block = memory(len(block))
+                block[...] = data[start : start + step]
+            yield block
 
     def open_matrix(self, name: str, rows: int) -> ArrayMatrix:
         return ArrayMatrix(self.read(name).reshape(rows, -1))

@@ -18,6 +18,7 @@ from t5_experimental.convert.mesh.parameters import parameters
 from t5_experimental.convert.mesh.scopes import Layout
 from t5_experimental.convert.pipeline import Inspection
 from t5_experimental.convert.source.checkpoint import Checkpoint
+from t5_experimental.convert.source.storage import LocalStorage
 
 
 GOLDEN = (
@@ -168,7 +169,9 @@ def architecture(config: t5_experimental.T5ExperimentalConfig, **fields: Any) ->
     ],
 )
 def test_lm100k_is_told_by_folder_or_prefix(prefix: str, family: str, make_config: Callable[..., Any]) -> None:
-    chosen, notes = choose_family("auto", architecture(make_config("t5.1.1")), Checkpoint(Path(prefix)).name)
+    folder, _, last = prefix.rpartition("/")
+    checkpoint = Checkpoint(LocalStorage(Path(folder)), last)
+    chosen, notes = choose_family("auto", architecture(make_config("t5.1.1")), checkpoint.name)
     assert chosen == family
     assert bool(notes) == (family == "t5.1.1")
 

@@ -126,7 +126,7 @@ def test_a_checkpoint_between_its_index_and_its_first_byte(
 
     def late(*arguments: Any) -> Any:
         # The step is read before; so many other files may be in use that this one is not kept open.
-        arguments[1]._files.close()
+        arguments[1]._storage.close()
         CHANGES.get(change, replace)(data)
         return write(*arguments)
 

@@ -66,7 +66,7 @@ def test_gin_beside_the_checkpoint(tmp_path: Path) -> None:
     assert resolve(put(tmp_path, "weights")).gin_file is None
     assert resolve(tmp_path).named_step is None
     (tmp_path / "operative_config.gin").touch()
-    assert resolve(tmp_path).gin_file == tmp_path / "operative_config.gin"
+    assert resolve(tmp_path).gin_file == "operative_config.gin"
 
 
 def test_what_is_not_there(tmp_path: Path) -> None:

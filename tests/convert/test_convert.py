@@ -228,13 +228,13 @@ def test_an_interrupted_run_leaves_nothing(
     read = tensor_bundle.TensorBundleReader.blocks
     seen: list[list[str]] = []
 
-    def stop_in_the_middle(self: Any, name: str, max_bytes: int) -> Iterator[np.ndarray]:
+    def stop_in_the_middle(self: Any, name: str, max_bytes: int, *more: Any) -> Iterator[np.ndarray]:
         if name == "encoder/rms_norm/scale":
             seen.append(listing(tmp_path))
             if how == "interrupt":
                 raise KeyboardInterrupt
             os.kill(os.getpid(), signal.SIGTERM)
-        return read(self, name, max_bytes)
+        return read(self, name, max_bytes, *more)
 
     monkeypatch.setattr(tensor_bundle.TensorBundleReader, "blocks", stop_in_the_middle)
     handler = signal.getsignal(signal.SIGTERM)

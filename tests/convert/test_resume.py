@@ -102,7 +102,7 @@ def test_finished_files_are_kept(
     seen: list[str] = []
     blocks = TensorBundleReader.blocks
 
-    def noted(self: TensorBundleReader, name: str, *size: int) -> Iterator[np.ndarray]:
+    def noted(self: TensorBundleReader, name: str, *size: Any) -> Iterator[np.ndarray]:
         seen.append(name)
         return blocks(self, name, *size)
 

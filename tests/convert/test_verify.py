@@ -185,7 +185,7 @@ def test_weights_that_are_no_numbers(
     monkeypatch.setattr(pipeline, "open_reader", lambda _: memory_reader(arrays))
     result = run("convert", source, tmp_path / "out")
     assert result.status == 1
-    assert_sentence(result.err, f"{name} holds infinities or values that are not numbers")
+    assert_sentence(result.err, f"{name} holds infinities or NaNs")
     assert list(tmp_path.iterdir()) == []
     assert run("convert", source, tmp_path / "out", "--allow-nonfinite", "--verify").status == 0
     converted = load_file(tmp_path / "out" / "model.safetensors")

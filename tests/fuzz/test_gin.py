@@ -26,11 +26,9 @@ from t5_experimental.convert.mesh.architecture import Architecture
 from t5_experimental.convert.mesh.family import build_config, choose_family
 from t5_experimental.convert.mesh.gin_reader import read_architecture
 from t5_experimental.convert.mesh.gin_syntax import GinFile
-from t5_experimental.convert.source.checkpoint import Checkpoint
 
 
 REFERENCE = Path(__file__).parents[1] / "reference"
-CHECKPOINT = Checkpoint(Path("folder/model.ckpt-1"))
 
 Statement = tuple[str, str]
 
@@ -287,7 +285,7 @@ def check(found: Architecture) -> None:
             assert all(type(size) is int and size >= 1 for size in astuple(spec)[1:]), spec
     assert 0 <= found.layer_norm_epsilon < math.inf
     assert found.dropout_rate is None or 0 <= found.dropout_rate < 1
-    family, _ = choose_family("auto", found, CHECKPOINT.name)
+    family, _ = choose_family("auto", found, "folder/model.ckpt-1")
     config, _ = build_config(family, found, 256, "float32")
     assert config.num_layers == len(found.layers["encoder"])
 

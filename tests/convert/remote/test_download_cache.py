@@ -15,9 +15,9 @@ import pytest
 
 from t5_experimental.convert.errors import ConversionError
 from t5_experimental.convert.source import download_cache
+from t5_experimental.convert.source.checkpoint import resolve
 from t5_experimental.convert.source.download_cache import CachedStorage
 from t5_experimental.convert.source.remote import Patience, RemoteStorage
-from t5_experimental.convert.source.remote_checkpoint import locate
 
 
 MIB = 2**20
@@ -55,7 +55,8 @@ def test_the_second_run_downloads_nothing(
     folder = reference / "golden" / "t5.1.th.tiny"
     server.put(folder, "run")
     for run in range(2):
-        storage, prefix = locate(server.address("run", scheme), tmp_path / "cache", impatient)
+        found = resolve(server.address("run", scheme), tmp_path / "cache", impatient)
+        storage, prefix = found.storage, found.prefix_name
         for suffix in (".index", ".data-00000-of-00001"):
             name = prefix + suffix
             assert storage.read(name, 0, storage.size(name)) == (folder / name).read_bytes()

@@ -10,8 +10,8 @@ import pytest
 
 from t5_experimental.convert.errors import ConversionError
 from t5_experimental.convert.source import patience, transports
+from t5_experimental.convert.source.checkpoint import local_copy, resolve
 from t5_experimental.convert.source.remote import Patience, RemoteStorage
-from t5_experimental.convert.source.remote_checkpoint import local_copy, locate
 from t5_experimental.convert.source.transports import Timeouts
 
 
@@ -227,8 +227,8 @@ def test_hostile_headers_end_in_a_sentence(
     server.faults = [fault("", status, times=10**6, headers=HOSTILE[kind])]
     quick = replace(impatient, tries=2, longest_pause=0.01)
     try:
-        storage, prefix = locate(server.address("run", scheme), tmp_path / "cache" if cached else None, quick)
-        index = f"{prefix}.index"
+        found = resolve(server.address("run", scheme), tmp_path / "cache" if cached else None, quick)
+        index, storage = f"{found.prefix_name}.index", found.storage
         bytes(storage.read(index, 0, min(storage.size(index), 100)))
     except ConversionError as error:
         said = str(error)

@@ -13,9 +13,9 @@ from t5_experimental.convert.bundle.index import read_index
 from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.errors import ConversionError
 from t5_experimental.convert.source import transports
+from t5_experimental.convert.source.checkpoint import local_copy, resolve
 from t5_experimental.convert.source.read_ahead import Block, blocks_of
 from t5_experimental.convert.source.remote import Patience, RemoteStorage, is_remote, label
-from t5_experimental.convert.source.remote_checkpoint import local_copy, locate
 from t5_experimental.convert.source.storage import FileMissing
 
 
@@ -143,7 +143,8 @@ def test_genuine_checkpoints_are_the_same_from_afar(
 ) -> None:
     folder = reference / "golden" / name
     server.put(folder, f"pretrained/{name}")
-    storage, prefix = locate(server.address(f"pretrained/{name}", scheme), patience=impatient)
+    found = resolve(server.address(f"pretrained/{name}", scheme), patience=impatient)
+    storage, prefix = found.storage, found.prefix_name
     here = TensorBundleReader(folder / prefix)
     index = f"{prefix}.index"
     shards, tensors = read_index(bytes(storage.read(index, 0, storage.size(index))))
@@ -164,28 +165,28 @@ def test_every_way_to_name_a_checkpoint(server: Any, impatient: Patience, refere
     server.put(reference / "golden" / "t5.1.1.tiny", "run")
     prefix = "model.ckpt-800"
     for source in ("run", "run/", f"run/{prefix}", f"run/{prefix}.index", f"run/{prefix}.data-00000-of-00001"):
-        assert locate(server.address(source), patience=impatient)[1] == prefix
+        assert resolve(server.address(source), patience=impatient).prefix_name == prefix
     for source, scheme in (("run", "gs"), (f"run/{prefix}", "gs"), ("run/", "s3")):
-        assert locate(server.address(source, scheme), patience=impatient)[1] == prefix
+        assert resolve(server.address(source, scheme), patience=impatient).prefix_name == prefix
     assert {r.status for r in server.requests} <= {200, 206}
-    assert locate(server.address("run?signature=x"), patience=impatient)[0].describe() == server.address("run")
+    assert resolve(server.address("run?signature=x"), patience=impatient).storage.describe() == server.address("run")
     # Any name may be a prefix, and a folder without the file `checkpoint` does where it can be listed.
     del server.files["run/checkpoint"]
     for suffix in ("index", "data-00000-of-00001"):
         server.files[f"run/weights.{suffix}"] = server.files.pop(f"run/{prefix}.{suffix}")
-    assert locate(server.address("run/weights"), patience=impatient)[1] == "weights"
-    assert locate(server.address("run", "gs"), patience=impatient)[1] == "weights"
-    with pytest.raises(ConversionError, match=r"/run holds no checkpoint: .* Give a checkpoint's folder, or a prefix"):
-        locate(server.address("run"), patience=impatient)
+    assert resolve(server.address("run/weights"), patience=impatient).prefix_name == "weights"
+    assert resolve(server.address("run", "gs"), patience=impatient).prefix_name == "weights"
+    with pytest.raises(ConversionError, match=r"/run holds no checkpoint, .*: give a checkpoint's folder, or a prefix"):
+        resolve(server.address("run"), patience=impatient)
     server.files["run/other.index"] = b""
     with pytest.raises(ConversionError, match=r"holds 2 checkpoints .* one of the prefixes other, weights"):
-        locate(server.address("run", "s3"), patience=impatient)
+        resolve(server.address("run", "s3"), patience=impatient)
     server.files["run/checkpoint"] = b'model_checkpoint_path: "gone-1"\n'
     with pytest.raises(ConversionError, match=r"names gone-1, whose \.index is not in the folder"):
-        locate(server.address("run"), patience=impatient)
+        resolve(server.address("run"), patience=impatient)
     server.files["run/checkpoint"] = b"\xff"
     with pytest.raises(ConversionError, match="names no checkpoint"):
-        locate(server.address("run"), patience=impatient)
+        resolve(server.address("run"), patience=impatient)
 
 
 def test_a_copy_of_a_small_file(server: Any, impatient: Patience) -> None:
@@ -224,7 +225,7 @@ def test_a_process_ends_while_blocks_are_on_their_way(
     code = f"""
 import sys
 from t5_experimental.convert import released
-from t5_experimental.convert.source import remote_checkpoint
+from t5_experimental.convert.source import checkpoint
 from t5_experimental.convert.source.remote import Patience, RemoteStorage
 from t5_experimental.convert.source.transports import Timeouts
 assert not {{"aiohttp", "gcsfs", "s3fs", "botocore"}} & set(sys.modules)

@@ -8,6 +8,8 @@
 Modules are named as in transformers' T5, so that its checkpoints, adapters and sharding policies fit.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -203,6 +205,24 @@ def clamp_float16(hidden_states: torch.Tensor) -> torch.Tensor:
     return hidden_states.clamp(-limit, limit)
 
 
+class BlockOutput(NamedTuple):
+    """What a block returns.
+
+    Attributes:
+        hidden_states: in the shape of the input.
+        diagonals: `(h, n + m - 1)`, position bias for later blocks with as many heads.
+        attention_bias: the same with the mask, for every pair, if a block needed it.
+        self_weights: `(b, h, n, m)`, softmax weights of self-attention, if asked for.
+        cross_weights: the same of encoder-decoder attention.
+    """
+
+    hidden_states: torch.Tensor
+    diagonals: torch.Tensor
+    attention_bias: torch.Tensor | None
+    self_weights: torch.Tensor | None
+    cross_weights: torch.Tensor | None
+
+
 class T5Block(GradientCheckpointingLayer):
     """One layer of a stack: self-attention, in the decoder encoder-decoder attention, feed-forward."""
 
@@ -232,7 +252,7 @@ class T5Block(GradientCheckpointingLayer):
         encoder_visible: Visibility | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    ) -> BlockOutput:
         """Applies the layer.
 
         Position biases are arguments and results of their own, so that gradient checkpointing follows them.
@@ -250,10 +270,6 @@ class T5Block(GradientCheckpointingLayer):
             encoder_visible: the same mask, for attentions that take rows of it.
             past_key_values: cache to read and extend.
             output_attentions: also return the weights of both attentions.
-
-        Returns:
-            Hidden states, diagonals and attention bias for later blocks, and the weights of self- and encoder-decoder
-            attention.
         """
         attention: T5Attention = self.layer[0].SelfAttention  # type: ignore[assignment]
         if diagonals is None:
@@ -278,4 +294,4 @@ class T5Block(GradientCheckpointingLayer):
             )
             hidden_states = clamp_float16(hidden_states)
         hidden_states = clamp_float16(self.layer[-1](hidden_states, visible.query_tokens))
-        return hidden_states, diagonals, attention_bias, self_weights, cross_weights
+        return BlockOutput(hidden_states, diagonals, attention_bias, self_weights, cross_weights)

@@ -225,20 +225,18 @@ class T5ExperimentalForQuestionAnswering(T5ExperimentalEncoderDecoder):
                 raise ValueError("Give `input_ids`, or the decoder's `decoder_input_ids` or `decoder_inputs_embeds`.")
             decoder_input_ids, mask = self._decoder_inputs(input_ids, _real_tokens(attention_mask))
             decoder_attention_mask = mask if decoder_attention_mask is None else decoder_attention_mask
-        outputs = self.run_stacks(
-            input_ids,
-            attention_mask,
-            decoder_input_ids,
-            decoder_attention_mask,
-            encoder_outputs,
-            None,
-            inputs_embeds,
-            decoder_inputs_embeds,
-            False if use_cache is None else use_cache,
-            output_attentions,
-            output_hidden_states,
-            None,
-            None,
+        outputs = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=False if use_cache is None else use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
         start_logits, end_logits = (
             logits.contiguous() for logits in self.qa_outputs(outputs.last_hidden_state).unbind(-1)

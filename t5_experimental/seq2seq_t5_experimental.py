@@ -56,25 +56,48 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.shared = value
 
-    def run_stacks(
+    @can_return_tuple
+    def forward(
         self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        decoder_input_ids: torch.Tensor | None,
-        decoder_attention_mask: torch.Tensor | None,
-        encoder_outputs: BaseModelOutput | tuple | None,
-        past_key_values: Cache | None,
-        inputs_embeds: torch.Tensor | None,
-        decoder_inputs_embeds: torch.Tensor | None,
-        use_cache: bool | None,
-        output_attentions: bool | None,
-        output_hidden_states: bool | None,
-        segment_ids: torch.Tensor | None,
-        decoder_segment_ids: torch.Tensor | None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        segment_ids: torch.Tensor | None = None,
+        decoder_segment_ids: torch.Tensor | None = None,
         needed: torch.Tensor | None = None,
     ) -> Seq2SeqModelOutput:
-        """Encodes, unless `encoder_outputs` are given, and decodes; arguments as of [`T5ExperimentalModel.forward`] and
-        [`T5Stack.forward`]."""
+        """Encodes and decodes.
+
+        Padding of the encoder, which the decoder never sees, is not computed where there is enough of it, and
+        `encoder_last_hidden_state` is 0 there. The encoder called alone computes it, and so does whoever asks for
+        `output_attentions` or `output_hidden_states`.
+
+        Args:
+            input_ids: `(batch, source)`; or `inputs_embeds` `(batch, source, d_model)`, or `encoder_outputs`.
+            attention_mask: `(batch, source)`, 0 at padding.
+            decoder_input_ids: `(batch, target)`; or `decoder_inputs_embeds` `(batch, target, d_model)`.
+            decoder_attention_mask: `(batch, target)`, 0 at padding; with a cache, past positions come first.
+            encoder_outputs: what the encoder returned, to skip it.
+            past_key_values: cache of earlier positions.
+            use_cache: return a cache; the config's `use_cache` unless given.
+            output_attentions: return softmax weights of all attentions.
+            output_hidden_states: return hidden states of all layers.
+            segment_ids: `(batch, source)`, packed examples: 1, 2, … in the order of the examples, 0 at padding. A
+                position sees only positions of its own id, within the encoder, within the decoder and across.
+            decoder_segment_ids: `(batch, target)`, the same for the decoder.
+            needed: `(batch, target)`, false behind the last position of a row that is read; 0 may be returned there.
+
+        Raises:
+            ValueError: a stack has no inputs or two kinds of them, or masks and segment ids do not fit.
+        """
         if (segment_ids is None) != (decoder_segment_ids is None):
             raise ValueError(
                 "Packed batches need both `segment_ids` and `decoder_segment_ids`: encoder-decoder attention "
@@ -145,59 +168,6 @@ class T5ExperimentalModel(T5ExperimentalEncoderDecoder):
     def __init__(self, config: T5ExperimentalConfig):
         super().__init__(config)
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.Tensor | None = None,
-        decoder_attention_mask: torch.Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        decoder_inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        segment_ids: torch.Tensor | None = None,
-        decoder_segment_ids: torch.Tensor | None = None,
-    ) -> Seq2SeqModelOutput:
-        """Encodes and decodes.
-
-        Padding of the encoder, which the decoder never sees, is not computed where there is enough of it, and
-        `encoder_last_hidden_state` is 0 there. The encoder called alone computes it, and so does whoever asks for
-        `output_attentions` or `output_hidden_states`.
-
-        Args:
-            input_ids: `(batch, source)`; or `inputs_embeds` `(batch, source, d_model)`, or `encoder_outputs`.
-            attention_mask: `(batch, source)`, 0 at padding.
-            decoder_input_ids: `(batch, target)`; or `decoder_inputs_embeds` `(batch, target, d_model)`.
-            decoder_attention_mask: `(batch, target)`, 0 at padding; with a cache, past positions come first.
-            encoder_outputs: what the encoder returned, to skip it.
-            past_key_values: cache of earlier positions.
-            use_cache: return a cache; the config's `use_cache` unless given.
-            output_attentions: return softmax weights of all attentions.
-            output_hidden_states: return hidden states of all layers.
-            segment_ids: `(batch, source)`, packed examples: 1, 2, … in the order of the examples, 0 at padding. A
-                position sees only positions of its own id, within the encoder, within the decoder and across.
-            decoder_segment_ids: `(batch, target)`, the same for the decoder.
-        """
-        return self.run_stacks(
-            input_ids,
-            attention_mask,
-            decoder_input_ids,
-            decoder_attention_mask,
-            encoder_outputs,
-            past_key_values,
-            inputs_embeds,
-            decoder_inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-            segment_ids,
-            decoder_segment_ids,
-        )
 
 
 class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, GenerationMixin):
@@ -288,21 +258,22 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
                     past_key_values=past_key_values,  # type: ignore[arg-type]
                     encoder_last_hidden_state=None if encoder_outputs is None else encoder_outputs[0],
                 )
-        outputs = self.run_stacks(
-            input_ids,
-            attention_mask,
-            decoder_input_ids,
-            decoder_attention_mask,
-            encoder_outputs,
-            past_key_values,
-            inputs_embeds,
-            decoder_inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-            segment_ids,
-            decoder_segment_ids,
+        outputs = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            segment_ids=segment_ids,
+            decoder_segment_ids=decoder_segment_ids,
             needed=positions_up_to_labels(labels, IGNORE_INDEX) if labels is not None and skip_logits else None,
+            return_dict=True,
         )
         hidden_states: Any = outputs.last_hidden_state
         if self.config.scale_decoder_outputs:

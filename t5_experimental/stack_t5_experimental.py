@@ -5,7 +5,7 @@ embed -> dropout -> block 0 .. block N-1 -> norm -> dropout
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .activation_checkpointing_t5_experimental import with_kept_attention
 from .attention_t5_experimental import HeadProjection, InitialValues, T5Attention
-from .block_t5_experimental import T5Block, T5Dropout, T5LayerNorm
+from .block_t5_experimental import BlockOutput, T5Block, T5Dropout, T5LayerNorm
 from .cache_t5_experimental import with_room
 from .configuration_t5_experimental import T5ExperimentalConfig
 from .unpadding_t5_experimental import Tokens, find_tokens, may_be_counted, real_positions
@@ -163,6 +163,31 @@ def require_one(
         raise ValueError(f"The {stack} has nothing to read: give {choice}.")
 
 
+class StackPass(NamedTuple):
+    """One forward pass of a stack, ready for the blocks; made by [`T5Stack._prepare`].
+
+    Attributes:
+        hidden_states: input of the first block, `(b, n, d_model)`, or `(1, tokens, d_model)` if `visible` names the
+            tokens that are computed.
+        visible: mask of self-attention.
+        encoder_hidden_states: see [`T5Block.forward`].
+        encoder_attention_bias: see [`T5Block.forward`].
+        encoder_visible: see [`T5Block.forward`].
+        past_key_values: cache to read and extend.
+        output_attentions: return the weights of every attention.
+        output_hidden_states: return the input of every block.
+    """
+
+    hidden_states: torch.Tensor
+    visible: Visibility
+    encoder_hidden_states: torch.Tensor | None
+    encoder_attention_bias: torch.Tensor | None
+    encoder_visible: Visibility | None
+    past_key_values: Cache | None
+    output_attentions: bool
+    output_hidden_states: bool
+
+
 class T5Stack(T5ExperimentalPreTrainedModel):
     """The encoder or the decoder.
 
@@ -237,18 +262,41 @@ class T5Stack(T5ExperimentalPreTrainedModel):
             ValueError: not exactly one of `input_ids` and `inputs_embeds`, or masks that do not fit.
         """
         require_one(input_ids, inputs_embeds, "", "decoder" if self.is_decoder else "encoder")
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        past_key_values = self._cache(past_key_values, use_cache)
-        tokens = None
+        config = self.config
+        stack_pass = self._prepare(
+            self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds,
+            (attention_mask, segment_ids),
+            encoder_hidden_states,
+            (encoder_attention_mask, encoder_segment_ids),
+            past_key_values=self._cache(past_key_values, use_cache),
+            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            skip_padding=skip_padding,
+            needed=needed,
+        )
+        return self._finish(stack_pass, *self._run_blocks(stack_pass))
+
+    def _prepare(
+        self,
+        inputs_embeds: torch.Tensor,
+        padding: tuple[torch.Tensor | None, torch.Tensor | None],
+        encoder_hidden_states: torch.Tensor | None,
+        encoder_padding: tuple[torch.Tensor | None, torch.Tensor | None],
+        *,
+        past_key_values: Cache | None,
+        output_attentions: bool,
+        output_hidden_states: bool,
+        skip_padding: bool,
+        needed: torch.Tensor | None,
+    ) -> StackPass:
+        """Finds the tokens to compute, builds masks and embeds; arguments as of [`T5Stack.forward`], each `padding` an
+        attention mask and segment ids."""
+        attention_mask, segment_ids = padding
         if output_attentions or output_hidden_states or self._has_compiled_blocks():
             skip_padding, needed = False, None
         elif skip_padding and not self.is_decoder:
             needed = real_positions(attention_mask, segment_ids)
+        tokens = None
         if past_key_values is None and (attention_mask is None or attention_mask.ndim == 2):
             tokens = find_tokens(needed, inputs_embeds)
         if tokens is not None:
@@ -257,50 +305,64 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         visible = visible._replace(query_tokens=tokens, key_tokens=tokens)
         encoder_visible, encoder_bias = None, None
         if encoder_hidden_states is not None:
-            query_length = inputs_embeds.shape[1]
-            query_segments = segment_ids[:, -query_length:] if segment_ids is not None else None
             encoder_hidden_states, encoder_visible = self._encoder_output(
-                encoder_hidden_states,
-                (encoder_attention_mask, encoder_segment_ids),
-                lambda mask, ids, keys: visibility(mask, query_segments, ids, query_length, keys),
-                past_key_values,
-                skip_padding,
+                encoder_hidden_states, encoder_padding, visible, past_key_values, skip_padding
             )
-            encoder_visible = encoder_visible._replace(query_tokens=tokens)
             encoder_bias = self._encoder_attention_bias(inputs_embeds, encoder_visible, output_attentions)
+        return StackPass(
+            hidden_states=self.dropout(inputs_embeds if tokens is None else tokens.gather(inputs_embeds), tokens),
+            visible=visible,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_bias=encoder_bias,
+            encoder_visible=encoder_visible,
+            past_key_values=past_key_values,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
 
-        hidden_states = self.dropout(inputs_embeds if tokens is None else tokens.gather(inputs_embeds), tokens)
+    def _run_blocks(self, stack_pass: StackPass) -> tuple[torch.Tensor, list[BlockOutput]]:
+        """The last block's hidden states, and the outputs of all blocks where more than that is returned."""
+        keeps_outputs = stack_pass.output_attentions or stack_pass.output_hidden_states
+        outputs: list[BlockOutput] = []
         biases: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}  # by number of softmax heads
-        inputs_of_blocks, self_weights, cross_weights = [], [], []
+        hidden_states = stack_pass.hidden_states
         for block, num_heads in zip(self.block, self.head_counts, strict=True):
-            inputs_of_blocks.append(hidden_states)
-            hidden_states, diagonals, attention_bias, self_weight, cross_weight = block(
+            result = block(
                 hidden_states,
                 *biases.get(num_heads, (None, None)),
-                visible,
-                encoder_hidden_states,
-                encoder_bias,
-                encoder_visible,
-                past_key_values=past_key_values,
-                output_attentions=output_attentions,
+                stack_pass.visible,
+                stack_pass.encoder_hidden_states,
+                stack_pass.encoder_attention_bias,
+                stack_pass.encoder_visible,
+                past_key_values=stack_pass.past_key_values,
+                output_attentions=stack_pass.output_attentions,
             )
-            biases[num_heads] = diagonals, attention_bias
-            self_weights.append(self_weight)
-            cross_weights.append(cross_weight)
+            output = BlockOutput(*result)  # reentrant checkpointing returns a plain tuple
+            hidden_states = output.hidden_states
+            biases[num_heads] = output.diagonals, output.attention_bias
+            if keeps_outputs:
+                outputs.append(output)
+        return hidden_states, outputs
+
+    def _finish(
+        self, stack_pass: StackPass, hidden_states: torch.Tensor, block_outputs: list[BlockOutput]
+    ) -> BaseModelOutput | BaseModelOutputWithPastAndCrossAttentions:
+        """Final norm and dropout, padding put back, and everything that was asked for."""
+        tokens = stack_pass.visible.query_tokens
         hidden_states = self.dropout(self.final_layer_norm(hidden_states), tokens)
         if tokens is not None:
             hidden_states = tokens.restore(hidden_states)
-
         outputs: dict[str, Any] = {"last_hidden_state": hidden_states}
-        if output_hidden_states:
-            outputs["hidden_states"] = (*inputs_of_blocks, hidden_states)
-        if output_attentions:
-            outputs["attentions"] = tuple(self_weights)
+        if stack_pass.output_hidden_states:
+            inputs = [stack_pass.hidden_states, *(output.hidden_states for output in block_outputs[:-1])]
+            outputs["hidden_states"] = (*inputs, hidden_states)
+        if stack_pass.output_attentions:
+            outputs["attentions"] = tuple(output.self_weights for output in block_outputs)
         if not self.is_decoder:
             return BaseModelOutput(**outputs)
-        if output_attentions and encoder_hidden_states is not None:
-            outputs["cross_attentions"] = tuple(cross_weights)
-        return BaseModelOutputWithPastAndCrossAttentions(**outputs, past_key_values=past_key_values)
+        if stack_pass.output_attentions and stack_pass.encoder_hidden_states is not None:
+            outputs["cross_attentions"] = tuple(output.cross_weights for output in block_outputs)
+        return BaseModelOutputWithPastAndCrossAttentions(**outputs, past_key_values=stack_pass.past_key_values)
 
     def _has_compiled_blocks(self) -> bool:
         """Whether single blocks are compiled, which every other number of tokens would compile anew."""
@@ -310,34 +372,36 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         self,
         states: torch.Tensor,
         padding: tuple[torch.Tensor | None, torch.Tensor | None],
-        make_visibility: Callable[[torch.Tensor | None, torch.Tensor | None, int], Visibility],
+        queries: Visibility,
         past_key_values: Cache | None,
         skip_padding: bool,
     ) -> tuple[torch.Tensor, Visibility]:
-        """What the decoder makes keys and values of, without what padding holds, and how it is seen.
+        """What the decoder makes keys and values of, without what padding holds, and the mask of it.
 
         Args:
             states: `(b, m, d_model)`, the encoder's output.
             padding: `(b, m)`, mask and segment ids of it, where given.
-            make_visibility: from these two and m.
+            queries: mask of the decoder's self-attention.
             past_key_values: the cache that is used.
             skip_padding: see [`T5Stack.forward`].
 
         Returns:
             The states, `(b, m', d_model)` or, where the visibility names the tokens, `(1, tokens, d_model)`.
         """
-        visible = make_visibility(*padding, states.shape[1])
+        query_length, query_segments = queries.query_length, queries.query_segments
+        mask, segment_ids = padding
+        visible = visibility(mask, query_segments, segment_ids, query_length, states.shape[1])
         inputless = inputless_queries(visible)
         tokens = self._encoder_tokens(real_positions(*padding), states, past_key_values) if skip_padding else None
         if tokens is not None:
             if inputless is not None:  # the gradients of its keys depend on their number
                 tokens = tokens.whole()
-            states, *padding = tokens.trim(states, *padding)  # type: ignore[assignment]
-            visible = make_visibility(*padding, states.shape[1])
+            states, mask, segment_ids = tokens.trim(states, mask, segment_ids)
+            visible = visibility(mask, query_segments, segment_ids, query_length, states.shape[1])
             states = tokens.gather(states)
         elif not _has_encoder_keys(past_key_values):
             states = without_padding(states, visible)
-        return states, visible._replace(key_tokens=tokens, inputless=inputless)
+        return states, visible._replace(query_tokens=queries.query_tokens, key_tokens=tokens, inputless=inputless)
 
     @staticmethod
     def _encoder_tokens(

@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from .blockwise_attention_t5_experimental import attention_by_rows
 from .calls_t5_experimental import is_transformed
 from .configuration_t5_experimental import TALKING_HEADS, LayerSpec, T5ExperimentalConfig
-from .onednn_t5_experimental import is_eager_on_cpu, multiply
+from .onednn_t5_experimental import apply_linear, is_eager_on_cpu
 from .unpadding_t5_experimental import Tokens
 from .visibility_t5_experimental import Visibility, masked_bias
 
@@ -266,7 +266,7 @@ class T5Attention(nn.Module):
             visible: mask in the form that goes with `diagonals`.
         """
         tokens, key_tokens = (None, None) if visible is None else (visible.query_tokens, visible.key_tokens)
-        query = multiply(self.q, hidden_states)
+        query = apply_linear(self.q, hidden_states)
         query = self._split_heads(query if tokens is None else tokens.spread(query), self.spec.d_k)  # [b, hk, n, dk]
         key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values, key_tokens)
         if self.training and self.drops_keys and self.dropout > 0:
@@ -284,7 +284,7 @@ class T5Attention(nn.Module):
                 everything = sum_of_hidden(query, key, value)
             context = torch.where(visible.inputless[:, None, :, None], everything, context)
         merged = context.to(query.dtype).transpose(1, 2).flatten(2)  # [b, hv, n, dv] -> [b, n, hv * dv]
-        return AttentionOutput(multiply(self.o, merged if tokens is None else tokens.gather(merged)), weights)
+        return AttentionOutput(apply_linear(self.o, merged if tokens is None else tokens.gather(merged)), weights)
 
     @staticmethod
     def _split_heads(states: torch.Tensor, size: int) -> torch.Tensor:
@@ -306,7 +306,7 @@ class T5Attention(nn.Module):
                 layer: Any = layers.layers[self.layer_idx]
                 return self._from_cache(layer.keys, layer.values)
         source = key_value_states if key_value_states is not None else hidden_states
-        key, value = multiply(self.k, source), multiply(self.v, source)
+        key, value = apply_linear(self.k, source), apply_linear(self.v, source)
         if tokens is not None:
             key, value = tokens.spread(key), tokens.spread(value)
         key, value = self._to_cache(key, value)

@@ -13,20 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.activations import ACT2FN, GELUTanh, NewGELUActivation
+from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention_t5_experimental import T5Attention, build_attention, dense_bias, shared_dropout
 from .calls_t5_experimental import is_untouched
 from .configuration_t5_experimental import LayerSpec, T5ExperimentalConfig
-from .onednn_t5_experimental import are_bare, is_plain_inference, multiply, multiply_gated
+from .onednn_t5_experimental import apply_linear, are_bare, is_plain_inference, is_tanh_gelu, multiply_gated
 from .unpadding_t5_experimental import Tokens
 from .visibility_t5_experimental import Visibility
 
-
-# What oneDNN computes along with a gate. No subclasses: they may compute something else.
-FUSED_ACTIVATIONS = (GELUTanh, NewGELUActivation)
 
 # Few enough rows for the cache, and few blocks: every operator lets its threads wait for each other.
 _NORM_ROWS = 512
@@ -96,11 +93,11 @@ class T5DenseActDense(nn.Module):
     def forward(self, hidden_states: torch.Tensor, tokens: Tokens | None = None) -> torch.Tensor:
         """`(b, n, d_model)` -> `(b, n, d_model)`, or `(1, tokens, d_model)` and what they are -> the same."""
         if self._is_fused(hidden_states):
-            return multiply(self.wo, multiply_gated(self.wi_0, self.wi_1, hidden_states))
+            return apply_linear(self.wo, multiply_gated(hidden_states, self.wi_0.weight, self.wi_1.weight))
         if self.is_gated:
-            inner = self.act(multiply(self.wi_0, hidden_states)) * multiply(self.wi_1, hidden_states)
+            inner = self.act(apply_linear(self.wi_0, hidden_states)) * apply_linear(self.wi_1, hidden_states)
         else:
-            inner = self.act(multiply(self.wi, hidden_states))
+            inner = self.act(apply_linear(self.wi, hidden_states))
         inner = self.dropout(inner, tokens)
         # `wo` stays in float32 when the rest is float16, whose range its outputs exceed; quantised weights cast
         # themselves.
@@ -111,7 +108,7 @@ class T5DenseActDense(nn.Module):
             and not torch.is_autocast_enabled(inner.device.type)
         ):
             inner = inner.to(weight.dtype)
-        return multiply(self.wo, inner)
+        return apply_linear(self.wo, inner)
 
     def _is_fused(self, hidden_states: torch.Tensor) -> bool:
         """Whether oneDNN does gelu and gate along with the products."""
@@ -119,7 +116,7 @@ class T5DenseActDense(nn.Module):
             self.is_gated
             and not self.training
             and is_plain_inference(hidden_states)
-            and is_untouched(self.act, *FUSED_ACTIVATIONS)
+            and is_tanh_gelu(self.act)
             and is_untouched(self.dropout, T5Dropout)
             and are_bare(hidden_states, self.wi_0, self.wi_1)
         )

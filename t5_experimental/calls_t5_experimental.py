@@ -33,6 +33,20 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed()
 
 
+def may_read_values(values: torch.Tensor, wait: bool = True) -> bool:
+    """Whether shapes and branches may depend on the numbers in `values`: a plain tensor, in a pass that nothing traces,
+    captures or transforms, on a device that does not compile every new shape.
+
+    Args:
+        values: what would be read.
+        wait: whether the CPU may wait for a CUDA device to compute them.
+    """
+    if type(values) not in (torch.Tensor, nn.Parameter) or is_traced():
+        return False
+    device = values.device.type
+    return device == "cpu" or (wait and device == "cuda" and not torch.cuda.is_current_stream_capturing())
+
+
 def is_watched() -> bool:
     """Whether something may see or change single calls or operators wherever they occur: transforms, modes of torch
     (`FlopCounterMode`), hooks on all modules. A compiler asks for itself ([`is_traced`])."""

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import can_return_tuple
 
+from .calls_t5_experimental import is_traced
 from .configuration_t5_experimental import T5ExperimentalConfig
 from .seq2seq_t5_experimental import (
     T5ExperimentalEncoderDecoder,
@@ -108,7 +109,7 @@ class T5ExperimentalForSequenceClassification(T5ExperimentalPreTrainedModel):
         is_eos = torch.isin(input_ids, torch.as_tensor(self.config.eos_token_id, device=input_ids.device))
         if real is not None:
             is_eos = is_eos & real.to(is_eos.device)
-        if not torch.compiler.is_compiling() and not bool(is_eos.any(-1).all()):
+        if not is_traced() and not bool(is_eos.any(-1).all()):
             missing = (~is_eos.any(-1)).nonzero().flatten().tolist()
             raise ValueError(
                 "Every example must contain the end-of-sequence token, which T5's tokenizer appends: it is missing "

@@ -29,7 +29,6 @@ from transformers.cache_utils import EncoderDecoderCache
 
 from .attention_t5_experimental import HeadProjection, T5Attention, T5TalkingHeadsAttention
 from .block_t5_experimental import (
-    FUSED_ACTIVATIONS,
     T5Block,
     T5DenseActDense,
     T5Dropout,
@@ -40,6 +39,7 @@ from .block_t5_experimental import (
 )
 from .cache_t5_experimental import ROOM, GrowingLayer, storage_dtype
 from .calls_t5_experimental import hooks_of, is_untouched, is_watched
+from .onednn_t5_experimental import is_tanh_gelu, multiply, multiply_and_add, multiply_gated, pack, supports
 from .stack_t5_experimental import T5Stack
 from .visibility_t5_experimental import Visibility, masked_bias, visibility
 
@@ -73,11 +73,11 @@ OWN_MODULES = (
 """Types of all modules of a decoder, but for its activations."""
 
 
-class Product:
+class StepLinear:
     """Products of one input with one or several matrices.
 
     Args:
-        linears: modules without bias; their parameters are used in place until [`Product.pack`].
+        linears: modules without bias; their parameters are used in place until [`StepLinear.pack`].
     """
 
     def __init__(self, *linears: nn.Linear):
@@ -88,20 +88,20 @@ class Product:
     def pack(self) -> None:
         """Copies the matrices into one of oneDNN's layout."""
         joined = torch.cat(self.weights) if len(self.weights) > 1 else self.weights[0].detach()
-        self.packed = _packed(joined)
+        self.packed = pack(joined, PACKED_ROWS)
 
     def __call__(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """`(b, 1, in)` -> `(b, 1, out)` of every matrix."""
         if self.packed is None or suits_mkl(states):
             return tuple(F.linear(states, weight) for weight in self.weights)
-        product = torch.ops.mkldnn._linear_pointwise(states, self.packed, None, "none", [], "")
-        return product.split(self.sizes, -1) if len(self.sizes) > 1 else (product,)
+        joined = multiply(states, self.packed)
+        return joined.split(self.sizes, -1) if len(self.sizes) > 1 else (joined,)
 
     def added_to(self, residual: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         """`(b, 1, out)` plus the product of `(b, 1, in)` with the only matrix."""
         if self.packed is None or suits_mkl(states):
             return residual + F.linear(states, self.weights[0])
-        return torch.ops.mkldnn._linear_pointwise.binary(states, residual, self.packed, None, "add")
+        return multiply_and_add(states, self.packed, residual)
 
 
 def suits_mkl(states: torch.Tensor) -> bool:
@@ -119,11 +119,7 @@ def _is_intel() -> bool:
     return torch.backends.mkl.is_available() and "GenuineIntel" in names
 
 
-def _packed(weight: torch.Tensor) -> torch.Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
-
-
-class GatedProduct(Product):
+class StepGatedLinear(StepLinear):
     """`gelu(W_0 x) * W_1 x`, where oneDNN applies both to the outputs of its products.
 
     Args:
@@ -134,24 +130,23 @@ class GatedProduct(Product):
     def __init__(self, *linears: nn.Linear, act: nn.Module):
         super().__init__(*linears)
         self.act = act
+        self.is_tanh_gelu = is_tanh_gelu(act)
         self.other: torch.Tensor | None = None
 
     def pack(self) -> None:
         """Copies the matrices into oneDNN's layout: one each, as their outputs are treated differently."""
-        if type(self.act) not in FUSED_ACTIVATIONS:
+        if not self.is_tanh_gelu:
             super().pack()
             return
-        gate, other = self.weights
-        self.packed, self.other = _packed(gate.detach()), _packed(other.detach())
+        self.packed, self.other = (pack(weight.detach(), PACKED_ROWS) for weight in self.weights)
 
     def gated(self, states: torch.Tensor) -> torch.Tensor:
         """`(b, 1, in)` -> `(b, 1, out)`."""
-        if self.other is None or suits_mkl(states):
+        if self.packed is None or self.other is None or suits_mkl(states):
             gate, linear = super().__call__(states)
-            is_gelu = type(self.act) in FUSED_ACTIVATIONS  # which may consist of eight operators
-            return (F.gelu(gate, approximate="tanh") if is_gelu else self.act(gate)) * linear
-        gate = torch.ops.mkldnn._linear_pointwise(states, self.packed, None, "gelu", [], "tanh")
-        return torch.ops.mkldnn._linear_pointwise.binary(states, gate, self.other, None, "mul")
+            # The module itself may consist of eight operators.
+            return (F.gelu(gate, approximate="tanh") if self.is_tanh_gelu else self.act(gate)) * linear
+        return multiply_gated(states, self.packed, self.other)
 
 
 class Norm:
@@ -183,8 +178,8 @@ class SelfAttentionStep:
     def __init__(self, layer: Any):
         self.attention: T5Attention = layer.SelfAttention
         self.norm = Norm(layer.layer_norm)
-        self.inputs = Product(self.attention.q, self.attention.k, self.attention.v)
-        self.output = Product(self.attention.o)
+        self.inputs = StepLinear(self.attention.q, self.attention.k, self.attention.v)
+        self.output = StepLinear(self.attention.o)
 
     def __call__(self, states: torch.Tensor, bias: torch.Tensor, cache: GrowingLayer) -> torch.Tensor:
         """`(b, 1, d)` and a bias that broadcasts to `(b, h, 1, m)` -> `(b, 1, d)`; the cache is extended."""
@@ -199,8 +194,8 @@ class CrossAttentionStep:
     def __init__(self, layer: Any):
         self.attention: T5Attention = layer.EncDecAttention
         self.norm = Norm(layer.layer_norm)
-        self.inputs = Product(self.attention.q)
-        self.output = Product(self.attention.o)
+        self.inputs = StepLinear(self.attention.q)
+        self.output = StepLinear(self.attention.o)
 
     def __call__(self, states: torch.Tensor, bias: torch.Tensor | None, cache: Any) -> torch.Tensor:
         """`(b, 1, d)` and a bias that broadcasts to `(b, h, 1, m)` -> `(b, 1, d)`."""
@@ -213,7 +208,7 @@ def attend(
     query: torch.Tensor,
     cache: Any,
     bias: torch.Tensor | None,
-    output: Product,
+    output: StepLinear,
     residual: torch.Tensor,
 ) -> torch.Tensor:
     """`residual` `(b, 1, d)` plus what a query `(b, 1, hk * dk)` finds in a layer of the cache, projected."""
@@ -231,16 +226,16 @@ class FeedForwardStep:
         dense: Any = layer.DenseReluDense
         self.act = dense.act
         self.norm = Norm(layer.layer_norm)
-        self.inputs: Product = (
-            GatedProduct(dense.wi_0, dense.wi_1, act=dense.act) if dense.is_gated else Product(dense.wi)
+        self.inputs: StepLinear = (
+            StepGatedLinear(dense.wi_0, dense.wi_1, act=dense.act) if dense.is_gated else StepLinear(dense.wi)
         )
-        self.output = Product(dense.wo)
+        self.output = StepLinear(dense.wo)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """`(b, 1, d)` -> `(b, 1, d)`."""
         normed = self.norm(states)
         inputs = self.inputs
-        inner = inputs.gated(normed) if isinstance(inputs, GatedProduct) else self.act(inputs(normed)[0])
+        inner = inputs.gated(normed) if isinstance(inputs, StepGatedLinear) else self.act(inputs(normed)[0])
         return self.output.added_to(states, inner)
 
 
@@ -262,7 +257,7 @@ class StepDecoder:
             for block in blocks
         ]
         self.final_norm = Norm(decoder.final_layer_norm)
-        self.classifier = Product(model.lm_head)
+        self.classifier = StepLinear(model.lm_head)
         self.hooks = [hooks for module in _modules_of_a_step(model) for hooks in hooks_of(module)]
         self.steps = 0
         self.is_settled = False  # whether there are copies of the weights, or there shall be none
@@ -273,10 +268,10 @@ class StepDecoder:
         self._encoder_masks: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)  # as given, as a bias
 
     @property
-    def products(self) -> list[Product]:
+    def linears(self) -> list[StepLinear]:
         """All products of a step."""
         parts = [part for layer in self.layers for part in layer]
-        return [product for part in parts for product in (part.inputs, part.output)] + [self.classifier]
+        return [linear for part in parts for linear in (part.inputs, part.output)] + [self.classifier]
 
     def takes(self, cache: Any) -> bool:
         """Whether a cache holds the encoder's keys and values, and has growing layers for the decoder's own."""
@@ -314,8 +309,8 @@ class StepDecoder:
         if self.steps >= PLAIN_STEPS and not self.is_settled and not suits_mkl(states):
             self.is_settled = True
             if can_be_packed(self.model):
-                for product in self.products:
-                    product.pack()
+                for linear in self.linears:
+                    linear.pack()
         self.steps += 1
         position = cache.get_seq_length()
         biases = {count: self._bias(count, position, decoder_mask) for count in set(self.head_counts)}
@@ -387,18 +382,7 @@ def can_be_packed(model: Any) -> bool:
     """Whether oneDNN has a layout of its own for the weights, and they are few enough to be kept twice."""
     weight = model.lm_head.weight
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.decoder.parameters())
-    return (
-        weight.device.type == "cpu"
-        and platform.machine() in ("x86_64", "AMD64")
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
-        and (weight.dtype == torch.float32 or _computes_bfloat16(weight.dtype))
-        and size <= model.packed_decoder_limit
-    )
-
-
-def _computes_bfloat16(dtype: torch.dtype) -> bool:
-    return dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.device.type == "cpu" and supports(weight.dtype) and size <= model.packed_decoder_limit
 
 
 _SESSIONS: ContextVar[Mapping[int, StepDecoder | None]] = ContextVar("_SESSIONS", default=MappingProxyType({}))

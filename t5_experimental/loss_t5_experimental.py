@@ -10,7 +10,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .onednn_t5_experimental import product
+from .calls_t5_experimental import may_read_values
+from .onednn_t5_experimental import matmul
 
 
 IGNORE_INDEX = -100
@@ -86,7 +87,7 @@ class _ClassifiedLosses(torch.autograd.Function):
             kernel = weight.to(dtype)
             for start in range(0, len(labels), _CHUNK):
                 rows = slice(start, start + _CHUNK)
-                logits = product(hidden_states[rows].to(dtype), kernel).to(wide)
+                logits = matmul(hidden_states[rows].to(dtype), kernel).to(wide)
                 losses[rows], log_z[rows] = _losses_and_normalisers(logits, labels[rows], z_loss, label_smoothing)
         ctx.save_for_backward(hidden_states, weight, labels, log_z, logits)
         ctx.z_loss, ctx.label_smoothing, ctx.dtype = z_loss, label_smoothing, dtype
@@ -106,7 +107,7 @@ class _ClassifiedLosses(torch.autograd.Function):
             for start in range(0, len(labels), _CHUNK):
                 rows = slice(start, start + _CHUNK)
                 states = hidden_states[rows].to(dtype)
-                logits = product(states, kernel).to(wide) if rows.stop < len(labels) else last_logits
+                logits = matmul(states, kernel).to(wide) if rows.stop < len(labels) else last_logits
                 # d loss / d logits = (1 + 2 z log_z) softmax - (1 - s) onehot - s / vocab
                 grad = logits.sub(log_z[rows, None]).exp_()
                 if ctx.z_loss:
@@ -116,17 +117,12 @@ class _ClassifiedLosses(torch.autograd.Function):
                 hit = torch.full_like(log_z[rows, None], ctx.label_smoothing - 1)
                 grad = grad.scatter_add_(-1, labels[rows, None], hit).mul_(grad_losses[rows, None]).to(dtype)
                 if grad_states is not None:
-                    grad_states[rows] = product(grad, kernel.t())
+                    grad_states[rows] = matmul(grad, kernel.t())
                 if grad_weight is not None and dtype == wide:
                     grad_weight.addmm_(grad.t(), states)
                 elif grad_weight is not None:
                     grad_weight.add_(grad.t() @ states)
         return grad_states, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
-
-
-def _may_wait_for(device: torch.device) -> bool:
-    """Whether a shape may depend on numbers: elsewhere the processor would wait for the device to compute them."""
-    return device.type == "cpu"
 
 
 @torch.compiler.disable
@@ -157,7 +153,7 @@ def chunked_token_losses(
     labels = labels.to(hidden_states.device)
     states, flat_labels = hidden_states.flatten(0, -2), labels.flatten()
     counts = flat_labels != IGNORE_INDEX
-    if _may_wait_for(hidden_states.device):
+    if may_read_values(counts, wait=False):
         places = counts.nonzero().squeeze(-1)
         losses = _ClassifiedLosses.apply(states[places], weight, flat_labels[places], z_loss, label_smoothing, dtype)
         return losses.new_zeros(counts.shape).index_put((places,), losses).view(labels.shape)

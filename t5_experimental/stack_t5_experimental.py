@@ -22,8 +22,9 @@ from .activation_checkpointing_t5_experimental import with_kept_attention
 from .attention_t5_experimental import HeadProjection, InitialValues, T5Attention
 from .block_t5_experimental import BlockOutput, T5Block, T5Dropout, T5LayerNorm
 from .cache_t5_experimental import with_room
+from .calls_t5_experimental import may_read_values
 from .configuration_t5_experimental import T5ExperimentalConfig
-from .unpadding_t5_experimental import Tokens, find_tokens, may_be_counted, real_positions
+from .unpadding_t5_experimental import Tokens, find_tokens, real_positions
 from .visibility_t5_experimental import Visibility, inputless_queries, masked_bias, visibility, without_padding
 
 
@@ -131,7 +132,7 @@ class T5ExperimentalPreTrainedModel(PreTrainedModel):
             real: booleans `(batch, length)`, false at padding; None without any.
         """
         shifted = self._shift_right(targets)
-        if real is None or (real.device.type == "cpu" and may_be_counted(real) and bool(real[:, 0].all())):
+        if real is None or (may_read_values(real, wait=False) and bool(real[:, 0].all())):
             return shifted, None  # what comes later is hidden by causality
         is_first = real & (real.cumsum(-1) == 1)
         return shifted.masked_fill(is_first, cast(int, self.config.decoder_start_token_id)), real

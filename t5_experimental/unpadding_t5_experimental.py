@@ -11,10 +11,9 @@ What comes back has zeros at padding, as in the original.
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from .calls_t5_experimental import is_traced
+from .calls_t5_experimental import may_read_values
 
 
 _MIN_PADDING = 1 / 16
@@ -75,20 +74,6 @@ class Tokens(NamedTuple):
         return F.pad(self.spread(states), (0, 0, self.start, self.length - self.stop))
 
 
-def may_be_counted(mask: torch.Tensor) -> bool:
-    """Whether shapes may depend on the numbers in a mask: neither where something traces, captures or transforms the
-    pass, nor on devices that compile every new shape.
-
-    On CUDA devices the processor waits for the mask, once per stack.
-    """
-    return (
-        type(mask) is torch.Tensor
-        and mask.device.type in ("cpu", "cuda")
-        and not is_traced()
-        and not (mask.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
-    )
-
-
 def find_tokens(needed: torch.Tensor | None, states: torch.Tensor) -> Tokens | None:
     """The positions to compute, or None where all have to be, or nearly all, or where they cannot be counted.
 
@@ -96,9 +81,9 @@ def find_tokens(needed: torch.Tensor | None, states: torch.Tensor) -> Tokens | N
         needed: booleans `(b, n)`, true where the result is; no such position sees another one. None: everywhere.
         states: `(b, n, d)`, to be computed with.
     """
-    if needed is None or needed.shape != states.shape[:2] or not may_be_counted(needed):
+    if needed is None or needed.shape != states.shape[:2]:
         return None
-    if type(states) not in (torch.Tensor, nn.Parameter):
+    if not may_read_values(needed) or not may_read_values(states):
         return None
     needed = needed.cpu()
     columns = needed.any(0).nonzero()

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from .unpadding_t5_experimental import Tokens, may_be_counted
+from .calls_t5_experimental import is_traced, may_read_values
+from .unpadding_t5_experimental import Tokens
 
 
 class Visibility(NamedTuple):
@@ -147,7 +148,7 @@ def inputless_queries(visible: Visibility) -> torch.Tensor | None:
     if (real := _mask_of_keys(visible)) is not None:
         keys = keys.masked_fill(~real, 0)
     inputless = (queries != 0) & (queries[:, :, None] != keys[:, None, :]).all(-1)
-    return None if may_be_counted(inputless) and not bool(inputless.any()) else inputless
+    return None if may_read_values(inputless) and not bool(inputless.any()) else inputless
 
 
 def _mask_of_keys(visible: Visibility) -> torch.Tensor | None:
@@ -161,8 +162,7 @@ def _visible_pairs(attention_mask: torch.Tensor) -> torch.Tensor:
     """True where a query sees a key, from a 4-D mask in either form."""
     if not attention_mask.is_floating_point():
         return attention_mask != 0
-    # Looking at the numbers waits for the device, which a compiled step must not do.
-    if not torch.compiler.is_compiling() and attention_mask.numel() and bool(attention_mask.max() > 0):
+    if not is_traced() and attention_mask.numel() and bool(attention_mask.max() > 0):
         raise ValueError(
             "A 3-D or 4-D attention mask of floats is added to the logits, so it cannot have values above 0: give "
             "booleans or whole numbers for a mask of ones and zeros."

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
-from .blockwise_attention_t5_experimental import attention_by_rows
+from .blockwise_attention_t5_experimental import blockwise_attention
 from .calls_t5_experimental import is_transformed
 from .configuration_t5_experimental import TALKING_HEADS, LayerSpec, T5ExperimentalConfig
 from .onednn_t5_experimental import apply_linear, is_eager_on_cpu
@@ -200,7 +200,7 @@ class T5Attention(nn.Module):
         return self.dropout if self.training and not self.drops_keys else 0.0
 
     @property
-    def takes_kernel(self) -> bool:
+    def uses_sdpa(self) -> bool:
         """Whether [`T5Attention.attend`] runs torch's kernel."""
         return self.config._attn_implementation == "sdpa"
 
@@ -214,32 +214,34 @@ class T5Attention(nn.Module):
         max_distance = self.config.relative_attention_max_distance
         return bias_diagonals(self.relative_attention_bias, visible, bidirectional, max_distance, device)
 
-    def takes_rows(
+    def uses_blocks(
         self,
         states: torch.Tensor,
         diagonals: torch.Tensor | None,
         visible: Visibility | None,
         output_attentions: bool,
     ) -> bool:
-        """Whether it reads diagonals and visibility row by row, and needs no bias for every pair.
-
-        Plain attention does where torch's has no kernel on the CPU and would keep all pairs: with a bias that learns,
-        and with dropout, then even without gradients, since a checkpointed block has to draw the same in both passes.
+        """Whether attention runs in blocks of query rows, from diagonals and visibility, without a bias for every
+        pair: unless the eager path is asked for, for all but small problems, where it is faster or takes less memory.
         """
         return (
-            self._may_take_rows(visible, output_attentions)
-            and is_eager_on_cpu(states)
-            and (
-                self.weight_dropout > 0
-                or (torch.is_grad_enabled() and diagonals is not None and diagonals.requires_grad)
-            )
+            visible is not None
+            and not output_attentions
+            and self.config._attn_implementation == "sdpa"
+            and not is_transformed()
+            and visible.query_length >= _MIN_QUERIES
+            and visible.query_length * visible.key_length >= _MIN_PAIRS
+            and self._gains_from_blocks(states, diagonals)
         )
 
-    def _may_take_rows(self, visible: Visibility | None, output_attentions: bool) -> bool:
-        """Whether rows are possible and worthwhile: unless the eager path is asked for, for all but small problems."""
-        if visible is None or output_attentions or self.config._attn_implementation != "sdpa" or is_transformed():
+    def _gains_from_blocks(self, states: torch.Tensor, diagonals: torch.Tensor | None) -> bool:
+        """Whether torch's attention has no kernel for this on the CPU and would keep all pairs: with a bias that is
+        trained, and with dropout. With dropout also without gradients, since a checkpointed block has to draw the same
+        numbers in both passes."""
+        if not is_eager_on_cpu(states):
             return False
-        return visible.query_length >= _MIN_QUERIES and visible.query_length * visible.key_length >= _MIN_PAIRS
+        trains_bias = torch.is_grad_enabled() and diagonals is not None and diagonals.requires_grad
+        return trains_bias or self.weight_dropout > 0
 
     def forward(
         self,
@@ -257,7 +259,7 @@ class T5Attention(nn.Module):
             hidden_states: `(b, n, d)`, normed input of the queries; of keys and values too unless `key_value_states` is
                 given. `(1, tokens, d)` if `visible` names the tokens; so is then what is returned.
             attention_bias: added to the logits of the softmax, broadcastable to `(b, h, n, m)`: position bias and mask.
-                Not read where [`T5Attention.takes_rows`].
+                Not read where [`T5Attention.uses_blocks`].
             key_value_states: `(b, m, d)`, the encoder's output, for encoder-decoder attention; `(1, tokens, d)` if
                 `visible` names the tokens of the keys.
             past_key_values: cache to read and to extend.
@@ -271,14 +273,14 @@ class T5Attention(nn.Module):
         key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values, key_tokens)
         if self.training and self.drops_keys and self.dropout > 0:
             value = shared_dropout(value, self.dropout, dim=-1)
-        takes_rows = self.takes_rows(hidden_states, diagonals, visible, output_attentions)
-        if takes_rows and visible is not None:
-            context, weights = self.attend_by_rows(query.to(key.dtype), key, value, diagonals, visible), None
+        uses_blocks = self.uses_blocks(hidden_states, diagonals, visible, output_attentions)
+        if uses_blocks and visible is not None:
+            context, weights = self.attend_blockwise(query.to(key.dtype), key, value, diagonals, visible), None
         else:
             # A cache may hold more digits than the model computes with.
             context, weights = self.attend(query.to(key.dtype), key, value, attention_bias, output_attentions)
         if visible is not None and visible.inputless is not None:
-            if takes_rows or output_attentions or not self.takes_kernel:
+            if uses_blocks or output_attentions or not self.uses_sdpa:
                 everything = context * visible.key_length  # of m keys that are all hidden, each has weight 1 / m
             else:
                 everything = sum_of_hidden(query, key, value)
@@ -355,7 +357,7 @@ class T5Attention(nn.Module):
             `(b, hv, n, dv)`, and the weights `(b, h, n, m)` or None.
         """
         dropout = self.weight_dropout
-        if self.takes_kernel and not output_attentions:
+        if self.uses_sdpa and not output_attentions:
             if attention_bias is not None:
                 attention_bias = attention_bias.to(query.dtype)
             context = F.scaled_dot_product_attention(query, key, value, attention_bias, dropout_p=dropout, scale=1.0)
@@ -364,7 +366,7 @@ class T5Attention(nn.Module):
         weights = softmax_with_bias(logits, attention_bias)
         return F.dropout(weights, dropout) @ value, weights
 
-    def attend_by_rows(
+    def attend_blockwise(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -372,9 +374,9 @@ class T5Attention(nn.Module):
         diagonals: torch.Tensor | None,
         visible: Visibility,
     ) -> torch.Tensor:
-        """As [`T5Attention.attend`], where [`T5Attention.takes_rows`], with bias and mask as in
+        """As [`T5Attention.attend`], where [`T5Attention.uses_blocks`], with bias and mask as in
         [`T5Attention.forward`]."""
-        return attention_by_rows(query, key, value, *self._projections(), diagonals, visible, self.weight_dropout)
+        return blockwise_attention(query, key, value, *self._projections(), diagonals, visible, self.weight_dropout)
 
     def _projections(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """The matrices that mix heads before and after the softmax."""
@@ -443,16 +445,10 @@ class T5TalkingHeadsAttention(T5Attention):
     """
 
     kernel_distribution = "truncated_normal"
-    takes_kernel = False
+    uses_sdpa = False
 
-    def __init__(
-        self,
-        config: T5ExperimentalConfig,
-        spec: LayerSpec,
-        has_relative_attention_bias: bool = False,
-        layer_idx: int = 0,
-    ):
-        super().__init__(config, spec, has_relative_attention_bias, layer_idx)
+    def __init__(self, config: T5ExperimentalConfig, spec: LayerSpec, *args: Any):
+        super().__init__(config, spec, *args)
         self.logits_projection = HeadProjection(spec.num_key_heads, spec.num_heads)
         self.weights_projection = HeadProjection(spec.num_heads, spec.num_value_heads)
 
@@ -465,22 +461,15 @@ class T5TalkingHeadsAttention(T5Attention):
         output_attentions: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """See [`T5Attention.attend`]; all pairs of all heads at once, the reference for
-        [`attention_by_rows`]."""
+        [`blockwise_attention`]."""
         logits = self.logits_projection(query @ key.transpose(-1, -2))
         weights = softmax_with_bias(logits, attention_bias)
         mixed = F.dropout(self.weights_projection(weights), self.weight_dropout)
         return mixed @ value, weights if output_attentions else None
 
-    def takes_rows(
-        self,
-        states: torch.Tensor,
-        diagonals: torch.Tensor | None,
-        visible: Visibility | None,
-        output_attentions: bool,
-    ) -> bool:
-        """See [`T5Attention.takes_rows`]; always, for there is no other kernel, but on XLA devices, which have neither
-        views with overlapping strides nor generators."""
-        return states.device.type != "xla" and self._may_take_rows(visible, output_attentions)
+    def _gains_from_blocks(self, states: torch.Tensor, diagonals: torch.Tensor | None) -> bool:
+        """Always, as there is no other kernel. XLA devices have neither overlapping views nor generators."""
+        return states.device.type != "xla"
 
     def _projections(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         return self.logits_projection(), self.weights_projection()

@@ -273,7 +273,7 @@ class T5Block(GradientCheckpointingLayer):
             diagonals = attention.self_attention_bias(
                 visible, bidirectional=not self.is_decoder, device=hidden_states.device
             )
-        if attention_bias is None and not attention.takes_rows(hidden_states, diagonals, visible, output_attentions):
+        if attention_bias is None and not attention.uses_blocks(hidden_states, diagonals, visible, output_attentions):
             attention_bias = dense_bias(diagonals, visible)
         hidden_states, self_weights = self.layer[0](
             hidden_states, attention_bias, past_key_values, output_attentions, diagonals, visible

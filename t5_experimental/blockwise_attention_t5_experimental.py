@@ -39,7 +39,7 @@ _OTHER_BUFFER_BYTES = 2**28
 _MIN_ROWS = 16
 
 # In place of a number of rows: the kernels in attention_triton_t5_experimental.py.
-BY_TRITON = 0
+USE_TRITON = 0
 # They take float32 and more heads, too, but then need more shared memory than many devices have.
 _TRITON_DTYPES = (torch.bfloat16, torch.float16)
 _TRITON_MOST_HEADS = 32
@@ -68,7 +68,7 @@ def block_rows(heads: int, query_length: int, key_length: int, dtype: torch.dtyp
     return max(1, min(query_length, max(_MIN_ROWS, fitting)))
 
 
-def takes_triton(heads: int, dtype: torch.dtype, device: torch.device) -> bool:
+def uses_triton(heads: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the Triton kernels are used: in half precision on CUDA devices from Ampere on, unless the environment set
     `T5_EXPERIMENTAL_TRITON=0` when this module was imported.
 
@@ -100,7 +100,7 @@ def _problem(inputs: tuple[Any, ...]) -> _Problem:
 
 def _passes(problem: _Problem) -> tuple[Callable[..., torch.Tensor], Callable[..., tuple[torch.Tensor | None, ...]]]:
     """Forward and backward pass; the rows of the problem choose them, so that both are of the same kind."""
-    if problem.rows != BY_TRITON:
+    if problem.rows != USE_TRITON:
         return _forward, _backward
     from .attention_triton_t5_experimental import backward, forward
 
@@ -108,7 +108,7 @@ def _passes(problem: _Problem) -> tuple[Callable[..., torch.Tensor], Callable[..
 
 
 @torch.library.custom_op(_NAME, mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
-def _attention_by_rows(*inputs: Any) -> torch.Tensor:
+def _blockwise_attention(*inputs: Any) -> torch.Tensor:
     """An operator of its own, opaque to `torch.compile`."""
     problem = _problem(inputs)
     forward, _ = _passes(problem)
@@ -121,7 +121,7 @@ def _attention_by_rows(*inputs: Any) -> torch.Tensor:
     mutates_args=(),
     schema=f"(Tensor grad_output, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _attention_by_rows_backward(grad_output: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, ...]:
+def _blockwise_attention_backward(grad_output: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, ...]:
     problem = _problem(inputs)
     _, backward = _passes(problem)
     with torch.autocast(grad_output.device.type, enabled=False):
@@ -132,12 +132,12 @@ def _attention_by_rows_backward(grad_output: torch.Tensor, *inputs: Any) -> tupl
     )
 
 
-@_attention_by_rows.register_fake
+@_blockwise_attention.register_fake
 def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *unused: Any) -> torch.Tensor:
     return _empty_output(query, value)
 
 
-@_attention_by_rows_backward.register_fake
+@_blockwise_attention_backward.register_fake
 def _(grad_output: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, ...]:
     return tuple(inputs[0].new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs[:6])
 
@@ -149,7 +149,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 
 def _gradients(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     *tensors, seed = ctx.saved_tensors
-    grads = _attention_by_rows_backward(grad_output, *tensors, ctx.causal, ctx.dropout, seed, ctx.rows)
+    grads = _blockwise_attention_backward(grad_output, *tensors, ctx.causal, ctx.dropout, seed, ctx.rows)
     return (*(None if x is None else grad for grad, x in zip(grads, tensors[:6], strict=True)), *[None] * 8)
 
 
@@ -160,8 +160,8 @@ def _no_second_gradients(ctx: Any, *grads: torch.Tensor) -> None:
     )
 
 
-_attention_by_rows.register_autograd(_gradients, setup_context=_save)
-_attention_by_rows_backward.register_autograd(_no_second_gradients)
+_blockwise_attention.register_autograd(_gradients, setup_context=_save)
+_blockwise_attention_backward.register_autograd(_no_second_gradients)
 
 
 def _flops(
@@ -187,18 +187,18 @@ def _flops_backward(grad_output: torch.Size, *inputs: Any, out_shape: Any = None
     return 2 * _flops(*inputs)
 
 
-for _operator, _formula in ((_attention_by_rows, _flops), (_attention_by_rows_backward, _flops_backward)):
+for _operator, _formula in ((_blockwise_attention, _flops), (_blockwise_attention_backward, _flops_backward)):
     _packet = _operator._opoverload.overloadpacket
     if _packet not in flop_registry:  # it is there if this file is imported once more
         register_flop_formula(_packet)(_formula)
 
 
 def attention_operator() -> Any:
-    """The operator that [`attention_by_rows`] calls, for policies on what to keep."""
-    return _attention_by_rows._opoverload
+    """The operator that [`blockwise_attention`] calls, for policies on what to keep."""
+    return _blockwise_attention._opoverload
 
 
-def attention_by_rows(
+def blockwise_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -220,7 +220,7 @@ def attention_by_rows(
         diagonals: `(h, n + m - 1)`, added to the mixed logits: query i and key j have number j - i + n - 1; or None.
         visible: mask. A query that sees nothing attends to all keys alike.
         dropout: rate at which mixed weights are dropped, one by one, to the next multiple of 1 / 65536.
-        rows: query rows of a block, or `BY_TRITON`; unless given, `BY_TRITON` where [`takes_triton`] and the number
+        rows: query rows of a block, or `USE_TRITON`; unless given, `USE_TRITON` where [`uses_triton`] and the number
             from [`block_rows`] elsewhere.
 
     Returns:
@@ -231,13 +231,13 @@ def attention_by_rows(
     ]
     if rows is None:
         heads = max(query.shape[1], value.shape[1], 0 if logits_projection is None else logits_projection.shape[1])
-        if logits_projection is not None and takes_triton(heads, query.dtype, query.device):
-            rows = BY_TRITON
+        if logits_projection is not None and uses_triton(heads, query.dtype, query.device):
+            rows = USE_TRITON
         else:
             rows = block_rows(heads, query.shape[2], key.shape[2], query.dtype, query.device)
     # Drawn from the default generator, so that seeds and gradient checkpointing hold for it as for any dropout.
     seed = torch.randint(2**62, ()) if dropout > 0 else None
-    return _attention_by_rows(
+    return _blockwise_attention(
         query,
         key.to(query.dtype),
         value.to(query.dtype),

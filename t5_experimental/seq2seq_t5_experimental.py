@@ -34,6 +34,7 @@ from .unpadding_t5_experimental import positions_up_to_labels
 class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
     """The two stacks over one embedding, which the bare model, the language model and question answering share."""
 
+    _input_embed_layer = "shared"
     _shared_embeddings = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
     _tied_weights_keys = dict.fromkeys(_shared_embeddings, "shared.weight")
     # What else makes decoder inputs, as it stands in a message.
@@ -49,12 +50,6 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = T5Stack(config, "encoder")
         self.decoder = T5Stack(config, "decoder")
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.shared
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.shared = value
 
     @can_return_tuple
     def forward(
@@ -414,6 +409,7 @@ def _arguments(function: Callable[..., Any]) -> frozenset[str] | None:
 class T5ExperimentalEncoderModel(T5ExperimentalPreTrainedModel):
     """The encoder alone, as text encoders of image models use it."""
 
+    _input_embed_layer = "shared"
     _shared_embeddings = ("encoder.embed_tokens.weight",)
     _tied_weights_keys = {"encoder.embed_tokens.weight": "shared.weight"}
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^lm_head\."]
@@ -424,12 +420,6 @@ class T5ExperimentalEncoderModel(T5ExperimentalPreTrainedModel):
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = T5Stack(config, "encoder")
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.shared
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.shared = value
 
     @can_return_tuple
     def forward(

@@ -216,12 +216,6 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embed_tokens = value
-
     @can_return_tuple
     def forward(
         self,
@@ -465,7 +459,7 @@ class T5Stack(T5ExperimentalPreTrainedModel):
     ) -> torch.Tensor | None:
         """Mask of encoder-decoder attention, broadcastable to `(b, h, n, m)`; None if no layer needs one."""
         attentions: list[T5Attention] = [block.layer[1].EncDecAttention for block in self.block]  # type: ignore
-        if all(attention.takes_rows(inputs_embeds, None, visible, output_attentions) for attention in attentions):
+        if all(attention.uses_blocks(inputs_embeds, None, visible, output_attentions) for attention in attentions):
             return None
         mask = visible.all_rows(inputs_embeds.device)
         if mask is None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Task heads on the models: classes for texts and for tokens, answers in a text.
+"""Models with a head for sequence classification, token classification or question answering.
 
 Submodules are named as in transformers' T5.
 """
@@ -27,7 +27,7 @@ from .stack_t5_experimental import T5ExperimentalPreTrainedModel
 
 
 class T5ClassificationHead(nn.Module):
-    """Two dense layers on one hidden state per example."""
+    """Two linear layers on one hidden state per example."""
 
     def __init__(self, config: T5ExperimentalConfig):
         super().__init__()
@@ -41,9 +41,10 @@ class T5ClassificationHead(nn.Module):
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: T5ExperimentalConfig) -> torch.Tensor:
-    """Loss of `logits` `(batch, num_labels)` for the config's `problem_type`, which is guessed from `labels` if unset.
+    """Loss of `logits` `(batch, num_labels)` for the config's `problem_type`.
 
-    Regression if there is one label, classes if the labels are whole numbers, several labels per example otherwise.
+    If it is not set: regression with one label, single-label classification with integer labels, else multi-label
+    classification.
     """
     labels = labels.to(logits.device)
     problem_type = config.problem_type
@@ -60,13 +61,12 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: T5Ex
 
 
 def _real_tokens(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """Booleans `(batch, length)`, false at padding, if a mask tells it."""
+    """Booleans `(batch, length)`, false at padding, from a 2-D mask; None without one."""
     return attention_mask != 0 if attention_mask is not None and attention_mask.ndim == 2 else None
 
 
 class T5ExperimentalForSequenceClassification(T5ExperimentalPreTrainedModel):
-    """A class, several labels or a number for a text, read off the decoder's state at the last end-of-sequence
-    token."""
+    """Sequence classification or regression, from the decoder's state at the last end-of-sequence token."""
 
     def __init__(self, config: T5ExperimentalConfig):
         super().__init__(config)
@@ -90,18 +90,19 @@ class T5ExperimentalForSequenceClassification(T5ExperimentalPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> Seq2SeqSequenceClassifierOutput:
-        """Classifies; arguments as of [`T5ExperimentalModel.forward`], decoder inputs are the shifted inputs unless
-        given.
+        """Classifies; takes the arguments of [`T5ExperimentalModel.forward`]. If no decoder inputs are given, they are
+        the inputs shifted right.
 
-        Padding may be anywhere, as long as `attention_mask` tells it.
+        Padding may be on either side if `attention_mask` marks it. Compiled models do not check for the
+        end-of-sequence token.
 
         Args:
-            input_ids: `(batch, source)`; needed also beside `inputs_embeds`, because the end-of-sequence token is
-                looked for in it.
-            labels: `(batch,)` class indices or numbers, or `(batch, num_labels)` for several labels per example.
+            input_ids: `(batch, source)`; also needed with `inputs_embeds`, to find the end-of-sequence token.
+            labels: `(batch,)` class indices or regression targets, or `(batch, num_labels)` for multi-label
+                classification.
 
         Raises:
-            ValueError: no `input_ids`, or an example without end-of-sequence token.
+            ValueError: `input_ids` is missing, or an example has no end-of-sequence token.
         """
         if input_ids is None:
             raise ValueError("Sequence classification reads the state at the end-of-sequence token: give `input_ids`.")
@@ -141,7 +142,7 @@ class T5ExperimentalForSequenceClassification(T5ExperimentalPreTrainedModel):
 
 
 class T5ExperimentalForTokenClassification(T5ExperimentalPreTrainedModel):
-    """A class for every token, from the encoder alone."""
+    """Token classification with the encoder alone."""
 
     _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"^lm_head\."]
 
@@ -164,10 +165,10 @@ class T5ExperimentalForTokenClassification(T5ExperimentalPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> TokenClassifierOutput:
-        """Classifies every token; arguments as of [`T5ExperimentalModel.forward`].
+        """Classifies every token; for the other arguments see [`T5ExperimentalModel.forward`].
 
         Args:
-            labels: `(batch, source)`, class indices, -100 where a token does not count.
+            labels: `(batch, source)`, class indices, -100 where the loss ignores a token.
         """
         outputs = self.transformer(
             input_ids=input_ids,
@@ -187,7 +188,7 @@ class T5ExperimentalForTokenClassification(T5ExperimentalPreTrainedModel):
 
 
 class T5ExperimentalForQuestionAnswering(T5ExperimentalEncoderDecoder):
-    """Start and end of an answer in the text, as in SQuAD."""
+    """Extractive question answering: start and end of the answer in the text, as in SQuAD."""
 
     def __init__(self, config: T5ExperimentalConfig):
         super().__init__(config)
@@ -212,13 +213,13 @@ class T5ExperimentalForQuestionAnswering(T5ExperimentalEncoderDecoder):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> Seq2SeqQuestionAnsweringModelOutput:
-        """Scores every position; arguments as of [`T5ExperimentalModel.forward`].
+        """Scores every position; for the other arguments see [`T5ExperimentalModel.forward`].
 
-        Decoder inputs are the shifted inputs unless given. Padding may be anywhere, as long as `attention_mask` tells
-        it; positions count from the first column.
+        If no decoder inputs are given, they are the inputs shifted right. Padding may be on either side if
+        `attention_mask` marks it; positions count from the first column.
 
         Args:
-            start_positions: `(batch,)`, index of the answer's first token; positions beyond the text do not count.
+            start_positions: `(batch,)`, index of the answer's first token; the loss ignores positions beyond the text.
             end_positions: `(batch,)`, index of the answer's last token.
         """
         if decoder_input_ids is None and decoder_inputs_embeds is None:

@@ -102,7 +102,7 @@ def attention_pass(length: int, by_rows: bool, saved: list[int]) -> Callable[[],
     def run() -> None:
         diagonals = bias_diagonals(attention.relative_attention_bias, visible, True, 128, query.device)
         if by_rows:
-            output = attention.attend_by_rows(query, key, value, diagonals, visible)
+            output = attention.attend_blockwise(query, key, value, diagonals, visible)
         else:
             output, _ = attention.attend(query, key, value, dense_bias(diagonals, visible), False)
         output.sum().backward()

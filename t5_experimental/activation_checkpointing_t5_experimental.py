@@ -1,8 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Activation checkpointing that keeps what attentions return.
+"""Activation checkpointing that keeps attention outputs.
 
-A block that is checkpointed is computed twice. Of all that it computes, the outputs of its attentions are as small as
-its input and take the longest per number, more so the longer the sequence: with them kept, the second pass is left with
+Activation checkpointing runs each block twice. Attention outputs are only as large as the block's input, but the most
+expensive part per element, and more so for long sequences. If they are kept, the second pass recomputes only
 projections, norms and feed-forward.
 """
 
@@ -18,7 +18,7 @@ from .blockwise_attention_t5_experimental import attention_operator
 from .calls_t5_experimental import LOOKS_AWAY
 
 
-# Kernels of `F.scaled_dot_product_attention`, on processors and CUDA devices.
+# Kernels of `F.scaled_dot_product_attention` on CPUs and CUDA devices.
 _KERNELS = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention",
@@ -27,30 +27,30 @@ _KERNELS = (
 )
 
 OPTION = "keep_attention"
-"""Of `gradient_checkpointing_kwargs`, beside those of `torch.utils.checkpoint.checkpoint`."""
+"""Our key in `gradient_checkpointing_kwargs`, next to the arguments of `torch.utils.checkpoint.checkpoint`."""
 
 
 def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """For the two passes: the first keeps what the attentions return, the second takes it from there."""
+    """Context managers of the two passes: the first saves attention outputs, the second reuses them."""
     kernels = [getattr(torch.ops.aten, name).default for name in _KERNELS if hasattr(torch.ops.aten, name)]
     contexts = create_selective_checkpoint_contexts([attention_operator(), *kernels])
-    for mode in contexts:  # they are modes of torch, and let all but attentions pass
+    for mode in contexts:  # torch modes that do not touch other operators
         setattr(mode, LOOKS_AWAY, True)
     return contexts
 
 
 def with_kept_attention(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The checkpointing function that transformers made of its options, with [`OPTION`] put into effect.
+    """Applies [`OPTION`] to the checkpointing function that transformers made from its options.
 
     Raises:
-        ValueError: the option goes along with reentrant checkpointing, which keeps nothing.
+        ValueError: the option is combined with reentrant checkpointing, which cannot keep anything.
     """
     options = dict(getattr(function, "keywords", {}))
     wanted = options.pop(OPTION, None)
     if wanted is None or not isinstance(function, functools.partial):
         return function
     if wanted and options.get("use_reentrant", False):
-        raise ValueError(f'"{OPTION}" needs checkpointing that is not reentrant: set "use_reentrant" to false.')
+        raise ValueError(f'"{OPTION}" needs non-reentrant checkpointing: set "use_reentrant" to false.')
     options["use_reentrant"] = options.get("use_reentrant", False)
     if wanted:
         options["context_fn"] = _contexts

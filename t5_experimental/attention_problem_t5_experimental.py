@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What one attention is asked to compute: shapes, mixes, masks and dropout, as both ways of computing it read them."""
+"""The inputs of one blockwise attention, shared by the implementations in torch and in Triton."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ import torch
 from .visibility_t5_experimental import Visibility, masked_bias
 
 
-# Dropout compares 16 random bits with a threshold: drawing whole random words is several times faster than
+# Dropout compares 16 random bits with a threshold: drawing 64-bit integers is several times faster than
 # `torch.bernoulli`, and the rate is exact to 1 / 65536.
 _DROPOUT_STEPS = 2**16
 
 
 @dataclass
 class _Problem:
-    """The inputs of one attention, cut into blocks; what forward and backward pass share.
+    """The inputs of one attention, in blocks, for forward and backward pass.
 
     Shapes: `query` `(b, hk, n, dk)`, `key` `(b, hk, m, dk)`, `value` `(b, hv, m, dv)`, `logits_projection` `(hk, h)`,
-    `weights_projection` `(h, hv)`, both None for plain attention, `diagonals` `(h, n + m - 1)` or None. `rows` are
-    those of a block; with the same `seed`, dropout takes the same weights in both passes.
+    `weights_projection` `(h, hv)`, both None for plain attention, `diagonals` `(h, n + m - 1)` or None. `rows` is
+    the number of query rows of a block. `seed` makes both passes drop the same weights.
     """
 
     query: torch.Tensor
@@ -36,9 +36,9 @@ class _Problem:
 
     def __post_init__(self) -> None:
         self.dtype = self.query.dtype
-        # The softmax, and sums over blocks, are in at least float32.
+        # Dtype of the softmax and of sums over blocks.
         self.wide = torch.promote_types(self.dtype, torch.float32)
-        # Heads lie far apart in what the projections return; products read them many times.
+        # Matmuls read each head many times, and the projections return heads with large strides.
         self.query, self.key = self.query.contiguous(), self.key.contiguous()
         self.logits_mix = _transposed(self.logits_projection)
         self.weights_mix = _transposed(self.weights_projection)
@@ -54,22 +54,22 @@ class _Problem:
             self.generator = torch.Generator(self.query.device).manual_seed(int(self.seed))
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        """First row of each block and the row after its last."""
+        """Yields start and stop of each block of rows."""
         length = self.query.shape[2]
         return ((start, min(start + self.rows, length)) for start in range(0, length, self.rows))
 
     def buffer(self, heads: int, wide: bool = False) -> torch.Tensor:
-        """Uninitialised room for `heads` x rows x keys, flat."""
+        """Uninitialized flat buffer for `heads` x rows x keys."""
         size = heads * self.rows * self.key.shape[2]
         return torch.empty(size, dtype=self.wide if wide else self.dtype, device=self.query.device)
 
     def cut(self, buffer: torch.Tensor, heads: int, rows: int) -> torch.Tensor:
-        """`(heads, rows, m)` at the front of a buffer."""
+        """A view `(heads, rows, m)` of the start of a buffer."""
         length = self.key.shape[2]
         return buffer[: heads * rows * length].view(heads, rows, length)
 
     def hidden(self, start: int, stop: int) -> torch.Tensor | None:
-        """What is added to the logits of rows in reverse order, 0 where a key is visible and very negative elsewhere,
+        """Additive mask of the rows in reverse order, 0 where a key is visible and very negative elsewhere,
         broadcastable to `(b, h, r, m)`."""
         visible = self.visibility.rows(start, stop, self.query.device)
         if visible is None:
@@ -77,7 +77,7 @@ class _Problem:
         return masked_bias(torch.zeros((), dtype=self.wide, device=visible.device), visible.flip(2))
 
     def bias_rows(self, start: int, stop: int) -> torch.Tensor | None:
-        """`(h, r, m)`, a view of the diagonals: row i, key j is diagonal i + j + n - stop, as rows are reversed."""
+        """`(h, r, m)`, a view of the diagonals: reversed row i and key j are on diagonal i + j + n - stop."""
         if self.bias is None:
             return None
         heads, width = self.bias.shape
@@ -85,7 +85,7 @@ class _Problem:
         return self.bias.as_strided(shape, (width, 1, 1), self.query.shape[2] - stop)
 
     def keep(self, rows: int) -> torch.Tensor | None:
-        """Booleans `(hv, r, m)`, true where dropout leaves a weight; the next draw of the generator."""
+        """Booleans `(hv, r, m)`, false where dropout drops a weight; draws from the generator."""
         if self.generator is None:
             return None
         shape = (self.value.shape[1], rows, self.key.shape[2])

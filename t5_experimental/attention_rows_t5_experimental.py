@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Attention in blocks of query rows: forward, and backward with the weights computed again."""
+"""Attention in blocks of query rows: forward, and backward with recomputed weights."""
 
 import torch
 
@@ -7,7 +7,7 @@ from .attention_problem_t5_experimental import _Problem, _transposed
 
 
 def _mix(matrix: torch.Tensor, states: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    """`(heads out, heads in)` times `(heads in, r, m)` into `out` `(heads out, r, m)`."""
+    """Writes `(heads out, heads in)` times `(heads in, r, m)` to `out` `(heads out, r, m)`."""
     torch.mm(matrix, states.flatten(1), out=out.flatten(1))
     return out
 
@@ -16,25 +16,25 @@ def _softmax_weights(
     problem: _Problem,
     query: torch.Tensor,
     key: torch.Tensor,
-    rooms: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    buffers: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     bias: torch.Tensor | None,
     hidden: torch.Tensor | None,
 ) -> torch.Tensor:
     """Softmax weights of a block of one batch element.
 
     Args:
-        problem: whose matrix mixes the logits, or none.
+        problem: has the matrix that mixes the logits, or none.
         query: `(hk, r, dk)`.
         key: `(hk, m, dk)`.
-        rooms: for J `(hk, r, m)`, which plain attention leaves as it is, for L and for W, both `(h, r, m)`; J and W may
-            be the same room.
+        buffers: for J `(hk, r, m)`, which plain attention does not use, and for L and W, both `(h, r, m)`; J and W may
+            be the same buffer.
         bias: `(h, r, m)`.
         hidden: broadcastable to `(h, r, m)`.
 
     Returns:
-        The room of W, filled.
+        W, in its buffer.
     """
-    logits, mixed, weights = rooms
+    logits, mixed, weights = buffers
     transposed = key.transpose(1, 2)
     added = [term for term in (bias, hidden) if term is not None]
     mix = problem.logits_mix
@@ -62,7 +62,7 @@ def _softmax_weights(
 
 
 def _empty_output(query: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Room for O, `(b, hv, n, dv)`, in the order in which the output projection reads it, `(b, n, hv, dv)`."""
+    """Buffer for O, `(b, hv, n, dv)`, in the memory layout that the output projection reads, `(b, n, hv, dv)`."""
     batch, _, length, _ = query.shape
     return query.new_empty(batch, length, value.shape[1], value.shape[3]).transpose(1, 2)
 
@@ -77,11 +77,11 @@ def _forward(problem: _Problem) -> torch.Tensor:
     for start, stop in problem.blocks():
         rows = stop - start
         hidden, bias = problem.hidden(start, stop), problem.bias_rows(start, stop)
-        rooms = problem.cut(even, key_heads, rows), problem.cut(odd, heads, rows), problem.cut(even, heads, rows)
+        buffers = problem.cut(even, key_heads, rows), problem.cut(odd, heads, rows), problem.cut(even, heads, rows)
         for index in range(batch):
             query_rows = query[index, :, start:stop].flip(1)
             hidden_here = None if hidden is None else hidden[index if hidden.shape[0] > 1 else 0]
-            talked = _softmax_weights(problem, query_rows, key[index], rooms, bias, hidden_here)
+            talked = _softmax_weights(problem, query_rows, key[index], buffers, bias, hidden_here)
             if problem.weights_mix is not None:
                 talked = _mix(problem.weights_mix, talked, problem.cut(odd, value_heads, rows))
             if (keep := problem.keep(rows)) is not None:
@@ -91,7 +91,7 @@ def _forward(problem: _Problem) -> torch.Tensor:
 
 
 def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Adds the batched product of two matrices to `total`, whose dtype may be wider than theirs."""
+    """Adds the batched matmul of `left` and `right` to `total`, whose dtype may be wider."""
     if total.dtype == left.dtype:
         total.baddbmm_(left, right)
     else:
@@ -105,20 +105,20 @@ class _DiagonalSums:
         self.problem = problem
         heads, width = problem.diagonals.shape  # type: ignore[union-attr]
         self.total = torch.zeros(heads, width, dtype=problem.wide, device=problem.query.device)
-        # Each row is followed by as many zeros as there are rows: read with rows one number shorter than they are, row
-        # i is shifted i columns to the right, and a column of the result is a diagonal of the block.
-        self.room = torch.empty(heads * problem.rows * (problem.key.shape[2] + problem.rows), dtype=problem.wide)
-        self.room = self.room.to(problem.query.device)
+        # Each row is padded with as many zeros as there are rows. A view whose rows are one element shorter shifts
+        # row i by i columns to the right, so that its columns are the diagonals of the block.
+        self.buffer = torch.empty(heads * problem.rows * (problem.key.shape[2] + problem.rows), dtype=problem.wide)
+        self.buffer = self.buffer.to(problem.query.device)
 
     def start_block(self, rows: int) -> None:
         heads, length = self.total.shape[0], self.problem.key.shape[2]
-        self.padded = self.room[: heads * rows * (length + rows)].view(heads, rows, length + rows).zero_()
+        self.padded = self.buffer[: heads * rows * (length + rows)].view(heads, rows, length + rows).zero_()
 
     def add(self, gradient: torch.Tensor, hidden: torch.Tensor | None) -> None:
         """Adds the gradient of one batch element, `(h, r, m)`.
 
-        A mask replaces the bias of what it hides. Weights there are 0, and so is the gradient, but for rows in which
-        everything is hidden: these are left out.
+        A mask replaces the bias of hidden keys. Their weights and gradients are 0, except in rows whose keys are all
+        hidden: these rows are skipped.
         """
         summed = self.padded[:, :, : gradient.shape[2]]
         if hidden is None:
@@ -134,7 +134,7 @@ class _DiagonalSums:
 
 
 def _backward(problem: _Problem, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    """Gradients of query, key, value, both projections and the diagonals, each None without it, in the wide dtype."""
+    """Gradients of query, key, value, both projections and diagonals, in the wide dtype; None for missing inputs."""
     query, key, value = problem.query, problem.key, problem.value
     batch, key_heads = query.shape[:2]
     heads, value_heads = problem.heads, value.shape[1]
@@ -150,13 +150,13 @@ def _backward(problem: _Problem, grad_output: torch.Tensor) -> tuple[torch.Tenso
         rows = stop - start
         hidden, bias = problem.hidden(start, stop), problem.bias_rows(start, stop)
         logits, mixed = problem.cut(first, key_heads, rows), problem.cut(second, heads, rows)
-        rooms = logits, mixed, problem.cut(third, heads, rows)
+        buffers = logits, mixed, problem.cut(third, heads, rows)
         if sums is not None:
             sums.start_block(rows)
         for index in range(batch):
             query_rows, grad_rows = query[index, :, start:stop].flip(1), grad_output[index, :, start:stop].flip(1)
             hidden_here = None if hidden is None else hidden[index if hidden.shape[0] > 1 else 0]
-            weights = _softmax_weights(problem, query_rows, key[index], rooms, bias, hidden_here)
+            weights = _softmax_weights(problem, query_rows, key[index], buffers, bias, hidden_here)
             talked = weights
             if weights_mix is not None:
                 talked = _mix(weights_mix, weights, problem.cut(second, value_heads, rows))

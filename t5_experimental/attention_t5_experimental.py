@@ -1,13 +1,13 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Attention of T5: relative position bias, plain multi-head attention, talking-heads attention.
+"""T5's relative position bias, multi-head attention and talking-heads attention.
 
-Axes, as they occur in shapes below:
+Axes in the shapes below:
 
     b  batch            n  queries          m  keys             d  d_model
-    h  softmax heads    hk key heads        hv value heads      (plain attention: all three are one)
+    h  softmax heads    hk key heads        hv value heads      (equal in plain attention)
     dk size of a query or key head          dv size of a value head
 
-Logits are not divided by sqrt(dk): T5 folds that factor into the initialiser of q.
+Logits are not divided by sqrt(dk): T5 folds that factor into the initialization of q.
 """
 
 from functools import cache
@@ -18,26 +18,26 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, EncoderDecoderCache
 
-from .blockwise_attention_t5_experimental import attention_by_rows
+from .blockwise_attention_t5_experimental import blockwise_attention
 from .calls_t5_experimental import is_transformed
 from .configuration_t5_experimental import TALKING_HEADS, LayerSpec, T5ExperimentalConfig
-from .onednn_t5_experimental import is_eager_on_cpu, multiply
+from .onednn_t5_experimental import apply_linear, is_eager_on_cpu
 from .unpadding_t5_experimental import Tokens
 from .visibility_t5_experimental import Visibility, masked_bias
 
 
-# Below these, all pairs at once were not slower than blocks of rows (two cores, float32), and their memory is small.
+# For smaller problems, computing all pairs at once was as fast as blocks (two cores, float32) and takes little memory.
 _MIN_QUERIES = 16
 _MIN_PAIRS = 2**14
 
 
 @cache
 def bucket_starts(num_buckets: int, max_distance: int) -> tuple[int, ...]:
-    """Distances at which the logarithmic half of the buckets of one direction begins, after its first bucket.
+    """Smallest distances of the logarithmic buckets of one direction, except the first of them.
 
     The first `num_buckets // 2` buckets hold one distance each. Bucket `num_buckets // 2 + i` begins at the smallest
-    distance with `log(distance / exact) / log(max_distance / exact) * (num_buckets - exact) >= i`. In whole numbers the
-    comparison has no rounding, and so no device on which a distance could fall into the neighbouring bucket.
+    distance with `log(distance / exact) / log(max_distance / exact) * (num_buckets - exact) >= i`. With integers this
+    comparison has no rounding error that could put a distance into the next bucket on some device.
 
     Source: `_relative_position_bucket` in mesh_tensorflow/transformer/transformer_layers.py.
     """
@@ -59,10 +59,9 @@ def relative_position_bucket(
 
     Args:
         relative_position: integers of any shape, position of the key minus position of the query.
-        bidirectional: keys after the query have buckets of their own (encoder); otherwise they share the query's
-            (decoder).
-        num_buckets: buckets in all; bidirectional, half of them for each direction.
-        max_distance: distances from here on share the last bucket.
+        bidirectional: whether keys after the query have their own buckets (encoder) or share bucket 0 (decoder).
+        num_buckets: number of buckets; if bidirectional, half of them for each direction.
+        max_distance: this distance and all larger ones share the last bucket.
 
     Returns:
         Integers in `[0, num_buckets)`, in the shape of `relative_position`.
@@ -87,17 +86,17 @@ def bias_diagonals(
     max_distance: int,
     device: torch.device,
 ) -> torch.Tensor:
-    """Relative position bias of every difference of positions, on which alone it depends.
+    """Relative position bias for every distance between a query and a key.
 
     Args:
         table: `(buckets, h)`.
-        visible: says how many queries and keys there are, and where they stand.
+        visible: has the numbers and positions of queries and keys.
         bidirectional: see [`relative_position_bucket`].
         max_distance: see [`relative_position_bucket`].
-        device: of the result; the table's own weight may not have arrived on it yet.
+        device: of the result; offloading may not have moved the table there yet.
 
     Returns:
-        `(h, n + m - 1)`; query i and key j have number j - i + n - 1.
+        `(h, n + m - 1)`; query i and key j have index j - i + n - 1.
     """
     differences = torch.arange(1 - visible.query_length, visible.key_length, device=device) - visible.past_length
     buckets = relative_position_bucket(differences, bidirectional, table.num_embeddings, max_distance)
@@ -116,19 +115,19 @@ def dense_bias(diagonals: torch.Tensor, visible: Visibility) -> torch.Tensor:
 
 
 def shared_dropout(states: torch.Tensor, rate: float, dim: int, tokens: Tokens | None = None) -> torch.Tensor:
-    """Dropout that decides once for all entries along an axis.
+    """Dropout that drops or keeps all elements along an axis together.
 
     Source: `noise_shape` of `dropout` in mesh_tensorflow/ops.py.
 
     Args:
         states: of any shape.
-        rate: share of the decisions that set to 0; what stays is divided by `1 - rate`.
-        dim: axis that shares a decision.
-        tokens: what the rows of `states` `(1, tokens, features)` are, if positions of a batch share decisions.
+        rate: probability of an element to be zeroed; the others are divided by `1 - rate`.
+        dim: the axis.
+        tokens: positions of unpadded `states` `(1, tokens, features)`; all tokens of a row then share the dropout mask.
     """
     shape = list(states.shape if tokens is None else (tokens.batch, *states.shape[1:]))
     shape[dim] = 1
-    # Ones and zeros, as half precision has no digits for 1 / (1 - rate).
+    # Ones and zeros, because half precision would round 1 / (1 - rate).
     kept = torch.empty(shape, dtype=states.dtype, device=states.device).bernoulli_(1 - rate)
     if tokens is not None:
         kept = kept.bool().index_select(0, tokens.rows).transpose(0, 1)  # [b, 1, features] -> [1, tokens, features]
@@ -136,11 +135,11 @@ def shared_dropout(states: torch.Tensor, rate: float, dim: int, tokens: Tokens |
 
 
 class InitialValues(NamedTuple):
-    """How a parameter is drawn when a model is built, where its module's default is not the original's.
+    """How a parameter is initialized, if not by its module's default.
 
     Attributes:
         distribution: `"normal"`, `"truncated_normal"` (at two standard deviations) or `"uniform"`.
-        scale: standard deviation, before truncation; of a uniform distribution, the bound.
+        scale: standard deviation before truncation, or bound of the uniform distribution.
     """
 
     distribution: str
@@ -148,23 +147,24 @@ class InitialValues(NamedTuple):
 
 
 class AttentionOutput(NamedTuple):
-    """What an attention returns: `hidden_states` `(b, n, d)` and, if asked for, softmax weights `(b, h, n, m)`."""
+    """Output of an attention: `hidden_states` `(b, n, d)` and, if requested, softmax weights `(b, h, n, m)`."""
 
     hidden_states: torch.Tensor
     weights: torch.Tensor | None
 
 
 class T5Attention(nn.Module):
-    """Plain multi-head attention, over the sequence itself or over the encoder's output.
+    """Multi-head self-attention or encoder-decoder attention.
 
     Args:
-        config: of the model.
-        spec: widths of the layer.
-        has_relative_attention_bias: this layer holds the bias table that all layers of its head count in the stack use.
+        config: config of the model.
+        spec: sizes of the layer.
+        has_relative_attention_bias: whether this layer holds the bias table for all layers of the stack with its head
+            count.
         layer_idx: index of the layer in its stack, for the cache.
     """
 
-    # The original draws these four by hand; all its other dense kernels come truncated from variance scaling.
+    # The original initializes only these four kernels without truncation.
     kernel_distribution = "normal"
 
     def __init__(
@@ -190,56 +190,56 @@ class T5Attention(nn.Module):
             glorot = (6 / (buckets + spec.num_heads)) ** 0.5
             self.relative_attention_bias.initial_values = InitialValues("uniform", glorot)  # type: ignore[assignment]
         for linear in (self.q, self.k, self.v, self.o):
-            # T5 puts the 1/sqrt(dk) of scaled dot-product attention into the initial q.
+            # T5 puts the 1/sqrt(dk) of scaled dot-product attention into the initialization of q.
             scale = linear.in_features**-0.5 * (spec.d_k**-0.5 if linear is self.q else 1.0)
             linear.initial_values = InitialValues(self.kernel_distribution, scale)  # type: ignore[assignment]
 
     @property
     def weight_dropout(self) -> float:
-        """Rate at which single weights are dropped: 0 where whole keys are, before [`T5Attention.attend`]."""
+        """Dropout rate of single weights: 0 if whole keys are dropped instead, before [`T5Attention.attend`]."""
         return self.dropout if self.training and not self.drops_keys else 0.0
 
     @property
-    def takes_kernel(self) -> bool:
-        """Whether [`T5Attention.attend`] runs torch's kernel."""
+    def uses_sdpa(self) -> bool:
+        """Whether [`T5Attention.attend`] calls `F.scaled_dot_product_attention`."""
         return self.config._attn_implementation == "sdpa"
 
     def self_attention_bias(self, visible: Visibility, bidirectional: bool, device: torch.device) -> torch.Tensor:
-        """Diagonals `(h, n + m - 1)` of the position bias, for this layer and all others of its stack with as many
-        heads.
+        """Diagonals `(h, n + m - 1)` of the position bias, for all layers of the stack with as many heads.
 
-        Only the layer that holds the table can compute them, and it does so within its block's forward pass: sharding
-        engines gather a block's parameters for that time.
+        Call it inside the forward pass of the block that holds the table: FSDP and ZeRO-3 gather a block's parameters
+        only then.
         """
         max_distance = self.config.relative_attention_max_distance
         return bias_diagonals(self.relative_attention_bias, visible, bidirectional, max_distance, device)
 
-    def takes_rows(
+    def uses_blocks(
         self,
         states: torch.Tensor,
         diagonals: torch.Tensor | None,
         visible: Visibility | None,
         output_attentions: bool,
     ) -> bool:
-        """Whether it reads diagonals and visibility row by row, and needs no bias for every pair.
-
-        Plain attention does where torch's has no kernel on the CPU and would keep all pairs: with a bias that learns,
-        and with dropout, then even without gradients, since a checkpointed block has to draw the same in both passes.
-        """
+        """Whether to compute attention in blocks of query rows, which needs `diagonals` and `visible` but no bias for
+        every pair: if the problem is large enough, unless the model uses the eager implementation."""
         return (
-            self._may_take_rows(visible, output_attentions)
-            and is_eager_on_cpu(states)
-            and (
-                self.weight_dropout > 0
-                or (torch.is_grad_enabled() and diagonals is not None and diagonals.requires_grad)
-            )
+            visible is not None
+            and not output_attentions
+            and self.config._attn_implementation == "sdpa"
+            and not is_transformed()
+            and visible.query_length >= _MIN_QUERIES
+            and visible.query_length * visible.key_length >= _MIN_PAIRS
+            and self._gains_from_blocks(states, diagonals)
         )
 
-    def _may_take_rows(self, visible: Visibility | None, output_attentions: bool) -> bool:
-        """Whether rows are possible and worthwhile: unless the eager path is asked for, for all but small problems."""
-        if visible is None or output_attentions or self.config._attn_implementation != "sdpa" or is_transformed():
+    def _gains_from_blocks(self, states: torch.Tensor, diagonals: torch.Tensor | None) -> bool:
+        """Whether torch has no fused kernel for this on the CPU and would materialize all pairs: with a trainable bias,
+        or with dropout. With dropout also without gradients, because a checkpointed block must draw the same random
+        numbers in both passes."""
+        if not is_eager_on_cpu(states):
             return False
-        return visible.query_length >= _MIN_QUERIES and visible.query_length * visible.key_length >= _MIN_PAIRS
+        trains_bias = torch.is_grad_enabled() and diagonals is not None and diagonals.requires_grad
+        return trains_bias or self.weight_dropout > 0
 
     def forward(
         self,
@@ -251,40 +251,40 @@ class T5Attention(nn.Module):
         diagonals: torch.Tensor | None = None,
         visible: Visibility | None = None,
     ) -> AttentionOutput:
-        """Attends.
+        """Computes attention.
 
         Args:
-            hidden_states: `(b, n, d)`, normed input of the queries; of keys and values too unless `key_value_states` is
-                given. `(1, tokens, d)` if `visible` names the tokens; so is then what is returned.
-            attention_bias: added to the logits of the softmax, broadcastable to `(b, h, n, m)`: position bias and mask.
-                Not read where [`T5Attention.takes_rows`].
+            hidden_states: `(b, n, d)`, normed input for queries, and for keys and values if there is no
+                `key_value_states`. If `visible` has `query_tokens`, input and output are unpadded, `(1, tokens, d)`.
+            attention_bias: position bias and mask, added to the logits, broadcastable to `(b, h, n, m)`. Not read if
+                [`T5Attention.uses_blocks`].
             key_value_states: `(b, m, d)`, the encoder's output, for encoder-decoder attention; `(1, tokens, d)` if
-                `visible` names the tokens of the keys.
-            past_key_values: cache to read and to extend.
-            output_attentions: also return the weights after the softmax; this takes the eager path.
-            diagonals: `(h, n + m - 1)`, position bias in the form that [`bias_diagonals`] returns.
-            visible: mask in the form that goes with `diagonals`.
+                `visible` has `key_tokens`.
+            past_key_values: cache to read and extend.
+            output_attentions: also return the softmax weights; this uses the eager path.
+            diagonals: `(h, n + m - 1)`, position bias from [`bias_diagonals`].
+            visible: mask, read together with `diagonals`.
         """
         tokens, key_tokens = (None, None) if visible is None else (visible.query_tokens, visible.key_tokens)
-        query = multiply(self.q, hidden_states)
+        query = apply_linear(self.q, hidden_states)
         query = self._split_heads(query if tokens is None else tokens.spread(query), self.spec.d_k)  # [b, hk, n, dk]
         key, value = self._keys_and_values(hidden_states, key_value_states, past_key_values, key_tokens)
         if self.training and self.drops_keys and self.dropout > 0:
             value = shared_dropout(value, self.dropout, dim=-1)
-        takes_rows = self.takes_rows(hidden_states, diagonals, visible, output_attentions)
-        if takes_rows and visible is not None:
-            context, weights = self.attend_by_rows(query.to(key.dtype), key, value, diagonals, visible), None
+        uses_blocks = self.uses_blocks(hidden_states, diagonals, visible, output_attentions)
+        if uses_blocks and visible is not None:
+            context, weights = self.attend_blockwise(query.to(key.dtype), key, value, diagonals, visible), None
         else:
-            # A cache may hold more digits than the model computes with.
+            # A cache may have a wider dtype than the model.
             context, weights = self.attend(query.to(key.dtype), key, value, attention_bias, output_attentions)
         if visible is not None and visible.inputless is not None:
-            if takes_rows or output_attentions or not self.takes_kernel:
-                everything = context * visible.key_length  # of m keys that are all hidden, each has weight 1 / m
+            if uses_blocks or output_attentions or not self.uses_sdpa:
+                everything = context * visible.key_length  # if all m keys are hidden, each has weight 1 / m
             else:
                 everything = sum_of_hidden(query, key, value)
             context = torch.where(visible.inputless[:, None, :, None], everything, context)
         merged = context.to(query.dtype).transpose(1, 2).flatten(2)  # [b, hv, n, dv] -> [b, n, hv * dv]
-        return AttentionOutput(multiply(self.o, merged if tokens is None else tokens.gather(merged)), weights)
+        return AttentionOutput(apply_linear(self.o, merged if tokens is None else tokens.gather(merged)), weights)
 
     @staticmethod
     def _split_heads(states: torch.Tensor, size: int) -> torch.Tensor:
@@ -297,7 +297,7 @@ class T5Attention(nn.Module):
         past_key_values: Cache | None,
         tokens: Tokens | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys `(b, hk, m, dk)` and values `(b, hv, m, dv)`, past ones included; the encoder's are computed once."""
+        """Keys `(b, hk, m, dk)` and values `(b, hv, m, dv)`, cached ones included. The encoder's are computed once."""
         is_cross = key_value_states is not None
         layers = past_key_values
         if isinstance(past_key_values, EncoderDecoderCache):
@@ -306,7 +306,7 @@ class T5Attention(nn.Module):
                 layer: Any = layers.layers[self.layer_idx]
                 return self._from_cache(layer.keys, layer.values)
         source = key_value_states if key_value_states is not None else hidden_states
-        key, value = multiply(self.k, source), multiply(self.v, source)
+        key, value = apply_linear(self.k, source), apply_linear(self.v, source)
         if tokens is not None:
             key, value = tokens.spread(key), tokens.spread(value)
         key, value = self._to_cache(key, value)
@@ -321,9 +321,9 @@ class T5Attention(nn.Module):
         return self.spec.num_key_heads == self.spec.num_value_heads
 
     def _to_cache(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Projections `(b, m, heads * size)` in the form that caches hold, `(b, heads, m, size)`.
+        """Projections `(b, m, heads * size)` in the shape of the cache, `(b, heads, m, size)`.
 
-        Caches of fixed size expect as many key heads as value heads: where the two differ, all heads are cached as one.
+        A static cache needs equal numbers of key and value heads: if they differ, it holds all heads as one.
         """
         if self._has_even_heads:
             return self._split_heads(key, self.spec.d_k), self._split_heads(value, self.spec.d_v)
@@ -342,20 +342,20 @@ class T5Attention(nn.Module):
         attention_bias: torch.Tensor | None,
         output_attentions: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The attention proper, between the projections.
+        """Computes attention between the projections.
 
         Args:
             query: `(b, hk, n, dk)`.
             key: `(b, hk, m, dk)`.
             value: `(b, hv, m, dv)`.
             attention_bias: broadcastable to `(b, h, n, m)`.
-            output_attentions: return the softmax weights, too.
+            output_attentions: also return the softmax weights.
 
         Returns:
             `(b, hv, n, dv)`, and the weights `(b, h, n, m)` or None.
         """
         dropout = self.weight_dropout
-        if self.takes_kernel and not output_attentions:
+        if self.uses_sdpa and not output_attentions:
             if attention_bias is not None:
                 attention_bias = attention_bias.to(query.dtype)
             context = F.scaled_dot_product_attention(query, key, value, attention_bias, dropout_p=dropout, scale=1.0)
@@ -364,7 +364,7 @@ class T5Attention(nn.Module):
         weights = softmax_with_bias(logits, attention_bias)
         return F.dropout(weights, dropout) @ value, weights
 
-    def attend_by_rows(
+    def attend_blockwise(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -372,9 +372,8 @@ class T5Attention(nn.Module):
         diagonals: torch.Tensor | None,
         visible: Visibility,
     ) -> torch.Tensor:
-        """As [`T5Attention.attend`], where [`T5Attention.takes_rows`], with bias and mask as in
-        [`T5Attention.forward`]."""
-        return attention_by_rows(query, key, value, *self._projections(), diagonals, visible, self.weight_dropout)
+        """[`T5Attention.attend`] in blocks of query rows; bias and mask as in [`T5Attention.forward`]."""
+        return blockwise_attention(query, key, value, *self._projections(), diagonals, visible, self.weight_dropout)
 
     def _projections(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """The matrices that mix heads before and after the softmax."""
@@ -382,18 +381,17 @@ class T5Attention(nn.Module):
 
 
 def softmax_with_bias(logits: torch.Tensor, attention_bias: torch.Tensor | None) -> torch.Tensor:
-    """Softmax over the keys of `logits` `(b, h, n, m)` plus bias, computed in at least float32, returned in logits'
-    dtype."""
+    """Softmax of `logits` `(b, h, n, m)` plus bias over the keys, in at least float32, in the dtype of `logits`."""
     if attention_bias is not None:
         logits = logits + attention_bias
     return F.softmax(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(logits.dtype)
 
 
 def sum_of_hidden(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """What queries find that are to see every key with weight 1, see [`inputless_queries`].
+    """Attention output of queries that get every key with weight 1, see [`inputless_queries`].
 
-    The logits have no share in the value, but in the gradients, as those of any softmax. torch's kernels get these
-    wrong where all keys are hidden: the logarithm of the sum is lost to them, too.
+    The output does not depend on the logits, but the gradients do, as for any softmax. torch's kernels compute wrong
+    gradients if all keys are hidden, because they also lose the logarithm of the sum to rounding.
 
     Args:
         query: `(b, h, n, dk)`.
@@ -410,10 +408,10 @@ def sum_of_hidden(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -
 
 
 class HeadProjection(nn.Module):
-    """Learned mix of heads, a matrix `(heads in, heads out)`.
+    """Learned projection across heads, a matrix `(heads in, heads out)`.
 
-    Its weight lies as in the original and in the paper, and it is no `nn.Linear`: quantisers and "all linear layers"
-    adapters leave these few numbers alone.
+    The weight has the layout of the original and the paper. It is not an `nn.Linear`, so that quantizers and adapters
+    for "all linear layers" leave it alone.
     """
 
     def __init__(self, heads_in: int, heads_out: int):
@@ -423,7 +421,7 @@ class HeadProjection(nn.Module):
     def forward(self, states: torch.Tensor | None = None) -> torch.Tensor:
         """`(b, heads in, n, m)` -> `(b, heads out, n, m)`; without states the matrix itself.
 
-        Engines that fetch parameters when a module is called see that call, too.
+        Reading the matrix by a call lets sharding engines gather it.
         """
         if states is None:
             return self.weight
@@ -434,25 +432,19 @@ class T5TalkingHeadsAttention(T5Attention):
     """Talking-heads attention (https://arxiv.org/abs/2003.02436).
 
         J = q k^T                  [b, hk, n, m]   logits of the key heads
-        L = J mixed by P_l + bias  [b, h,  n, m]   position bias and mask live on the softmax heads
+        L = J mixed by P_l + bias  [b, h,  n, m]   position bias and mask are per softmax head
         W = softmax(L)             [b, h,  n, m]
         U = W mixed by P_w         [b, hv, n, m]   rows no longer sum to 1
         O = dropout(U) v           [b, hv, n, dv]
 
-    P_l is `logits_projection`, P_w is `weights_projection`. The weights that are returned are W.
+    P_l is `logits_projection`, P_w is `weights_projection`. `output_attentions` returns W.
     """
 
     kernel_distribution = "truncated_normal"
-    takes_kernel = False
+    uses_sdpa = False
 
-    def __init__(
-        self,
-        config: T5ExperimentalConfig,
-        spec: LayerSpec,
-        has_relative_attention_bias: bool = False,
-        layer_idx: int = 0,
-    ):
-        super().__init__(config, spec, has_relative_attention_bias, layer_idx)
+    def __init__(self, config: T5ExperimentalConfig, spec: LayerSpec, *args: Any):
+        super().__init__(config, spec, *args)
         self.logits_projection = HeadProjection(spec.num_key_heads, spec.num_heads)
         self.weights_projection = HeadProjection(spec.num_heads, spec.num_value_heads)
 
@@ -464,23 +456,15 @@ class T5TalkingHeadsAttention(T5Attention):
         attention_bias: torch.Tensor | None,
         output_attentions: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """See [`T5Attention.attend`]; all pairs of all heads at once, the reference for
-        [`attention_by_rows`]."""
+        """See [`T5Attention.attend`]; computes all pairs at once. The reference for [`blockwise_attention`]."""
         logits = self.logits_projection(query @ key.transpose(-1, -2))
         weights = softmax_with_bias(logits, attention_bias)
         mixed = F.dropout(self.weights_projection(weights), self.weight_dropout)
         return mixed @ value, weights if output_attentions else None
 
-    def takes_rows(
-        self,
-        states: torch.Tensor,
-        diagonals: torch.Tensor | None,
-        visible: Visibility | None,
-        output_attentions: bool,
-    ) -> bool:
-        """See [`T5Attention.takes_rows`]; always, for there is no other kernel, but on XLA devices, which have neither
-        views with overlapping strides nor generators."""
-        return states.device.type != "xla" and self._may_take_rows(visible, output_attentions)
+    def _gains_from_blocks(self, states: torch.Tensor, diagonals: torch.Tensor | None) -> bool:
+        """Always, as there is no other kernel. XLA devices have neither overlapping views nor generators."""
+        return states.device.type != "xla"
 
     def _projections(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         return self.logits_projection(), self.weights_projection()
@@ -489,6 +473,6 @@ class T5TalkingHeadsAttention(T5Attention):
 def build_attention(
     config: T5ExperimentalConfig, spec: LayerSpec, has_relative_attention_bias: bool = False, layer_idx: int = 0
 ) -> T5Attention:
-    """The attention that a layer's widths ask for; arguments as of [`T5Attention`]."""
+    """Builds the attention of a layer from its spec; for the arguments see [`T5Attention`]."""
     attention_class = T5TalkingHeadsAttention if spec.attention_type == TALKING_HEADS else T5Attention
     return attention_class(config, spec, has_relative_attention_bias, layer_idx)

@@ -1,19 +1,19 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Talking-heads attention on GPUs in Triton: exact, in memory proportional to n + m, imported only when it is used.
 
-Checked in Triton's interpreter, and by compiling for GPUs; nobody has run or timed it on one.
+Tested in Triton's interpreter and by compiling for GPUs; never run or timed on a GPU.
 
     J = q k^T        L = J mixed by P_l + bias        W = softmax(L)        U = W mixed by P_w        O = dropout(U) v
 
-A program handles square tiles of queries and keys, all heads at once, as both mixes need them. An online softmax does
-not carry through the second mix, so a first pass over the keys finds maximum and sum of each row of L, and every later
-pass computes its tiles from q and k once more, with finished weights. The backward pass also needs D = sum(W dW) of
-each row, which the first pass collects beside the sum. Sums that leave a program are written once, by one program, or
-added up afterwards: no atomics, so results do not vary between runs.
+A program handles square tiles of queries and keys with all heads at once, as both mixes need them. An online softmax
+does not work through the second mix, so a first pass over the keys computes maximum and sum of each row of L, and every
+later pass recomputes its tiles from q and k with finished weights. The backward pass also needs D = sum(W dW) of each
+row, which the first pass computes along with the sum. Each program writes its own sums, which are added afterwards
+where needed: there are no atomics, so results are deterministic.
 
-Head counts are padded to powers of two from 16 on, with zeros, because the mixes are matrix products.
+Head counts are padded with zeros to powers of two, at least 16, because the mixes are matmuls.
 
-Axes are named as in attention_t5_experimental.py. Capitals in `s`, a [`_Sizes`], are known when a kernel is compiled.
+Axes are named as in attention_t5_experimental.py. Uppercase names in `s`, a [`_Sizes`], are compile-time constants.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -21,34 +21,34 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 
 
-# transformers asks for whatever the modules beside a checkpoint import, unless it may be missing.
+# transformers requires all packages that code in a checkpoint's folder imports, unless the import is in a `try`.
 try:
     import triton
     import triton.language as tl
 except ImportError as error:
     raise ImportError(
-        'Talking heads on the GPU need triton: install it, or load the model with `attn_implementation="eager"`.'
+        'Talking heads on GPUs need Triton: install `triton`, or load the model with `attn_implementation="eager"`.'
     ) from error
 
 if TYPE_CHECKING:
     from .attention_problem_t5_experimental import _Problem
 
 
-# Queries and keys of a tile, and numbers of a query, key or value that one step of a product reads: the least that
-# Triton's products take, as all heads at once need all the room there is. With up to 32 heads in half precision, the
-# compiler asks for at most 90 KiB of shared memory, which every device from Ampere on has.
+# Queries and keys of a tile, and elements of a query, key or value that one step of a matmul reads: the minimum of
+# Triton's matmuls, because tiles with all heads are large. With up to 32 heads in half precision, the compiler needs at
+# most 90 KiB of shared memory, which every device since Ampere has.
 _TILE = 16
 _CHUNK = 16
-# Numbers that one program sums up for a tile of the output or of a gradient.
+# Elements of a tile of the output, or of a gradient, that one program sums up.
 _MOST_SUMS = 2**14
 _OPTIONS = {"num_warps": 8, "num_stages": 1}
 
-# Logit of a pair that is hidden, as in `masked_bias`: rows in which all are attend to all keys alike.
+# Logit of a hidden pair, as in `masked_bias`: rows in which all keys are hidden attend to all keys alike.
 _HIDDEN = tl.constexpr(torch.finfo(torch.float32).min / 2)
 
 
 class _Sizes(NamedTuple):
-    """What a kernel is compiled for; `P` marks counts with padding."""
+    """Compile-time constants of a kernel; `P` marks padded head counts."""
 
     KEY_HEADS: int
     HEADS: int
@@ -72,8 +72,8 @@ class _Sizes(NamedTuple):
 
 
 class _Inputs(NamedTuple):
-    """What all kernels read. Tensors are contiguous, but for the mask; those that `_Sizes` says are missing are not
-    read."""
+    """Inputs of all kernels. All tensors except the mask are contiguous; kernels do not read those that are missing
+    according to `_Sizes`."""
 
     query: Any
     key: Any
@@ -91,7 +91,7 @@ class _Inputs(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Of each softmax head and query, `(b, h, n)`: maximum of L, sum of exp(L - maximum), and D."""
+    """For each softmax head and query, `(b, h, n)`: maximum of L, sum of exp(L - maximum), and D."""
 
     maximum: Any
     total: Any
@@ -172,7 +172,7 @@ def _store_values(pointer, states, batch, first_row, length, column, s: tl.const
 
 @triton.jit
 def _row_offsets(batch, first_query, x, s: tl.constexpr):
-    """Where the rows of a tile stand in tensors `(b, h, n)`, and which of them exist; `[HEADS_P, TILE]`."""
+    """Offsets of the rows of a tile in tensors `(b, h, n)`, and which of them exist; `[HEADS_P, TILE]`."""
     head = tl.arange(0, s.HEADS_P)[:, None]
     query = first_query + tl.arange(0, s.TILE)[None, :]
     offset = (batch.to(tl.int64) * s.HEADS + head) * x.query_length + query
@@ -228,7 +228,7 @@ def _products(
     SIZE: tl.constexpr,
     s: tl.constexpr,
 ):
-    """`[HEADS_P, TILE, TILE]`, each query times each key; of `(b, HEADS, n, SIZE)` and `(b, HEADS, m, SIZE)`."""
+    """Matmul of queries `(b, HEADS, n, SIZE)` and keys `(b, HEADS, m, SIZE)`: `[HEADS_P, TILE, TILE]`."""
     products = tl.full((HEADS_P, s.TILE, s.TILE), 0, tl.float32)
     for column in range(0, SIZE, s.CHUNK):
         left = _load_states(queries, batch, first_query, x.query_length, column, HEADS, HEADS_P, SIZE, s.TILE, s.CHUNK)
@@ -245,7 +245,7 @@ def _key_logits(x, batch, first_query, first_key, s: tl.constexpr):
 
 @triton.jit
 def _visible(x, batch, first_query, first_key, s: tl.constexpr):
-    """Which pairs exist and see each other, `[1 or HEADS_P, TILE, TILE]`; see [`Visibility`]."""
+    """Which pairs exist and are visible, `[1 or HEADS_P, TILE, TILE]`; see [`Visibility`]."""
     query = first_query + tl.arange(0, s.TILE)[None, :, None]
     key = first_key + tl.arange(0, s.TILE)[None, None, :]
     inside = (query < x.query_length) & (key < x.key_length)
@@ -295,9 +295,9 @@ def _weights(x, rows, logits, visible, batch, first_query, first_key, s: tl.cons
 
 @triton.jit
 def _keep(x, states, batch, first_query, first_key, seed, s: tl.constexpr):
-    """`states`, `[VALUE_HEADS_P, TILE, TILE]`, without those that dropout takes.
+    """Applies dropout to `states`, `[VALUE_HEADS_P, TILE, TILE]`.
 
-    Whether it does is a function of the seed and the place alone, the same in all passes.
+    It depends on the seed and the position alone, so that all passes drop the same elements.
     """
     if s.THRESHOLD > 0:
         nothing = tl.full((s.VALUE_HEADS_P, s.TILE, s.TILE), 0, tl.int32)
@@ -346,7 +346,7 @@ def _key_logit_gradients(x, rows, grad_output, batch, first_query, first_key, se
 
 @triton.jit(do_not_specialize=["seed"])
 def _rows_kernel(x, rows, grad_output, seed, BACKWARD: tl.constexpr, s: tl.constexpr):
-    """Fills `rows`, D among them if `BACKWARD`; one program for each tile of queries and example."""
+    """Fills `rows`, D among them if `BACKWARD`; one program for each tile of queries and batch element."""
     first_query, batch = tl.program_id(0) * s.TILE, tl.program_id(1)
     maximum = tl.full((s.HEADS_P, s.TILE), float("-inf"), tl.float32)
     total = tl.full((s.HEADS_P, s.TILE), 0, tl.float32)
@@ -373,7 +373,7 @@ def _rows_kernel(x, rows, grad_output, seed, BACKWARD: tl.constexpr, s: tl.const
 
 @triton.jit(do_not_specialize=["seed"])
 def _output_kernel(x, rows, output, seed, s: tl.constexpr):
-    """O, into `(b, n, hv, dv)`; one program for each tile of queries, example and group of columns."""
+    """O, into `(b, n, hv, dv)`; one program for each tile of queries, batch element and group of columns."""
     first_query, batch = tl.program_id(0) * s.TILE, tl.program_id(1)
     column = tl.program_id(2) * s.VALUE_COLUMNS
     sums = tl.full((s.VALUE_HEADS_P, s.TILE, s.VALUE_COLUMNS), 0, tl.float32)
@@ -389,7 +389,7 @@ def _output_kernel(x, rows, output, seed, s: tl.constexpr):
 
 @triton.jit(do_not_specialize=["seed"])
 def _query_gradients_kernel(x, rows, grad_output, grad_query, seed, s: tl.constexpr):
-    """dq, into `(b, n, hk, dk)`; one program for each tile of queries, example and group of columns."""
+    """dq, into `(b, n, hk, dk)`; one program for each tile of queries, batch element and group of columns."""
     first_query, batch = tl.program_id(0) * s.TILE, tl.program_id(1)
     column = tl.program_id(2) * s.KEY_COLUMNS
     sums = tl.full((s.KEY_HEADS_P, s.TILE, s.KEY_COLUMNS), 0, tl.float32)
@@ -402,7 +402,7 @@ def _query_gradients_kernel(x, rows, grad_output, grad_query, seed, s: tl.conste
 
 @triton.jit(do_not_specialize=["seed"])
 def _key_gradients_kernel(x, rows, grad_output, grad_key, seed, s: tl.constexpr):
-    """dk, into `(b, m, hk, dk)`; one program for each tile of keys, example and group of columns."""
+    """dk, into `(b, m, hk, dk)`; one program for each tile of keys, batch element and group of columns."""
     first_key, batch = tl.program_id(0) * s.TILE, tl.program_id(1)
     column = tl.program_id(2) * s.KEY_COLUMNS
     sums = tl.full((s.KEY_HEADS_P, s.TILE, s.KEY_COLUMNS), 0, tl.float32)
@@ -416,7 +416,7 @@ def _key_gradients_kernel(x, rows, grad_output, grad_key, seed, s: tl.constexpr)
 
 @triton.jit(do_not_specialize=["seed"])
 def _value_gradients_kernel(x, rows, grad_output, grad_value, seed, s: tl.constexpr):
-    """dv, into `(b, m, hv, dv)`; one program for each tile of keys, example and group of columns."""
+    """dv, into `(b, m, hv, dv)`; one program for each tile of keys, batch element and group of columns."""
     first_key, batch = tl.program_id(0) * s.TILE, tl.program_id(1)
     column = tl.program_id(2) * s.VALUE_COLUMNS
     sums = tl.full((s.VALUE_HEADS_P, s.TILE, s.VALUE_COLUMNS), 0, tl.float32)
@@ -435,11 +435,11 @@ def _value_gradients_kernel(x, rows, grad_output, grad_value, seed, s: tl.conste
 def _mix_gradients_kernel(
     x, rows, grad_output, grad_logits_mix, grad_weights_mix, grad_diagonals, seed, s: tl.constexpr
 ):
-    """Shares of dP_l, dP_w and the bias diagonals, from the tiles along one diagonal of tiles.
+    """Partial sums of dP_l, dP_w and the bias diagonals, from the tiles along one diagonal of tiles.
 
-    These share 2 TILE - 1 diagonals of the bias, the last of the 2 TILE sums is 0. One program for each diagonal of
-    tiles and example, into tensors `(programs, KEY_HEADS_P, HEADS_P)`, `(programs, HEADS_P, VALUE_HEADS_P)` and
-    `(programs, HEADS_P, 2 TILE)`.
+    These tiles have 2 TILE - 1 diagonals of the bias in common; the last of the 2 TILE sums is 0. One program for each
+    diagonal of tiles and batch element, into tensors `(programs, KEY_HEADS_P, HEADS_P)`,
+    `(programs, HEADS_P, VALUE_HEADS_P)` and `(programs, HEADS_P, 2 TILE)`.
     """
     batch = tl.program_id(1)
     query_tiles = tl.cdiv(x.query_length, s.TILE)
@@ -462,7 +462,7 @@ def _mix_gradients_kernel(
         gradients = _biased_gradients(x, rows, weights, grad_talked, batch, first_query, s)
         logits_sums += _sum_over_pairs(logits, gradients, dtype, s)
         if s.HAS_BIAS:
-            # A mask replaces the bias of what it hides, also in rows in which nothing else is left.
+            # A mask replaces the bias of hidden keys, also in rows in which all keys are hidden.
             flat = tl.reshape(tl.where(visible, gradients, 0.0), (s.HEADS_P, s.TILE * s.TILE)).to(dtype)
             diagonal_sums += tl.dot(flat, on_diagonal.to(dtype), input_precision=s.PRECISION)
     program = batch * tl.num_programs(0) + tl.program_id(0)
@@ -482,7 +482,7 @@ def _padded(heads: int) -> int:
 
 
 def _columns(heads: int, size: int) -> int:
-    """Columns of an output or gradient that one program sums up."""
+    """Columns of an output or gradient that one program computes."""
     return max(16, min(triton.next_power_of_2(size), _MOST_SUMS // (heads * _TILE)))
 
 
@@ -490,14 +490,14 @@ class _Launcher:
     """Runs the kernels on one problem.
 
     Args:
-        problem: its value is multiplied by what dropout divides by.
+        problem: the inputs; its value is already scaled for dropout.
     """
 
     def __init__(self, problem: "_Problem"):
         self.problem = problem
         query, key, value = (self.readable(x) for x in (problem.query, problem.key, problem.value))
         mixes = problem.logits_projection, problem.weights_projection
-        # Never None: plain attention does not come here.
+        # Never None: plain attention does not use these kernels.
         logits_projection, weights_projection = (self.readable(cast(torch.Tensor, mix)).contiguous() for mix in mixes)
         heads, value_heads = weights_projection.shape
         self.batch, key_heads, self.query_length, key_size = query.shape
@@ -553,7 +553,7 @@ class _Launcher:
 
     @staticmethod
     def readable(tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor that kernels can compute with: Triton's interpreter, on processors, has no bfloat16."""
+        """Converts a tensor for the kernels: Triton's interpreter, which runs on CPUs, has no bfloat16."""
         if triton.knobs.runtime.interpret and tensor.dtype == torch.bfloat16:
             return tensor.float()
         return tensor
@@ -579,7 +579,7 @@ class _Launcher:
         return output.transpose(1, 2).to(self.problem.dtype)
 
     def gradients(self, rows: _Rows, grad_output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of query, key and value."""
+        """Gradients of query, key and value."""
         problem, sizes = self.problem, self.sizes
         grads = [
             torch.empty_like(x.transpose(1, 2), dtype=problem.wide, memory_format=torch.contiguous_format)
@@ -599,7 +599,7 @@ class _Launcher:
         return query, key, value * problem.scale
 
     def mix_gradients(self, rows: _Rows, grad_output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of both projections and of the diagonals, which are empty without any."""
+        """Gradients of both projections and of the diagonals (empty without any)."""
         sizes, tile_diagonals = self.sizes, self.query_tiles + self.key_tiles - 1
         shapes = [
             (sizes.KEY_HEADS_P, sizes.HEADS_P),
@@ -619,7 +619,7 @@ class _Launcher:
         )
 
     def _joined(self, diagonals: torch.Tensor) -> torch.Tensor:
-        """`(h, n + m - 1)` from `(b, diagonals of tiles, HEADS_P, 2 TILE)`: neighbours overlap by one tile."""
+        """`(h, n + m - 1)` from `(b, diagonals of tiles, HEADS_P, 2 TILE)`: neighbors overlap by one tile."""
         early, late = diagonals.sum(0)[:, : self.sizes.HEADS].transpose(0, 1).split(_TILE, -1)
         total = torch.nn.functional.pad(early.flatten(1), (0, _TILE))
         total[:, _TILE:] += late.flatten(1)

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""One layer of a stack: norm, dropout, attention with its residual branch, feed-forward with its own.
+"""One block of a stack: attention and feed-forward, each with norm, dropout and a residual connection.
 
     x = x + dropout(self_attention(norm(x)))
     x = x + dropout(cross_attention(norm(x), encoder))     decoder only
@@ -8,30 +8,29 @@
 Modules are named as in transformers' T5, so that its checkpoints, adapters and sharding policies fit.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.activations import ACT2FN, GELUTanh, NewGELUActivation
+from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention_t5_experimental import T5Attention, build_attention, dense_bias, shared_dropout
 from .calls_t5_experimental import is_untouched
 from .configuration_t5_experimental import LayerSpec, T5ExperimentalConfig
-from .onednn_t5_experimental import are_bare, is_plain_inference, multiply, multiply_gated
+from .onednn_t5_experimental import apply_linear, are_bare, is_plain_inference, is_tanh_gelu, multiply_gated
 from .unpadding_t5_experimental import Tokens
 from .visibility_t5_experimental import Visibility
 
 
-# What oneDNN computes along with a gate. No subclasses: they may compute something else.
-FUSED_ACTIVATIONS = (GELUTanh, NewGELUActivation)
-
-# Few enough rows for the cache, and few blocks: every operator lets its threads wait for each other.
+# Small enough for the CPU cache, large enough that the overhead of starting threads is small.
 _NORM_ROWS = 512
 
 
 class T5LayerNorm(nn.Module):
-    """RMS norm: a scale, no shift, no subtraction of the mean; the mean square is taken in float32."""
+    """RMS norm: scales without bias, and without subtracting the mean. The mean square is computed in float32."""
 
     def __init__(self, hidden_size: int, eps: float):
         super().__init__()
@@ -39,7 +38,7 @@ class T5LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(..., d_model)` -> `(..., d_model)`, in the weight's dtype if that is a half one."""
+        """`(..., d_model)` -> `(..., d_model)`, in the weight's dtype if that is float16 or bfloat16."""
         if hidden_states.dtype == self.weight.dtype:
             if hidden_states.dtype in (torch.bfloat16, torch.float16) and is_plain_inference(hidden_states):
                 return self._in_blocks(hidden_states)
@@ -48,8 +47,8 @@ class T5LayerNorm(nn.Module):
         return self.weight * normed.to(self.weight.dtype)
 
     def _in_blocks(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The same, some rows at a time: in float32 they stay in the cache so. torch's own norm takes a CPU twice as
-        many passes over them."""
+        """The same in chunks of rows, so that their float32 copies stay in the CPU cache. torch's own norm makes twice
+        as many passes over memory."""
         normed = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
         size = hidden_states.shape[-1]
         blocks = (hidden_states.flatten(0, -2).split(_NORM_ROWS), normed.view(-1, size).split(_NORM_ROWS))
@@ -63,14 +62,14 @@ class T5LayerNorm(nn.Module):
 
 
 class T5Dropout(nn.Dropout):
-    """Dropout of hidden states, single numbers or whole features of a row (`broadcast_dropout`)."""
+    """Dropout of hidden states: of elements, or with `broadcast_dropout` of whole features of a row."""
 
     def __init__(self, config: T5ExperimentalConfig):
         super().__init__(config.dropout_rate)
         self.drops_features = config.broadcast_dropout
 
     def forward(self, hidden_states: torch.Tensor, tokens: Tokens | None = None) -> torch.Tensor:
-        """`(b, n, features)` -> `(b, n, features)`, or `(1, tokens, features)` and what they are -> the same."""
+        """`(b, n, features)` -> `(b, n, features)`, or unpadded `(1, tokens, features)` -> the same."""
         if self.drops_features and self.training and self.p > 0:
             return shared_dropout(hidden_states, self.p, dim=-2, tokens=tokens)
         return super().forward(hidden_states)
@@ -92,16 +91,15 @@ class T5DenseActDense(nn.Module):
         self.act = ACT2FN[config.dense_act_fn]
 
     def forward(self, hidden_states: torch.Tensor, tokens: Tokens | None = None) -> torch.Tensor:
-        """`(b, n, d_model)` -> `(b, n, d_model)`, or `(1, tokens, d_model)` and what they are -> the same."""
+        """`(b, n, d_model)` -> `(b, n, d_model)`, or unpadded `(1, tokens, d_model)` -> the same."""
         if self._is_fused(hidden_states):
-            return multiply(self.wo, multiply_gated(self.wi_0, self.wi_1, hidden_states))
+            return apply_linear(self.wo, multiply_gated(hidden_states, self.wi_0.weight, self.wi_1.weight))
         if self.is_gated:
-            inner = self.act(multiply(self.wi_0, hidden_states)) * multiply(self.wi_1, hidden_states)
+            inner = self.act(apply_linear(self.wi_0, hidden_states)) * apply_linear(self.wi_1, hidden_states)
         else:
-            inner = self.act(multiply(self.wi, hidden_states))
+            inner = self.act(apply_linear(self.wi, hidden_states))
         inner = self.dropout(inner, tokens)
-        # `wo` stays in float32 when the rest is float16, whose range its outputs exceed; quantised weights cast
-        # themselves.
+        # `wo` stays in float32 in float16 models, as its outputs overflow float16; quantized weights cast themselves.
         weight = self.wo.weight
         if (
             isinstance(weight, torch.Tensor)
@@ -109,22 +107,22 @@ class T5DenseActDense(nn.Module):
             and not torch.is_autocast_enabled(inner.device.type)
         ):
             inner = inner.to(weight.dtype)
-        return multiply(self.wo, inner)
+        return apply_linear(self.wo, inner)
 
     def _is_fused(self, hidden_states: torch.Tensor) -> bool:
-        """Whether oneDNN does gelu and gate along with the products."""
+        """Whether oneDNN fuses GELU and gate with the linear layers."""
         return (
             self.is_gated
             and not self.training
             and is_plain_inference(hidden_states)
-            and is_untouched(self.act, *FUSED_ACTIVATIONS)
+            and is_tanh_gelu(self.act)
             and is_untouched(self.dropout, T5Dropout)
             and are_bare(hidden_states, self.wi_0, self.wi_1)
         )
 
 
 class T5LayerSelfAttention(nn.Module):
-    """Normed self-attention with its residual branch."""
+    """Norm, self-attention and residual connection."""
 
     def __init__(
         self, config: T5ExperimentalConfig, spec: LayerSpec, has_relative_attention_bias: bool, layer_idx: int
@@ -143,7 +141,7 @@ class T5LayerSelfAttention(nn.Module):
         diagonals: torch.Tensor,
         visible: Visibility,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`(b, n, d_model)` -> `(b, n, d_model)` and the weights, if asked for."""
+        """`(b, n, d_model)` -> `(b, n, d_model)` and the weights, if requested."""
         attended, weights = self.SelfAttention(
             self.layer_norm(hidden_states), attention_bias, None, past_key_values, output_attentions, diagonals, visible
         )
@@ -151,7 +149,7 @@ class T5LayerSelfAttention(nn.Module):
 
 
 class T5LayerCrossAttention(nn.Module):
-    """Normed encoder-decoder attention with its residual branch; it has no position bias."""
+    """Norm, encoder-decoder attention and residual connection; without position bias."""
 
     def __init__(self, config: T5ExperimentalConfig, spec: LayerSpec, layer_idx: int):
         super().__init__()
@@ -168,7 +166,7 @@ class T5LayerCrossAttention(nn.Module):
         output_attentions: bool,
         visible: Visibility | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`(b, n, d_model)` and the encoder's `(b, m, d_model)` -> `(b, n, d_model)` and the weights, if asked for."""
+        """`(b, n, d_model)` and the encoder's `(b, m, d_model)` -> `(b, n, d_model)` and the weights, if requested."""
         attended, weights = self.EncDecAttention(
             self.layer_norm(hidden_states),
             attention_bias,
@@ -181,7 +179,7 @@ class T5LayerCrossAttention(nn.Module):
 
 
 class T5LayerFF(nn.Module):
-    """Normed feed-forward with its residual branch."""
+    """Norm, feed-forward and residual connection."""
 
     def __init__(self, config: T5ExperimentalConfig, spec: LayerSpec):
         super().__init__()
@@ -190,21 +188,39 @@ class T5LayerFF(nn.Module):
         self.dropout = T5Dropout(config)
 
     def forward(self, hidden_states: torch.Tensor, tokens: Tokens | None = None) -> torch.Tensor:
-        """`(b, n, d_model)` -> `(b, n, d_model)`, or `(1, tokens, d_model)` and what they are -> the same."""
+        """`(b, n, d_model)` -> `(b, n, d_model)`, or unpadded `(1, tokens, d_model)` -> the same."""
         dense = self.DenseReluDense(self.layer_norm(hidden_states), tokens)
         return hidden_states + self.dropout(dense, tokens)
 
 
 def clamp_float16(hidden_states: torch.Tensor) -> torch.Tensor:
-    """Keeps float16 finite where a residual stream of large models would overflow; other dtypes pass unchanged."""
+    """Clamps float16 hidden states to finite values, since large models overflow it; other dtypes stay as they are."""
     if hidden_states.dtype != torch.float16:
         return hidden_states
     limit = torch.finfo(torch.float16).max
     return hidden_states.clamp(-limit, limit)
 
 
+class BlockOutput(NamedTuple):
+    """What a block returns.
+
+    Attributes:
+        hidden_states: in the shape of the input.
+        diagonals: `(h, n + m - 1)`, position bias for later blocks with as many heads.
+        attention_bias: the same bias with the mask, for every pair of positions, if a block needed it.
+        self_weights: `(b, h, n, m)`, softmax weights of self-attention, if requested.
+        cross_weights: the same of encoder-decoder attention.
+    """
+
+    hidden_states: torch.Tensor
+    diagonals: torch.Tensor
+    attention_bias: torch.Tensor | None
+    self_weights: torch.Tensor | None
+    cross_weights: torch.Tensor | None
+
+
 class T5Block(GradientCheckpointingLayer):
-    """One layer of a stack: self-attention, in the decoder encoder-decoder attention, feed-forward."""
+    """One block: self-attention, encoder-decoder attention (decoder only), feed-forward."""
 
     def __init__(
         self,
@@ -232,35 +248,31 @@ class T5Block(GradientCheckpointingLayer):
         encoder_visible: Visibility | None = None,
         past_key_values: Cache | None = None,
         output_attentions: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Applies the layer.
+    ) -> BlockOutput:
+        """Runs the block.
 
-        Position biases are arguments and results of their own, so that gradient checkpointing follows them.
+        Position biases are explicit arguments and outputs, so that gradients reach them through checkpointing.
 
         Args:
-            hidden_states: `(b, n, d_model)`; `(1, tokens, d_model)` where `visible` names the tokens that are computed.
+            hidden_states: `(b, n, d_model)`; `(1, tokens, d_model)` if `visible` has `query_tokens`.
             diagonals: `(h, n + m - 1)`, position bias of self-attention, as an earlier block with as many heads
                 returned it; None for the block that holds the table.
-            attention_bias: the same bias and the mask for every pair, broadcastable to `(b, h, n, m)`, as an earlier
-                block with as many heads returned it; None if no earlier one needed it.
+            attention_bias: the same bias with the mask, for every pair of positions, broadcastable to `(b, h, n, m)`,
+                as an earlier block with as many heads returned it; None if no earlier block needed it.
             visible: mask of self-attention.
-            encoder_hidden_states: `(b, m, d_model)`, or `(1, tokens, d_model)` where `encoder_visible` names the tokens
-                of the keys; without it a decoder layer skips its encoder-decoder attention.
+            encoder_hidden_states: `(b, m, d_model)`, or `(1, tokens, d_model)` if `encoder_visible` has `key_tokens`;
+                without it a decoder block skips encoder-decoder attention.
             encoder_attention_bias: mask of encoder-decoder attention, broadcastable to `(b, h, n, m)`.
-            encoder_visible: the same mask, for attentions that take rows of it.
+            encoder_visible: the same mask, for blockwise attention.
             past_key_values: cache to read and extend.
             output_attentions: also return the weights of both attentions.
-
-        Returns:
-            Hidden states, diagonals and attention bias for later blocks, and the weights of self- and encoder-decoder
-            attention.
         """
         attention: T5Attention = self.layer[0].SelfAttention  # type: ignore[assignment]
         if diagonals is None:
             diagonals = attention.self_attention_bias(
                 visible, bidirectional=not self.is_decoder, device=hidden_states.device
             )
-        if attention_bias is None and not attention.takes_rows(hidden_states, diagonals, visible, output_attentions):
+        if attention_bias is None and not attention.uses_blocks(hidden_states, diagonals, visible, output_attentions):
             attention_bias = dense_bias(diagonals, visible)
         hidden_states, self_weights = self.layer[0](
             hidden_states, attention_bias, past_key_values, output_attentions, diagonals, visible
@@ -278,4 +290,4 @@ class T5Block(GradientCheckpointingLayer):
             )
             hidden_states = clamp_float16(hidden_states)
         hidden_states = clamp_float16(self.layer[-1](hidden_states, visible.query_tokens))
-        return hidden_states, diagonals, attention_bias, self_weights, cross_weights
+        return BlockOutput(hidden_states, diagonals, attention_bias, self_weights, cross_weights)

@@ -3,19 +3,18 @@
 
     J = q k^T        L = J mixed by P_l + bias        W = softmax(L)        U = W mixed by P_w        O = dropout(U) v
 
-Talking heads mix; plain attention is the same without P_l and P_w, where L = J + bias and U = W. Written out, each of
-J, L, W and U has heads x queries x keys numbers, and moving them between memory and processor takes several times
-longer than computing them. Here only the rows of one block exist at a time, in buffers that stay in the processor's
-cache and are used again for every block and batch element. The backward pass computes them once more from q and k, so
-nothing larger than q, k, v and the output outlives the forward pass. The softmax is finished before the second mix,
-which needs all keys of a row at once: keys are not split. On CUDA devices the kernels in
-attention_triton_t5_experimental.py take the place of talking heads by rows, where they can.
+This is talking-heads attention; plain attention is the same without P_l and P_w, with L = J + bias and U = W. J, L, W
+and U each have heads x queries x keys elements, and moving them through memory takes several times longer than
+computing them. Here they exist only for the query rows of one block, in buffers that stay in the CPU cache and are
+reused for all blocks and batch elements. The backward pass recomputes them from q and k, so only q, k, v and the output
+are saved. The second mix needs the finished softmax and so all keys of a row: keys are not split. On CUDA devices,
+the kernels in attention_triton_t5_experimental.py compute talking heads instead, if they support the inputs.
 
-The relative position bias is constant along diagonals and arrives as one row of numbers per head. With its queries in
-reverse order, a block reads it through a view with equal strides along queries and keys, and the gradient of a diagonal
-is the sum over a column of a skewed view.
+The relative position bias is constant along diagonals and given as one vector per head. A block with its queries in
+reverse order reads it through a view with equal strides for queries and keys, and the gradient of a diagonal is the sum
+over a column of a skewed view.
 
-Axes are named as in attention_t5_experimental.py; r are the query rows of a block.
+Axes are named as in attention_t5_experimental.py; r is the number of query rows in a block.
 """
 
 import importlib.util
@@ -32,19 +31,19 @@ from .attention_rows_t5_experimental import _backward, _empty_output, _forward
 from .visibility_t5_experimental import Visibility
 
 
-# Size of one buffer of heads x rows x keys, and the fewest rows that keep matrix products efficient. Processors: a few
-# buffers fit into the cache. Others: few and large kernels matter more.
+# Size of one buffer of heads x rows x keys, and the smallest number of rows with efficient matmuls. On CPUs, a few
+# buffers fit into the cache; on other devices, few and large kernels matter more.
 _BUFFER_BYTES = {"cpu": 2**21}
 _OTHER_BUFFER_BYTES = 2**28
 _MIN_ROWS = 16
 
-# In place of a number of rows: the kernels in attention_triton_t5_experimental.py.
-BY_TRITON = 0
-# They take float32 and more heads, too, but then need more shared memory than many devices have.
+# Instead of a number of rows: use the kernels in attention_triton_t5_experimental.py.
+USE_TRITON = 0
+# They also support float32 and more heads, but need more shared memory for them than many devices have.
 _TRITON_DTYPES = (torch.bfloat16, torch.float16)
 _TRITON_MOST_HEADS = 32
-# Torch 2.13 brings Triton 3.7; 3.5 does not compile the kernels. ROCm calls its tensors "cuda", too; nobody has tried
-# the kernels there.
+# torch 2.13 depends on Triton 3.7; 3.5 does not compile the kernels. ROCm devices are "cuda", too, but the kernels are
+# untested there.
 _HAS_TRITON = (
     os.environ.get("T5_EXPERIMENTAL_TRITON", "1") != "0"
     and torch.__version__ >= "2.13"
@@ -68,7 +67,7 @@ def block_rows(heads: int, query_length: int, key_length: int, dtype: torch.dtyp
     return max(1, min(query_length, max(_MIN_ROWS, fitting)))
 
 
-def takes_triton(heads: int, dtype: torch.dtype, device: torch.device) -> bool:
+def uses_triton(heads: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the Triton kernels are used: in half precision on CUDA devices from Ampere on, unless the environment set
     `T5_EXPERIMENTAL_TRITON=0` when this module was imported.
 
@@ -82,7 +81,7 @@ def takes_triton(heads: int, dtype: torch.dtype, device: torch.device) -> bool:
     return torch.cuda.get_device_properties(device).major >= 8
 
 
-# A folder that carries this file along registers operators of its own, beside those of the installed package.
+# The copy of this file in a converted folder registers its own operators next to those of the installed package.
 _NAME = "t5_experimental::" + re.sub(r"\W", "_", __name__)
 _INPUTS = (
     "Tensor query, Tensor key, Tensor value, Tensor? logits_projection, Tensor? weights_projection, Tensor? diagonals, "
@@ -92,15 +91,15 @@ _INPUTS = (
 
 
 def _problem(inputs: tuple[Any, ...]) -> _Problem:
-    """From the inputs of the operators."""
+    """Builds a problem from the inputs of the operators."""
     query, key, value, logits_projection, weights_projection, diagonals, *mask, dropout, seed, rows = inputs
     visible = Visibility(query.shape[2], key.shape[2], *mask)
     return _Problem(query, key, value, logits_projection, weights_projection, diagonals, visible, dropout, seed, rows)
 
 
 def _passes(problem: _Problem) -> tuple[Callable[..., torch.Tensor], Callable[..., tuple[torch.Tensor | None, ...]]]:
-    """Forward and backward pass; the rows of the problem choose them, so that both are of the same kind."""
-    if problem.rows != BY_TRITON:
+    """Forward and backward implementation, chosen by `problem.rows`, so that both match."""
+    if problem.rows != USE_TRITON:
         return _forward, _backward
     from .attention_triton_t5_experimental import backward, forward
 
@@ -108,8 +107,8 @@ def _passes(problem: _Problem) -> tuple[Callable[..., torch.Tensor], Callable[..
 
 
 @torch.library.custom_op(_NAME, mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
-def _attention_by_rows(*inputs: Any) -> torch.Tensor:
-    """An operator of its own, opaque to `torch.compile`."""
+def _blockwise_attention(*inputs: Any) -> torch.Tensor:
+    """A custom operator, opaque to `torch.compile`."""
     problem = _problem(inputs)
     forward, _ = _passes(problem)
     with torch.autocast(inputs[0].device.type, enabled=False):
@@ -121,7 +120,7 @@ def _attention_by_rows(*inputs: Any) -> torch.Tensor:
     mutates_args=(),
     schema=f"(Tensor grad_output, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _attention_by_rows_backward(grad_output: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, ...]:
+def _blockwise_attention_backward(grad_output: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, ...]:
     problem = _problem(inputs)
     _, backward = _passes(problem)
     with torch.autocast(grad_output.device.type, enabled=False):
@@ -132,12 +131,12 @@ def _attention_by_rows_backward(grad_output: torch.Tensor, *inputs: Any) -> tupl
     )
 
 
-@_attention_by_rows.register_fake
+@_blockwise_attention.register_fake
 def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *unused: Any) -> torch.Tensor:
     return _empty_output(query, value)
 
 
-@_attention_by_rows_backward.register_fake
+@_blockwise_attention_backward.register_fake
 def _(grad_output: torch.Tensor, *inputs: Any) -> tuple[torch.Tensor, ...]:
     return tuple(inputs[0].new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs[:6])
 
@@ -149,19 +148,18 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
 
 def _gradients(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     *tensors, seed = ctx.saved_tensors
-    grads = _attention_by_rows_backward(grad_output, *tensors, ctx.causal, ctx.dropout, seed, ctx.rows)
+    grads = _blockwise_attention_backward(grad_output, *tensors, ctx.causal, ctx.dropout, seed, ctx.rows)
     return (*(None if x is None else grad for grad, x in zip(grads, tensors[:6], strict=True)), *[None] * 8)
 
 
 def _no_second_gradients(ctx: Any, *grads: torch.Tensor) -> None:
     raise RuntimeError(
-        "Attention by blocks of rows has no second derivatives: load the model with "
-        '`attn_implementation="eager"` for them.'
+        'Blockwise attention has no second derivatives: load the model with `attn_implementation="eager"`.'
     )
 
 
-_attention_by_rows.register_autograd(_gradients, setup_context=_save)
-_attention_by_rows_backward.register_autograd(_no_second_gradients)
+_blockwise_attention.register_autograd(_gradients, setup_context=_save)
+_blockwise_attention_backward.register_autograd(_no_second_gradients)
 
 
 def _flops(
@@ -173,7 +171,7 @@ def _flops(
     *unused: Any,
     out_shape: Any = None,
 ) -> int:
-    """Of the products that the same attention takes with all pairs at once, from shapes."""
+    """FLOPs of the same attention with all pairs at once, from shapes."""
     batch, key_heads, queries, key_size = query
     _, value_heads, keys, value_size = value
     per_pair = key_heads * key_size + value_heads * value_size
@@ -183,22 +181,22 @@ def _flops(
 
 
 def _flops_backward(grad_output: torch.Size, *inputs: Any, out_shape: Any = None) -> int:
-    """A product has two gradients, which are products as large."""
+    """A matmul has two gradients, which are matmuls of the same size."""
     return 2 * _flops(*inputs)
 
 
-for _operator, _formula in ((_attention_by_rows, _flops), (_attention_by_rows_backward, _flops_backward)):
+for _operator, _formula in ((_blockwise_attention, _flops), (_blockwise_attention_backward, _flops_backward)):
     _packet = _operator._opoverload.overloadpacket
-    if _packet not in flop_registry:  # it is there if this file is imported once more
+    if _packet not in flop_registry:  # already there if this file is imported twice
         register_flop_formula(_packet)(_formula)
 
 
 def attention_operator() -> Any:
-    """The operator that [`attention_by_rows`] calls, for policies on what to keep."""
-    return _attention_by_rows._opoverload
+    """The operator that [`blockwise_attention`] calls, for checkpointing policies."""
+    return _blockwise_attention._opoverload
 
 
-def attention_by_rows(
+def blockwise_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -209,7 +207,7 @@ def attention_by_rows(
     dropout: float = 0.0,
     rows: int | None = None,
 ) -> torch.Tensor:
-    """Attention in memory proportional to n + m; gradients for all floating-point arguments, once.
+    """Attention in memory proportional to n + m; has first derivatives for all floating-point arguments.
 
     Args:
         query: `(b, hk, n, dk)`.
@@ -217,11 +215,10 @@ def attention_by_rows(
         value: `(b, hv, m, dv)`.
         logits_projection: P_l, `(hk, h)`; None, as P_w, for plain attention, where all head counts are equal.
         weights_projection: P_w, `(h, hv)`, or None.
-        diagonals: `(h, n + m - 1)`, added to the mixed logits: query i and key j have number j - i + n - 1; or None.
-        visible: mask. A query that sees nothing attends to all keys alike.
-        dropout: rate at which mixed weights are dropped, one by one, to the next multiple of 1 / 65536.
-        rows: query rows of a block, or `BY_TRITON`; unless given, `BY_TRITON` where [`takes_triton`] and the number
-            from [`block_rows`] elsewhere.
+        diagonals: `(h, n + m - 1)`, added to the mixed logits: query i and key j have index j - i + n - 1; or None.
+        visible: mask. A query without visible keys attends to all keys alike.
+        dropout: dropout rate of the mixed weights, rounded to a multiple of 1 / 65536.
+        rows: query rows of a block, or `USE_TRITON`; by default `USE_TRITON` if [`uses_triton`], else [`block_rows`].
 
     Returns:
         `(b, hv, n, dv)`, in the dtype of `query`.
@@ -231,13 +228,13 @@ def attention_by_rows(
     ]
     if rows is None:
         heads = max(query.shape[1], value.shape[1], 0 if logits_projection is None else logits_projection.shape[1])
-        if logits_projection is not None and takes_triton(heads, query.dtype, query.device):
-            rows = BY_TRITON
+        if logits_projection is not None and uses_triton(heads, query.dtype, query.device):
+            rows = USE_TRITON
         else:
             rows = block_rows(heads, query.shape[2], key.shape[2], query.dtype, query.device)
-    # Drawn from the default generator, so that seeds and gradient checkpointing hold for it as for any dropout.
+    # From the default generator, so that `manual_seed` and gradient checkpointing work as for any dropout.
     seed = torch.randint(2**62, ()) if dropout > 0 else None
-    return _attention_by_rows(
+    return _blockwise_attention(
         query,
         key.to(query.dtype),
         value.to(query.dtype),

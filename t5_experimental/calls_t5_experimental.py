@@ -1,10 +1,9 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Who looks on: whether a module's call may be replaced by its arithmetic.
+"""Whether a fast path may read a module's weight instead of calling the module, and may read values.
 
-Fast paths (products of oneDNN, decoding step by step, the loss without logits) use a module's weight and leave out its
-call. That is right only as long as the call is nothing but the arithmetic, and as long as nothing wants to see the call
-or the operators of torch that it consists of: hooks, adapters, quantizers, engines that bring weights when a module is
-called, counters of operators, transforms of functions. All fast paths ask here.
+Fast paths (linear layers by oneDNN, single decoding steps, the chunked loss) bypass module calls. That is correct only
+if the call does nothing else, and if nothing observes the call or its operators: hooks, adapters, quantizers, engines
+that gather weights when a module is called, operator counters, function transforms. All fast paths ask here.
 """
 
 from typing import Any
@@ -19,40 +18,53 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 
 LOOKS_AWAY = "_t5_experimental_looks_away"
-"""Attribute of a mode to which it makes no difference which operators compute a product."""
+"""Attribute of a torch mode that does not depend on which operators compute a linear layer."""
 
 
 def is_transformed() -> bool:
-    """Whether functions are transformed (`torch.func`) or derived forward, for which only torch's own operators have
-    rules."""
+    """Whether `torch.func` transforms or forward-mode AD are active, which only torch's own operators support."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def is_traced() -> bool:
-    """Whether something compiles, traces or transforms the pass, so that no shape may depend on numbers."""
+    """Whether something compiles, traces or transforms the pass, so that shapes must not depend on values."""
     return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed()
 
 
+def may_read_values(values: torch.Tensor, wait: bool = True) -> bool:
+    """Whether shapes and branches may depend on values here: of a plain tensor, in a pass that nothing traces, captures
+    or transforms, on a device that does not compile every new shape.
+
+    Args:
+        values: the tensor to read.
+        wait: whether the CPU may wait for a CUDA device to compute it.
+    """
+    if type(values) not in (torch.Tensor, nn.Parameter) or is_traced():
+        return False
+    device = values.device.type
+    return device == "cpu" or (wait and device == "cuda" and not torch.cuda.is_current_stream_capturing())
+
+
 def is_watched() -> bool:
-    """Whether something may see or change single calls or operators wherever they occur: transforms, modes of torch
-    (`FlopCounterMode`), hooks on all modules. A compiler asks for itself ([`is_traced`])."""
+    """Whether something observes or changes calls or operators everywhere: transforms, torch modes such as
+    `FlopCounterMode`, global module hooks. For compilation see [`is_traced`]."""
     return not torch.compiler.is_compiling() and (
         is_transformed()
         or bool(hooks_of_all_modules._has_any_global_hook())
-        or (torch._C._len_torch_dispatch_stack() > 0 and _any_looks(_get_current_dispatch_mode_stack()))
-        or (torch._C._len_torch_function_stack() > 0 and _any_looks(_get_current_function_mode_stack()))
+        or (torch._C._len_torch_dispatch_stack() > 0 and _any_observes(_get_current_dispatch_mode_stack()))
+        or (torch._C._len_torch_function_stack() > 0 and _any_observes(_get_current_function_mode_stack()))
     )
 
 
-def _any_looks(modes: list[Any]) -> bool:
-    # `torch.set_default_device` enters a mode, which only tells factories where to make tensors.
+def _any_observes(modes: list[Any]) -> bool:
+    # `torch.set_default_device` enters a mode that only sets the device of new tensors.
     return not all(type(mode) is DeviceContext or getattr(mode, LOOKS_AWAY, False) for mode in modes)
 
 
 def is_untouched(module: nn.Module, *types: type[nn.Module]) -> bool:
-    """Whether a module is of one of `types` (not of a subclass, as parametrizations and adapters make them), and its
-    call runs nothing but its class's `forward`; [`is_watched`] comes on top of it."""
-    attributes = vars(module)  # where wrappers put what is called instead
+    """Whether a module has one of `types` exactly (parametrizations and adapters create subclasses), and its call runs
+    only the `forward` of its class. Check [`is_watched`], too."""
+    attributes = vars(module)  # wrappers put their own `forward` here
     return (
         type(module) in types
         and "forward" not in attributes
@@ -63,7 +75,7 @@ def is_untouched(module: nn.Module, *types: type[nn.Module]) -> bool:
 
 
 def hooks_of(module: nn.Module) -> tuple[Any, ...]:
-    """What holds a module's hooks, one empty where there are none of its kind; the objects stay the same."""
+    """The dictionaries of a module's hooks, empty if there are none; a module keeps the same objects."""
     return (
         module._forward_pre_hooks,
         module._forward_hooks,
@@ -78,7 +90,7 @@ def is_bare_linear(linear: nn.Module) -> bool:
         not is_watched()
         and is_untouched(linear, nn.Linear)
         and linear.bias is None
-        # The look at the weight comes last: DeepSpeed's ZeRO-3 gathers it then, and all processes have to take part,
-        # whatever the number of rows that each of them has.
+        # Read the weight last: DeepSpeed's ZeRO-3 then gathers it, and all processes must take part, however many rows
+        # each of them has.
         and type(linear.weight) in (nn.Parameter, torch.Tensor)
     )

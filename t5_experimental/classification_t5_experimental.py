@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Task heads on the models: classes for texts and for tokens, answers in a text.
+"""Models with a head for sequence classification, token classification or question answering.
 
 Submodules are named as in transformers' T5.
 """
@@ -15,6 +15,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import can_return_tuple
 
+from .calls_t5_experimental import is_traced
 from .configuration_t5_experimental import T5ExperimentalConfig
 from .seq2seq_t5_experimental import (
     T5ExperimentalEncoderDecoder,
@@ -26,7 +27,7 @@ from .stack_t5_experimental import T5ExperimentalPreTrainedModel
 
 
 class T5ClassificationHead(nn.Module):
-    """Two dense layers on one hidden state per example."""
+    """Two linear layers on one hidden state per example."""
 
     def __init__(self, config: T5ExperimentalConfig):
         super().__init__()
@@ -40,9 +41,10 @@ class T5ClassificationHead(nn.Module):
 
 
 def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: T5ExperimentalConfig) -> torch.Tensor:
-    """Loss of `logits` `(batch, num_labels)` for the config's `problem_type`, which is guessed from `labels` if unset.
+    """Loss of `logits` `(batch, num_labels)` for the config's `problem_type`.
 
-    Regression if there is one label, classes if the labels are whole numbers, several labels per example otherwise.
+    If it is not set: regression with one label, single-label classification with integer labels, else multi-label
+    classification.
     """
     labels = labels.to(logits.device)
     problem_type = config.problem_type
@@ -59,13 +61,12 @@ def classification_loss(logits: torch.Tensor, labels: torch.Tensor, config: T5Ex
 
 
 def _real_tokens(attention_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """Booleans `(batch, length)`, false at padding, if a mask tells it."""
+    """Booleans `(batch, length)`, false at padding, from a 2-D mask; None without one."""
     return attention_mask != 0 if attention_mask is not None and attention_mask.ndim == 2 else None
 
 
 class T5ExperimentalForSequenceClassification(T5ExperimentalPreTrainedModel):
-    """A class, several labels or a number for a text, read off the decoder's state at the last end-of-sequence
-    token."""
+    """Sequence classification or regression, from the decoder's state at the last end-of-sequence token."""
 
     def __init__(self, config: T5ExperimentalConfig):
         super().__init__(config)
@@ -89,18 +90,19 @@ class T5ExperimentalForSequenceClassification(T5ExperimentalPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> Seq2SeqSequenceClassifierOutput:
-        """Classifies; arguments as of [`T5ExperimentalModel.forward`], decoder inputs are the shifted inputs unless
-        given.
+        """Classifies; takes the arguments of [`T5ExperimentalModel.forward`]. If no decoder inputs are given, they are
+        the inputs shifted right.
 
-        Padding may be anywhere, as long as `attention_mask` tells it.
+        Padding may be on either side if `attention_mask` marks it. Compiled models do not check for the
+        end-of-sequence token.
 
         Args:
-            input_ids: `(batch, source)`; needed also beside `inputs_embeds`, because the end-of-sequence token is
-                looked for in it.
-            labels: `(batch,)` class indices or numbers, or `(batch, num_labels)` for several labels per example.
+            input_ids: `(batch, source)`; also needed with `inputs_embeds`, to find the end-of-sequence token.
+            labels: `(batch,)` class indices or regression targets, or `(batch, num_labels)` for multi-label
+                classification.
 
         Raises:
-            ValueError: no `input_ids`, or an example without end-of-sequence token.
+            ValueError: `input_ids` is missing, or an example has no end-of-sequence token.
         """
         if input_ids is None:
             raise ValueError("Sequence classification reads the state at the end-of-sequence token: give `input_ids`.")
@@ -108,7 +110,7 @@ class T5ExperimentalForSequenceClassification(T5ExperimentalPreTrainedModel):
         is_eos = torch.isin(input_ids, torch.as_tensor(self.config.eos_token_id, device=input_ids.device))
         if real is not None:
             is_eos = is_eos & real.to(is_eos.device)
-        if not torch.compiler.is_compiling() and not bool(is_eos.any(-1).all()):
+        if not is_traced() and not bool(is_eos.any(-1).all()):
             missing = (~is_eos.any(-1)).nonzero().flatten().tolist()
             raise ValueError(
                 "Every example must contain the end-of-sequence token, which T5's tokenizer appends: it is missing "
@@ -140,7 +142,7 @@ class T5ExperimentalForSequenceClassification(T5ExperimentalPreTrainedModel):
 
 
 class T5ExperimentalForTokenClassification(T5ExperimentalPreTrainedModel):
-    """A class for every token, from the encoder alone."""
+    """Token classification with the encoder alone."""
 
     _keys_to_ignore_on_load_unexpected = [r"decoder\.", r"^lm_head\."]
 
@@ -163,10 +165,10 @@ class T5ExperimentalForTokenClassification(T5ExperimentalPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> TokenClassifierOutput:
-        """Classifies every token; arguments as of [`T5ExperimentalModel.forward`].
+        """Classifies every token; for the other arguments see [`T5ExperimentalModel.forward`].
 
         Args:
-            labels: `(batch, source)`, class indices, -100 where a token does not count.
+            labels: `(batch, source)`, class indices, -100 where the loss ignores a token.
         """
         outputs = self.transformer(
             input_ids=input_ids,
@@ -186,7 +188,7 @@ class T5ExperimentalForTokenClassification(T5ExperimentalPreTrainedModel):
 
 
 class T5ExperimentalForQuestionAnswering(T5ExperimentalEncoderDecoder):
-    """Start and end of an answer in the text, as in SQuAD."""
+    """Extractive question answering: start and end of the answer in the text, as in SQuAD."""
 
     def __init__(self, config: T5ExperimentalConfig):
         super().__init__(config)
@@ -211,13 +213,13 @@ class T5ExperimentalForQuestionAnswering(T5ExperimentalEncoderDecoder):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> Seq2SeqQuestionAnsweringModelOutput:
-        """Scores every position; arguments as of [`T5ExperimentalModel.forward`].
+        """Scores every position; for the other arguments see [`T5ExperimentalModel.forward`].
 
-        Decoder inputs are the shifted inputs unless given. Padding may be anywhere, as long as `attention_mask` tells
-        it; positions count from the first column.
+        If no decoder inputs are given, they are the inputs shifted right. Padding may be on either side if
+        `attention_mask` marks it; positions count from the first column.
 
         Args:
-            start_positions: `(batch,)`, index of the answer's first token; positions beyond the text do not count.
+            start_positions: `(batch,)`, index of the answer's first token; the loss ignores positions beyond the text.
             end_positions: `(batch,)`, index of the answer's last token.
         """
         if decoder_input_ids is None and decoder_inputs_embeds is None:
@@ -225,20 +227,18 @@ class T5ExperimentalForQuestionAnswering(T5ExperimentalEncoderDecoder):
                 raise ValueError("Give `input_ids`, or the decoder's `decoder_input_ids` or `decoder_inputs_embeds`.")
             decoder_input_ids, mask = self._decoder_inputs(input_ids, _real_tokens(attention_mask))
             decoder_attention_mask = mask if decoder_attention_mask is None else decoder_attention_mask
-        outputs = self.run_stacks(
-            input_ids,
-            attention_mask,
-            decoder_input_ids,
-            decoder_attention_mask,
-            encoder_outputs,
-            None,
-            inputs_embeds,
-            decoder_inputs_embeds,
-            False if use_cache is None else use_cache,
-            output_attentions,
-            output_hidden_states,
-            None,
-            None,
+        outputs = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=False if use_cache is None else use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
         start_logits, end_logits = (
             logits.contiguous() for logits in self.qa_outputs(outputs.last_hidden_state).unbind(-1)

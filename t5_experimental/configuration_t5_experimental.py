@@ -1,8 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Configuration of all four families: one architecture described by data, and four sets of defaults.
+"""Configuration of the four families: one architecture with four sets of defaults.
 
-A stack is a list of layers, and every layer has its own widths (`LayerSpec`). A family is nothing but a `model_type`
-and the defaults of the released base size; any configuration class can describe any mix of widths and attention kinds.
+A stack is a list of layers, and each layer has its own sizes (`LayerSpec`). A family is only a `model_type` and the
+defaults of the released base size; any configuration class can describe any mix of sizes and attention types.
 """
 
 import copy
@@ -22,8 +22,8 @@ MULTI_HEAD: Literal["multi_head"] = "multi_head"
 TALKING_HEADS: Literal["talking_heads"] = "talking_heads"
 STACKS = ("encoder", "decoder")
 
-# Auto class -> suffix of our class that it builds; the prefix is the family's. The registration and the `auto_map` of a
-# saved folder are both made from this one table.
+# Auto class -> suffix of the model class that it builds, after the family's prefix. Both the registration and the
+# `auto_map` of saved folders come from this table.
 AUTO_CLASSES = {
     "AutoModel": "Model",
     "AutoModelForPreTraining": "ForConditionalGeneration",
@@ -34,34 +34,34 @@ AUTO_CLASSES = {
     "AutoModelForQuestionAnswering": "ForQuestionAnswering",
 }
 
-# The modules that travel inside saved folders, and how each of them begins.
+# The modules that are copied into saved folders, and their first line.
 _CODE = "*_t5_experimental.py"
 _FIRST_LINE = b"# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.\n"
 
-# Two names of transformers for one function, the tanh approximation.
+# Two names in transformers of the same function, the tanh approximation of GELU.
 _TANH_GELUS = {"gelu_new", "gelu_pytorch_tanh"}
 
-# Known without asking transformers, whose list of activations takes seconds to import.
+# Common activations, to avoid importing transformers' list, which takes seconds.
 _USUAL_ACTIVATIONS = ("gelu_pytorch_tanh", "relu", "gelu_new", "silu")
 
-# Far beyond what was ever trained: what says more is damaged, and must not be believed before anything is allocated.
+# Far larger than any trained model: larger values come from damaged files, and are refused before any allocation.
 _MOST_LAYERS = 2**12
 _LARGEST = 2**31 - 1
 
-# Called when a configuration object is made, until somebody clears the list: the package puts the import of its model
-# classes here. A converted folder's copy of this file, whose `auto_map` names them, leaves it empty.
+# Called when a configuration is created, until the list is cleared: registration.py adds the import of the model
+# classes. The copy of this file in a converted folder leaves it empty, because its `auto_map` names the classes.
 BEFORE_FIRST_USE: list[Callable[[], None]] = []
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """Widths of one layer: its self-attention, its encoder-decoder attention (decoder only) and its feed-forward.
+    """Sizes of one layer: of self-attention, encoder-decoder attention (decoder only) and feed-forward.
 
     Attributes:
         attention_type: `"multi_head"` or `"talking_heads"`.
-        num_heads: heads that the softmax runs over; the relative position bias has one column for each of them.
-        num_key_heads: heads of queries and keys (equal to `num_heads` unless heads talk).
-        num_value_heads: heads of values and of the output projection (equal to `num_heads` unless heads talk).
+        num_heads: heads of the softmax, and of the relative position bias.
+        num_key_heads: heads of queries and keys (differs from `num_heads` only with talking heads).
+        num_value_heads: heads of values and of the output projection (the same).
         d_k: size of one query or key head.
         d_v: size of one value head.
         d_ff: hidden size of the feed-forward.
@@ -76,7 +76,7 @@ class LayerSpec:
     d_ff: int
 
 
-# What transformers' T5Config means by a field that is left out, and what it says of no layer.
+# Defaults of transformers' T5Config, and of fields that it does not have.
 _STOCK_T5_DEFAULTS = {
     "d_model": 512,
     "d_kv": 64,
@@ -88,51 +88,50 @@ _STOCK_T5_DEFAULTS = {
     "layer_overrides": {},
 }
 
-# What a layer may override, by the name of the configuration field that it overrides.
+# Configuration fields that `layer_overrides` may override.
 LAYER_FIELDS = ("attention_type", "num_heads", "num_key_heads", "num_value_heads", "d_kv", "d_k", "d_v", "d_ff")
 
 
 @strict
 class T5ExperimentalConfig(PreTrainedConfig):
-    r"""Architecture of a T5 encoder-decoder whose layers may differ in width and in kind of attention.
+    r"""Configuration of a T5 encoder-decoder whose layers may differ in size and type of attention.
 
-    Names are those of [`~transformers.T5Config`] wherever T5 has the thing.
+    Names are those of [`~transformers.T5Config`] where it has the field.
 
     Args:
-        vocab_size: rows of the embedding and of the classifier: 32,000 pieces and 100 sentinels, rounded up to a
-            multiple of 128 by the original code.
+        vocab_size: rows of the embedding and of the classifier: 32,000 pieces and 100 sentinels, which the original
+            rounds up to a multiple of 128.
         d_model: width of the residual stream.
-        d_kv: size of one head; `d_k` and `d_v` are equal to it unless given.
+        d_kv: size of one head; default of `d_k` and `d_v`.
         d_ff: hidden size of the feed-forward.
         num_layers: layers of the encoder.
-        num_decoder_layers: layers of the decoder; as many as in the encoder unless given.
-        num_heads: softmax heads of an attention; the only head count that plain multi-head attention has.
-        attention_type: `"multi_head"`, or `"talking_heads"` (https://arxiv.org/abs/2003.02436), which mixes the heads
-            by a learned matrix before the softmax and by another one after it.
-        num_key_heads: talking heads: heads of queries and keys; `num_heads` unless given.
-        num_value_heads: talking heads: heads of values; `num_heads` unless given.
-        d_k: talking heads: size of one query or key head; `d_kv` unless given.
-        d_v: talking heads: size of one value head; `d_kv` unless given.
-        layer_overrides: what single layers have otherwise than the fields above: one dictionary per layer, `{"encoder":
-            [{"num_heads": 6, "d_ff": 1024}, {}, ...], "decoder": [...]}`. A stack that is left out is uniform. Each
-            stack has one relative position bias for each number of softmax heads that occurs in it, held by the first
-            layer that has that number.
+        num_decoder_layers: layers of the decoder; `num_layers` by default.
+        num_heads: softmax heads of an attention; in multi-head attention, also all other heads.
+        attention_type: `"multi_head"`, or `"talking_heads"` (https://arxiv.org/abs/2003.02436), which mixes the
+            heads by learned matrices before and after the softmax.
+        num_key_heads: talking heads only: heads of queries and keys; `num_heads` by default.
+        num_value_heads: talking heads only: heads of values; `num_heads` by default.
+        d_k: talking heads only: size of one query or key head; `d_kv` by default.
+        d_v: talking heads only: size of one value head; `d_kv` by default.
+        layer_overrides: fields of single layers, one dictionary per layer, `{"encoder": [{"num_heads": 6, "d_ff":
+            1024}, {}, ...], "decoder": [...]}`. A missing stack has no overrides. Each stack has one relative position
+            bias for each number of softmax heads in it, held by the first layer with that number.
         relative_attention_num_buckets: buckets of the relative position bias.
-        relative_attention_max_distance: distance in tokens from which on all positions share the last bucket.
+        relative_attention_max_distance: this distance in tokens and all larger ones share the last bucket.
         feed_forward_proj: `"gated-gelu"` (GELU in its tanh approximation, as in the original), `"relu"` (t5.1.0), or
-            any other activation of transformers, with or without `gated-`. All names mean what they mean in
-            transformers' T5: `"gelu"` alone is the exact one.
+            any other activation of transformers, with or without `gated-`. All names have the same meaning as in
+            transformers' T5: `"gelu"` alone is the exact GELU.
         dropout_rate: dropout of embeddings, attention weights, feed-forward and residual branches. 0.1 is the
             original's rate for fine-tuning; pre-training of these checkpoints used 0.
-        broadcast_dropout: drop as the original does: all positions of a row share what is dropped. Hidden states lose
-            features, attention weights lose keys (in all their queries), which equals masking the values. Examples
-            that are packed into one row share it, too. False: every number for itself, as in transformers.
+        broadcast_dropout: as in the original, all positions of a row share one dropout mask, even if several examples
+            are packed in it. Dropout then drops features of hidden states, and keys of attention weights (for all
+            queries), by masking the values. False: drop every element independently, as in transformers.
         layer_norm_epsilon: added to the mean square in the RMS norm.
-        initializer_factor: multiplies the standard deviation of every initialiser.
-        tie_word_embeddings: the classifier is the embedding matrix (t5.1.0). False for every family here: their
-            classifier is a matrix of its own, and nothing ever ties it.
-        scale_decoder_outputs: multiply the decoder's output by `d_model ** -0.5` before the classifier, as the original
-            does exactly when the classifier is the embedding; follows `tie_word_embeddings` unless given.
+        initializer_factor: multiplies the standard deviation of all initial weights.
+        tie_word_embeddings: tie the classifier to the embedding (t5.1.0). False for all families here, whose classifier
+            is a separate matrix.
+        scale_decoder_outputs: multiply the decoder's output by `d_model ** -0.5` before the classifier; the original
+            does so if the classifier is tied. `tie_word_embeddings` by default.
         classifier_dropout: dropout of the classification heads.
     """
 
@@ -177,13 +176,13 @@ class T5ExperimentalConfig(PreTrainedConfig):
     decoder_start_token_id: int | None = 0
 
     def __new__(cls, *args: Any, **kwargs: Any) -> "T5ExperimentalConfig":
-        # Here rather than on initialisation: an object that comes from another process is not initialised once more.
+        # Not in `__init__`, which does not run when another process sends a configuration.
         for prepare in tuple(BEFORE_FIRST_USE):
             prepare()
         return super().__new__(cls)
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # transformers' T5 writes these two beside `feed_forward_proj`, and believes them first.
+        # transformers' T5 writes these two along with `feed_forward_proj`, and gives them precedence.
         self._take_activation(kwargs.pop("dense_act_fn", None), kwargs.pop("is_gated_act", None))
         if self.num_decoder_layers is None:
             self.num_decoder_layers = self.num_layers
@@ -197,17 +196,17 @@ class T5ExperimentalConfig(PreTrainedConfig):
 
     @classmethod
     def of_stock(cls, config: PreTrainedConfig) -> "T5ExperimentalConfig":
-        """What a configuration of transformers' T5 says, as one of this class.
+        """Converts a configuration of transformers' T5.
 
         Raises:
-            ValueError: it is of another kind of model.
+            ValueError: it is the configuration of another type of model.
         """
         ours = cls(**config.to_dict())
         ours._attn_implementation = config._attn_implementation
         return ours
 
     def _take_activation(self, dense_act_fn: str | None, is_gated_act: bool | None) -> None:
-        """Makes `feed_forward_proj` say what these two say, as far as they are given and say something else."""
+        """Updates `feed_forward_proj` if one of the arguments is given and differs from it."""
         name = self.dense_act_fn if dense_act_fn is None else dense_act_fn
         is_gated = self.is_gated_act if is_gated_act is None else is_gated_act
         if is_gated == self.is_gated_act and (name == self.dense_act_fn or {name, self.dense_act_fn} <= _TANH_GELUS):
@@ -218,13 +217,13 @@ class T5ExperimentalConfig(PreTrainedConfig):
 
     @property
     def is_gated_act(self) -> bool:
-        """Whether the feed-forward multiplies an activated projection by a linear one."""
+        """Whether the feed-forward is gated: `act(wi_0 x) * wi_1 x`."""
         return self.feed_forward_proj.startswith("gated-")
 
     @property
     def dense_act_fn(self) -> str:
-        """Name of the feed-forward's activation in transformers' `ACT2FN`; that of "gated-gelu" is the tanh
-        approximation, as in the original and in transformers' T5."""
+        """Name of the feed-forward's activation in transformers' `ACT2FN`. For "gated-gelu" it is the tanh
+        approximation of GELU, as in the original and in transformers' T5."""
         if self.feed_forward_proj == "gated-gelu":
             return "gelu_pytorch_tanh"
         return self.feed_forward_proj.removeprefix("gated-")
@@ -237,13 +236,13 @@ class T5ExperimentalConfig(PreTrainedConfig):
         return count
 
     def layer_specs(self, stack: str) -> tuple[LayerSpec, ...]:
-        """Widths of every layer of a stack, with all defaults filled in.
+        """Sizes of all layers of a stack, with defaults filled in.
 
         Args:
             stack: `"encoder"` or `"decoder"`.
 
         Raises:
-            ValueError: the overrides name an unknown field, are not one per layer, or contradict the kind of attention.
+            ValueError: the overrides have an unknown field, are not one per layer, or contradict the attention type.
         """
         count = self._num_layers_of(stack)
         overrides = (self.layer_overrides or {}).get(stack)
@@ -264,7 +263,7 @@ class T5ExperimentalConfig(PreTrainedConfig):
             )
         value = {name: getattr(self, name) for name in LAYER_FIELDS}
         if override.get("attention_type") == MULTI_HEAD:
-            # A plain layer among talking ones has only one head count and one head size, whatever the others have.
+            # A multi-head layer in a model with talking heads has only one head count and one head size.
             value |= {"num_key_heads": None, "num_value_heads": None, "d_k": None, "d_v": None}
         value |= override
         heads = value["num_heads"]
@@ -291,8 +290,7 @@ class T5ExperimentalConfig(PreTrainedConfig):
         return spec
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "T5ExperimentalConfig":
-        """This config; for the decoder alone, one whose `num_layers` are the decoder's, as caches of fixed size read
-        it."""
+        """Returns this config; for the decoder alone, a copy with the decoder's `num_layers`, for static caches."""
         if not decoder or encoder or self.num_decoder_layers == self.num_layers:
             return self
         config = copy.deepcopy(self)
@@ -300,8 +298,7 @@ class T5ExperimentalConfig(PreTrainedConfig):
         return config
 
     def validate_architecture(self) -> None:
-        """Checks that every layer of both stacks is described without contradiction (called on construction and on
-        save)."""
+        """Checks all fields, and all layers of both stacks; transformers calls it on construction and on save."""
         if unknown := sorted(set(self.layer_overrides or {}) - set(STACKS)):
             raise ValueError(f"`layer_overrides` has the keys {unknown}: it may only have {list(STACKS)}.")
         for name in ("vocab_size", "d_model"):
@@ -311,10 +308,8 @@ class T5ExperimentalConfig(PreTrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: it must be at least 0 and less than 1.")
         if not 0 <= self.layer_norm_epsilon < math.inf:
-            raise ValueError(
-                f"`layer_norm_epsilon` is {self.layer_norm_epsilon}: it must be a finite number from 0 on."
-            )
-        # Both directions need at least one bucket for single distances, and room for the logarithmic ones after it.
+            raise ValueError(f"`layer_norm_epsilon` is {self.layer_norm_epsilon}: it must be finite and at least 0.")
+        # Each direction needs at least one bucket for single distances, and then logarithmic ones.
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
         if buckets < 4 or not buckets // 2 < distance <= _LARGEST:
             raise ValueError(
@@ -323,7 +318,7 @@ class T5ExperimentalConfig(PreTrainedConfig):
                 f"and of at most {_LARGEST}."
             )
         if not 0 <= self.initializer_factor <= _LARGEST:
-            raise ValueError(f"`initializer_factor` is {self.initializer_factor!r:.80}: it must be a number from 0 on.")
+            raise ValueError(f"`initializer_factor` is {self.initializer_factor!r:.80}: it must be at least 0.")
         if not _is_activation(self.dense_act_fn):
             raise ValueError(
                 f"`feed_forward_proj` is {self.feed_forward_proj!r}: use an activation of transformers such as 'relu', "
@@ -333,7 +328,7 @@ class T5ExperimentalConfig(PreTrainedConfig):
             self.layer_specs(stack)
 
     def _remote_code_map(self) -> dict[str, str] | None:
-        """The `auto_map` of a saved folder, or None for a class that is none of the families'."""
+        """The `auto_map` of a saved folder; None for a class outside the four families."""
         family = next((base for base in type(self).__mro__ if base in CONFIG_CLASSES), None)
         if family is None:
             return None
@@ -346,12 +341,8 @@ class T5ExperimentalConfig(PreTrainedConfig):
         return {"AutoConfig": f"configuration_t5_experimental.{family.__name__}", **code_map}
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Saves `config.json` and, beside it, the modelling code that `trust_remote_code=True` loads without our
-        package.
-
-        The code travels with every `config.json`, so a folder that a trainer saves is as complete as one that the
-        converter wrote.
-        """
+        """Saves `config.json`, and next to it the modeling code that `trust_remote_code=True` loads without our
+        package. So folders that a trainer saves are as complete as those that the converter writes."""
         if (code_map := self._remote_code_map()) is not None:
             self.auto_map = code_map
         folder = Path(save_directory)
@@ -359,7 +350,7 @@ class T5ExperimentalConfig(PreTrainedConfig):
             raise ValueError(f"{folder} is a file: give a folder to save into.")
         folder.mkdir(parents=True, exist_ok=True)
         if folder.resolve() != (code := Path(__file__).parent).resolve():
-            if __name__.startswith("t5_experimental."):  # what travels in a folder is not all of it
+            if __name__.startswith("t5_experimental."):  # not from a converted folder's copy, which is incomplete
                 _remove_other_versions(folder)
             for source in sorted(code.glob(_CODE)):
                 shutil.copyfile(source, folder / source.name)
@@ -367,8 +358,8 @@ class T5ExperimentalConfig(PreTrainedConfig):
 
 
 def _remove_other_versions(folder: Path) -> None:
-    """Removes modules that another version of this package left in a folder and that this one does not have: nothing
-    would import them, and an upload would take them along. A file that does not begin as ours do stays."""
+    """Removes modules that another version of this package saved and this one no longer has: they are unused, but an
+    upload would include them. Keeps files without our first line."""
     current = {source.name for source in Path(__file__).parent.glob(_CODE)}
     for path in folder.glob(_CODE):
         if path.name in current or path.is_symlink() or not path.is_file():
@@ -379,7 +370,7 @@ def _remove_other_versions(folder: Path) -> None:
 
 
 def _understand_other_configurations(cls: type[T5ExperimentalConfig]) -> None:
-    """Lets a class be made of the fields of a stock T5's configuration, and of no other kind of model's."""
+    """Lets a class accept the fields of transformers' T5Config, and refuse those of other types of models."""
     make = cls.__init__
 
     @functools.wraps(make)
@@ -390,14 +381,14 @@ def _understand_other_configurations(cls: type[T5ExperimentalConfig]) -> None:
 
 
 def _own_fields(cls: type[T5ExperimentalConfig], values: dict[str, Any]) -> dict[str, Any]:
-    """Fields as they are called and meant here, from those of one of our configurations or of transformers' T5.
+    """Converts the fields of one of our configurations, or of transformers' T5Config.
 
-    transformers 5 writes `tie_word_embeddings: true` for every T5 and keeps the truth in `scale_decoder_outputs`: the
-    original rescales the decoder's output exactly when the classifier is the embedding. Releases before wrote no
+    transformers 5 writes `tie_word_embeddings: true` for every T5; whether the classifier is really tied follows from
+    `scale_decoder_outputs`, as the original scales the decoder's output only then. Earlier releases do not write
     `scale_decoder_outputs`.
 
     Raises:
-        ValueError: they are of another kind of model.
+        ValueError: they belong to another type of model.
     """
     model_type = values.get("model_type") or cls.model_type
     values = {name: value for name, value in values.items() if name != "model_type"}
@@ -409,8 +400,8 @@ def _own_fields(cls: type[T5ExperimentalConfig], values: dict[str, Any]) -> dict
     ours = {cls.model_type, T5ExperimentalConfig.model_type, *(other.model_type for other in CONFIG_CLASSES)}
     if model_type not in ours:
         raise ValueError(
-            f"These are the fields of a configuration of type {model_type!r}, which {cls.__name__} cannot describe: "
-            f"give those of a T5 of transformers (type 't5') or of one of {sorted(ours)}."
+            f"These are the fields of a configuration of type {model_type!r}, which {cls.__name__} does not support: "
+            f"give those of transformers' T5 (type 't5') or of one of {sorted(ours)}."
         )
     return values
 
@@ -420,21 +411,21 @@ _understand_other_configurations(T5ExperimentalConfig)
 
 @strict
 class T5V11Config(T5ExperimentalConfig):
-    """t5.1.1: gated GELU, plain multi-head attention, all layers alike. Defaults are t5.1.1.base's."""
+    """t5.1.1: gated GELU, multi-head attention, all layers alike. Defaults are those of t5.1.1.base."""
 
     model_type = "t5_v1_1"
 
 
 @strict
 class T5LMAdaptedConfig(T5ExperimentalConfig):
-    """t5.1.1.lm100k: t5.1.1 after 100,000 more steps on the LM objective. Defaults are t5.1.1.lm100k.base's."""
+    """t5.1.1.lm100k: t5.1.1 after 100,000 more steps of language modeling. Defaults are those of t5.1.1.lm100k.base."""
 
     model_type = "t5_lm_adapted"
 
 
 @strict
 class T5TalkingHeadsConfig(T5ExperimentalConfig):
-    """t5.1.th: talking-heads attention everywhere. Defaults are t5.1.th.base's."""
+    """t5.1.th: talking-heads attention in all layers. Defaults are those of t5.1.th.base."""
 
     model_type = "t5_talking_heads"
 
@@ -445,11 +436,10 @@ class T5TalkingHeadsConfig(T5ExperimentalConfig):
 
 @strict
 class T5FirstLayersNarrowConfig(T5ExperimentalConfig):
-    """t5.1.n4w10: the first four layers of each stack are half as wide as the other ten. Defaults are
-    t5.1.n4w10.base's.
+    """t5.1.n4w10: the first four layers of each stack are half as wide as the other ten. Defaults are those of
+    t5.1.n4w10.base.
 
-    Where `layer_overrides` is not given, the first four layers of each stack get half of `num_heads` and half of
-    `d_ff`.
+    Without `layer_overrides`, the first four layers of each stack get half of `num_heads` and half of `d_ff`.
     """
 
     model_type = "t5_first_layers_narrow"
@@ -483,7 +473,7 @@ def _is_activation(name: str) -> bool:
 
 
 def model_class_name(config_class: type[T5ExperimentalConfig], suffix: str) -> str:
-    """Name of a family's model class, as "T5V11Model" for the suffix "Model"."""
+    """Name of a family's model class, such as "T5V11Model" for the suffix "Model"."""
     return config_class.__name__.removesuffix("Config") + suffix
 
 

@@ -1,15 +1,14 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Decoding token by token without waste: what `generate` runs once the cache holds something.
+"""Fast decoding of single tokens: `generate` runs this for every token after the first.
 
-One new position needs much less than the decoder's forward pass offers, so [`StepDecoder`] does only that: the same
-arithmetic on the same parameters, without masks, dropout and the calls of some hundred modules. On CPUs it also lays
-the weights out anew: with few rows a product is bound by reading its matrix, and oneDNN reads its own layout up to
-twice as fast as rows. q, k and v become one matrix on that occasion; wi_0 and wi_1 stay two, since oneDNN then applies
-gelu and gate itself.
+A decoding step needs only a part of the decoder's forward pass. [`StepDecoder`] does the same arithmetic on the same
+parameters, without dropout, general masks and a few hundred module calls. On CPUs it also packs the weights: with few
+rows, a linear layer is bound by reading its weight, and oneDNN reads its packed layout up to twice as fast. q, k and v
+are packed as one matrix; wi_0 and wi_1 stay separate, because oneDNN then fuses GELU and gate.
 
-The copies live as long as a [`decoding_session`], and `generate` opens one for itself: nobody changes a weight while it
-runs, so no copy can be stale. What is not exactly what was built here (adapters, quantised weights, hooks of
-offloading or sharding), or is watched, is left to the ordinary forward pass (calls_t5_experimental.py).
+The packed copies live as long as a [`decoding_session`]. `generate` opens one for itself, so copies cannot become
+stale: weights do not change while it runs. Models with adapters, quantized weights, or hooks for offloading or sharding
+use the ordinary forward pass, and so do steps that something observes (calls_t5_experimental.py).
 """
 
 import platform
@@ -29,7 +28,6 @@ from transformers.cache_utils import EncoderDecoderCache
 
 from .attention_t5_experimental import HeadProjection, T5Attention, T5TalkingHeadsAttention
 from .block_t5_experimental import (
-    FUSED_ACTIVATIONS,
     T5Block,
     T5DenseActDense,
     T5Dropout,
@@ -38,21 +36,22 @@ from .block_t5_experimental import (
     T5LayerNorm,
     T5LayerSelfAttention,
 )
-from .cache_t5_experimental import ROOM, GrowingLayer, storage_dtype
+from .cache_t5_experimental import INITIAL_CAPACITY, GrowingLayer, storage_dtype
 from .calls_t5_experimental import hooks_of, is_untouched, is_watched
+from .onednn_t5_experimental import is_tanh_gelu, multiply, multiply_and_add, multiply_gated, pack, supports
 from .stack_t5_experimental import T5Stack
 from .visibility_t5_experimental import Visibility, masked_bias, visibility
 
 
 PLAIN_STEPS = 2
-"""Steps of a session before weights are copied: a copy costs what it saves in about ten steps."""
+"""Steps of a session before the weights are packed, which costs as much as it saves in about ten steps."""
 
 FEW_ROWS = 2
-"""Up to so many rows of float32, Intel's processors multiply faster by MKL, with parameters as they lie, than by oneDNN
-with its layout; others do not."""
+"""Up to this number of float32 rows, MKL with unpacked weights is faster than oneDNN with packed ones, on Intel CPUs
+only."""
 
 PACKED_ROWS = 32
-"""Rows for which oneDNN chooses its layout; it suits fewer just as well."""
+"""Number of rows for which oneDNN chooses its layout; fewer rows are as fast."""
 
 OWN_MODULES = (
     T5Stack,
@@ -70,14 +69,14 @@ OWN_MODULES = (
     nn.Linear,
     T5Dropout,
 )
-"""Types of all modules of a decoder, but for its activations."""
+"""Types of all modules of a decoder except activations."""
 
 
-class Product:
-    """Products of one input with one or several matrices.
+class StepLinear:
+    """One or several linear layers with the same input.
 
     Args:
-        linears: modules without bias; their parameters are used in place until [`Product.pack`].
+        linears: modules without bias; their parameters are used in place until [`StepLinear.pack`].
     """
 
     def __init__(self, *linears: nn.Linear):
@@ -86,32 +85,32 @@ class Product:
         self.packed: torch.Tensor | None = None
 
     def pack(self) -> None:
-        """Copies the matrices into one of oneDNN's layout."""
+        """Copies the weights into one matrix in oneDNN's layout."""
         joined = torch.cat(self.weights) if len(self.weights) > 1 else self.weights[0].detach()
-        self.packed = _packed(joined)
+        self.packed = pack(joined, PACKED_ROWS)
 
     def __call__(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`(b, 1, in)` -> `(b, 1, out)` of every matrix."""
+        """`(b, 1, in)` -> `(b, 1, out)` of every layer."""
         if self.packed is None or suits_mkl(states):
             return tuple(F.linear(states, weight) for weight in self.weights)
-        product = torch.ops.mkldnn._linear_pointwise(states, self.packed, None, "none", [], "")
-        return product.split(self.sizes, -1) if len(self.sizes) > 1 else (product,)
+        joined = multiply(states, self.packed)
+        return joined.split(self.sizes, -1) if len(self.sizes) > 1 else (joined,)
 
     def added_to(self, residual: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """`(b, 1, out)` plus the product of `(b, 1, in)` with the only matrix."""
+        """`residual` `(b, 1, out)` plus the output of the only layer for `(b, 1, in)`."""
         if self.packed is None or suits_mkl(states):
             return residual + F.linear(states, self.weights[0])
-        return torch.ops.mkldnn._linear_pointwise.binary(states, residual, self.packed, None, "add")
+        return multiply_and_add(states, self.packed, residual)
 
 
 def suits_mkl(states: torch.Tensor) -> bool:
-    """Whether `F.linear` multiplies `(b, 1, in)` faster than oneDNN does with its own layout, see [`FEW_ROWS`]."""
+    """Whether `F.linear` is faster for `(b, 1, in)` than oneDNN with packed weights, see [`FEW_ROWS`]."""
     return states.dtype == torch.float32 and states.shape[0] <= FEW_ROWS and _is_intel()
 
 
 @cache
 def _is_intel() -> bool:
-    """Whether the processor is one of those that MKL was made for."""
+    """Whether this is an Intel CPU and torch has MKL."""
     try:
         names = Path("/proc/cpuinfo").read_text()
     except OSError:  # not Linux
@@ -119,43 +118,38 @@ def _is_intel() -> bool:
     return torch.backends.mkl.is_available() and "GenuineIntel" in names
 
 
-def _packed(weight: torch.Tensor) -> torch.Tensor:
-    return torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
-
-
-class GatedProduct(Product):
-    """`gelu(W_0 x) * W_1 x`, where oneDNN applies both to the outputs of its products.
+class StepGatedLinear(StepLinear):
+    """`act(W_0 x) * W_1 x`; with the tanh approximation of GELU, oneDNN fuses it.
 
     Args:
-        linears: the gate's and the other one.
-        act: what is applied to the gate.
+        linears: W_0 and W_1.
+        act: the activation.
     """
 
     def __init__(self, *linears: nn.Linear, act: nn.Module):
         super().__init__(*linears)
         self.act = act
+        self.is_tanh_gelu = is_tanh_gelu(act)
         self.other: torch.Tensor | None = None
 
     def pack(self) -> None:
-        """Copies the matrices into oneDNN's layout: one each, as their outputs are treated differently."""
-        if type(self.act) not in FUSED_ACTIVATIONS:
+        """Copies the weights into oneDNN's layout; separately if it fuses the gate."""
+        if not self.is_tanh_gelu:
             super().pack()
             return
-        gate, other = self.weights
-        self.packed, self.other = _packed(gate.detach()), _packed(other.detach())
+        self.packed, self.other = (pack(weight.detach(), PACKED_ROWS) for weight in self.weights)
 
     def gated(self, states: torch.Tensor) -> torch.Tensor:
         """`(b, 1, in)` -> `(b, 1, out)`."""
-        if self.other is None or suits_mkl(states):
+        if self.packed is None or self.other is None or suits_mkl(states):
             gate, linear = super().__call__(states)
-            is_gelu = type(self.act) in FUSED_ACTIVATIONS  # which may consist of eight operators
-            return (F.gelu(gate, approximate="tanh") if is_gelu else self.act(gate)) * linear
-        gate = torch.ops.mkldnn._linear_pointwise(states, self.packed, None, "gelu", [], "tanh")
-        return torch.ops.mkldnn._linear_pointwise.binary(states, gate, self.other, None, "mul")
+            # `act` itself may run eight operators.
+            return (F.gelu(gate, approximate="tanh") if self.is_tanh_gelu else self.act(gate)) * linear
+        return multiply_gated(states, self.packed, self.other)
 
 
 class Norm:
-    """An RMS norm, on CPUs in four operators: torch's own takes ten there, and each is mostly overhead.
+    """RMS norm, in four operators on CPUs: torch's own runs ten, which cost mostly overhead.
 
     With d features, `x * w / sqrt(mean(x^2) + eps)` is `x / sqrt(|x|^2 + d eps) * sqrt(d) w`.
     """
@@ -178,29 +172,29 @@ class Norm:
 
 
 class SelfAttentionStep:
-    """Self-attention of one new position, with norm and residual branch."""
+    """Self-attention of one new position, with norm and residual connection."""
 
     def __init__(self, layer: Any):
         self.attention: T5Attention = layer.SelfAttention
         self.norm = Norm(layer.layer_norm)
-        self.inputs = Product(self.attention.q, self.attention.k, self.attention.v)
-        self.output = Product(self.attention.o)
+        self.inputs = StepLinear(self.attention.q, self.attention.k, self.attention.v)
+        self.output = StepLinear(self.attention.o)
 
     def __call__(self, states: torch.Tensor, bias: torch.Tensor, cache: GrowingLayer) -> torch.Tensor:
-        """`(b, 1, d)` and a bias that broadcasts to `(b, h, 1, m)` -> `(b, 1, d)`; the cache is extended."""
+        """`(b, 1, d)` and a bias that broadcasts to `(b, h, 1, m)` -> `(b, 1, d)`; extends the cache."""
         query, key, value = self.inputs(self.norm(states))
         cache.update(*self.attention._to_cache(key, value))
         return attend(self.attention, query, cache, bias, self.output, states)
 
 
 class CrossAttentionStep:
-    """Encoder-decoder attention of one new position, with norm and residual branch."""
+    """Encoder-decoder attention of one new position, with norm and residual connection."""
 
     def __init__(self, layer: Any):
         self.attention: T5Attention = layer.EncDecAttention
         self.norm = Norm(layer.layer_norm)
-        self.inputs = Product(self.attention.q)
-        self.output = Product(self.attention.o)
+        self.inputs = StepLinear(self.attention.q)
+        self.output = StepLinear(self.attention.o)
 
     def __call__(self, states: torch.Tensor, bias: torch.Tensor | None, cache: Any) -> torch.Tensor:
         """`(b, 1, d)` and a bias that broadcasts to `(b, h, 1, m)` -> `(b, 1, d)`."""
@@ -213,10 +207,10 @@ def attend(
     query: torch.Tensor,
     cache: Any,
     bias: torch.Tensor | None,
-    output: Product,
+    output: StepLinear,
     residual: torch.Tensor,
 ) -> torch.Tensor:
-    """`residual` `(b, 1, d)` plus what a query `(b, 1, hk * dk)` finds in a layer of the cache, projected."""
+    """`residual` `(b, 1, d)` plus the attention output of a query `(b, 1, hk * dk)` over one layer of the cache."""
     key, value = attention._from_cache(cache.keys, cache.values)
     query = query.unflatten(-1, (-1, attention.spec.d_k)).transpose(1, 2)
     context, _ = attention.attend(query.to(key.dtype), key, value, bias, False)
@@ -225,30 +219,30 @@ def attend(
 
 
 class FeedForwardStep:
-    """Feed-forward of one new position, with norm and residual branch."""
+    """Feed-forward of one new position, with norm and residual connection."""
 
     def __init__(self, layer: Any):
         dense: Any = layer.DenseReluDense
         self.act = dense.act
         self.norm = Norm(layer.layer_norm)
-        self.inputs: Product = (
-            GatedProduct(dense.wi_0, dense.wi_1, act=dense.act) if dense.is_gated else Product(dense.wi)
+        self.inputs: StepLinear = (
+            StepGatedLinear(dense.wi_0, dense.wi_1, act=dense.act) if dense.is_gated else StepLinear(dense.wi)
         )
-        self.output = Product(dense.wo)
+        self.output = StepLinear(dense.wo)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """`(b, 1, d)` -> `(b, 1, d)`."""
         normed = self.norm(states)
         inputs = self.inputs
-        inner = inputs.gated(normed) if isinstance(inputs, GatedProduct) else self.act(inputs(normed)[0])
+        inner = inputs.gated(normed) if isinstance(inputs, StepGatedLinear) else self.act(inputs(normed)[0])
         return self.output.added_to(states, inner)
 
 
 class StepDecoder:
-    """Decoder and classifier of a model, for one new position at a time.
+    """Decoder and language modeling head, for one new position at a time.
 
     Args:
-        model: for conditional generation, see [`is_ordinary`].
+        model: a model for conditional generation that [`is_ordinary`].
     """
 
     def __init__(self, model: Any):
@@ -262,24 +256,24 @@ class StepDecoder:
             for block in blocks
         ]
         self.final_norm = Norm(decoder.final_layer_norm)
-        self.classifier = Product(model.lm_head)
+        self.classifier = StepLinear(model.lm_head)
         self.hooks = [hooks for module in _modules_of_a_step(model) for hooks in hooks_of(module)]
         self.steps = 0
-        self.is_settled = False  # whether there are copies of the weights, or there shall be none
+        self.tried_packing = False
         self.bias_dtype = storage_dtype(self.embedding.dtype, self.embedding.device)  # that of the keys
-        self._biases: dict[int, torch.Tensor] = {}  # by head count, (1, h, 1, distances), the furthest first
-        self._cache: Callable[[], Any] = lambda: None  # the last one, unless it is gone; the two below belong to it
+        self._biases: dict[int, torch.Tensor] = {}  # by head count, (1, h, 1, distances), the largest first
+        self._cache: Callable[[], Any] = lambda: None  # weak reference to the last one; the two below belong to it
         self._takes_cache = False
         self._encoder_masks: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)  # as given, as a bias
 
     @property
-    def products(self) -> list[Product]:
-        """All products of a step."""
+    def linears(self) -> list[StepLinear]:
+        """All linear layers of a step."""
         parts = [part for layer in self.layers for part in layer]
-        return [product for part in parts for product in (part.inputs, part.output)] + [self.classifier]
+        return [linear for part in parts for linear in (part.inputs, part.output)] + [self.classifier]
 
     def takes(self, cache: Any) -> bool:
-        """Whether a cache holds the encoder's keys and values, and has growing layers for the decoder's own."""
+        """Whether a cache holds the encoder's keys and values, and has growing layers for self-attention."""
         if self._cache() is not cache or not self._takes_cache:
             count = len(self.layers)
             self._takes_cache = (
@@ -303,7 +297,7 @@ class StepDecoder:
 
         Args:
             input_ids: `(b, 1)`, the newest token.
-            cache: of all before; it is extended.
+            cache: of all earlier tokens; is extended.
             encoder_mask: `(b, source)`, 0 at padding, or None.
             decoder_mask: `(b, past + 1)`, 0 at padding, or None.
 
@@ -311,11 +305,11 @@ class StepDecoder:
             `(b, 1, vocabulary)`.
         """
         states = F.embedding(input_ids, self.embedding)
-        if self.steps >= PLAIN_STEPS and not self.is_settled and not suits_mkl(states):
-            self.is_settled = True
+        if self.steps >= PLAIN_STEPS and not self.tried_packing and not suits_mkl(states):
+            self.tried_packing = True
             if can_be_packed(self.model):
-                for product in self.products:
-                    product.pack()
+                for linear in self.linears:
+                    linear.pack()
         self.steps += 1
         position = cache.get_seq_length()
         biases = {count: self._bias(count, position, decoder_mask) for count in set(self.head_counts)}
@@ -334,20 +328,20 @@ class StepDecoder:
         """Position bias and mask of a query at `position`, broadcastable to `(b, h, 1, position + 1)`."""
         bias = self._biases.get(head_count)
         if bias is None or bias.shape[-1] <= position:
-            length = max(ROOM, 1 << position.bit_length())
-            # What the furthest of so many positions sees; what a nearer one sees is the end of it.
+            length = max(INITIAL_CAPACITY, 1 << position.bit_length())
+            # Bias of the last of `length` positions; that of an earlier position is the end of it.
             furthest = Visibility(1, length, past_length=length - 1, causal=True)
             attention = self.layers[self.head_counts.index(head_count)][0].attention
             bias = attention.self_attention_bias(furthest, bidirectional=False, device=self.embedding.device)
             self._biases[head_count] = bias = bias[None, :, None].to(self.bias_dtype).contiguous()
         bias = bias.narrow(-1, bias.shape[-1] - position - 1, position + 1)
-        if bias.device.type != "cpu":  # fused kernels of GPUs want aligned rows
+        if bias.device.type != "cpu":  # fused GPU kernels need aligned rows
             bias = bias.clone(memory_format=torch.contiguous_format)
         visible = visibility(decoder_mask, None, None, 1, position + 1).all_rows(bias.device)
         return bias if visible is None else masked_bias(bias, visible)
 
     def _encoder_bias(self, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Mask of encoder-decoder attention, computed once for all steps that bring the same one."""
+        """Mask of encoder-decoder attention, computed once for all steps with the same mask."""
         if mask is None:
             return None
         if mask is not self._encoder_masks[0]:
@@ -358,10 +352,10 @@ class StepDecoder:
 
 
 def is_ordinary(model: Any) -> bool:
-    """Whether decoder and classifier are just what was built here, on one device and in one dtype, and not in training.
+    """Whether decoder and head are unmodified, in evaluation mode, on one device and in one dtype.
 
-    Adapters and quantisers exchange modules or parameters, offloading and sharding hook into modules or replace their
-    `forward`: what they do must not be passed over.
+    Adapters and quantizers replace modules or parameters; offloading and sharding add hooks or replace `forward`. A
+    step must not bypass them.
     """
     activations = {id(module.act) for module in model.decoder.modules() if isinstance(module, T5DenseActDense)}
     modules = [module for module in _modules_of_a_step(model) if id(module) not in activations]
@@ -379,26 +373,15 @@ def is_ordinary(model: Any) -> bool:
 
 
 def _modules_of_a_step(model: Any) -> list[nn.Module]:
-    """All modules whose calls a step leaves out."""
+    """All modules whose calls a step bypasses."""
     return [*model.decoder.modules(), model.lm_head]
 
 
 def can_be_packed(model: Any) -> bool:
-    """Whether oneDNN has a layout of its own for the weights, and they are few enough to be kept twice."""
+    """Whether oneDNN packs weights of this dtype and device, and they are small enough to keep twice."""
     weight = model.lm_head.weight
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.decoder.parameters())
-    return (
-        weight.device.type == "cpu"
-        and platform.machine() in ("x86_64", "AMD64")
-        and torch.backends.mkldnn.is_available()
-        and bool(torch.backends.mkldnn.enabled)
-        and (weight.dtype == torch.float32 or _computes_bfloat16(weight.dtype))
-        and size <= model.packed_decoder_limit
-    )
-
-
-def _computes_bfloat16(dtype: torch.dtype) -> bool:
-    return dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.device.type == "cpu" and supports(weight.dtype) and size <= model.packed_decoder_limit
 
 
 _SESSIONS: ContextVar[Mapping[int, StepDecoder | None]] = ContextVar("_SESSIONS", default=MappingProxyType({}))
@@ -406,10 +389,10 @@ _SESSIONS: ContextVar[Mapping[int, StepDecoder | None]] = ContextVar("_SESSIONS"
 
 @contextmanager
 def decoding_session(model: Any) -> Iterator[None]:
-    """Lets all calls of `generate` within share what the first one prepares. Weights must not change meanwhile.
+    """Lets all `generate` calls inside the block share packed weights. Do not change weights inside it.
 
     Args:
-        model: for conditional generation.
+        model: a model for conditional generation.
     """
     sessions = _SESSIONS.get()
     decode = sessions.get(id(model))
@@ -431,14 +414,14 @@ def next_token_logits(
     encoder_mask: torch.Tensor | None,
     decoder_mask: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    """Logits `(b, 1, vocabulary)` after one more token, or None where the ordinary forward pass has to compute them.
+    """Logits `(b, 1, vocabulary)` after one more token; None if the ordinary forward pass must compute them.
 
     Args:
-        model: for conditional generation; there must be a [`decoding_session`] of it.
-        input_ids: `(b, 1)`; with more tokens, or without any, the ordinary forward pass has to.
+        model: a model for conditional generation, inside a [`decoding_session`].
+        input_ids: `(b, 1)`; None for other lengths.
         cache: see [`StepDecoder.takes`].
-        encoder_mask: as given to the model; for the step it must be 2-D.
-        decoder_mask: as given to the model; for the step it must be 2-D.
+        encoder_mask: as passed to the model; None unless 2-D.
+        decoder_mask: as passed to the model; None unless 2-D.
     """
     decode = _SESSIONS.get().get(id(model))
     if (

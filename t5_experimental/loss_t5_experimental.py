@@ -1,7 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Losses: transformers' usual mean over target tokens, and the original's with z-loss and its own denominator.
+"""Losses: transformers' mean over target tokens, and the original's, with z-loss and another denominator.
 
-Both exist on logits, and on the hidden states below them, where the logits of all tokens never exist at once.
+Both can start from logits, or from hidden states in chunks, so that the logits of all tokens never exist at once.
 """
 
 from typing import Any
@@ -10,30 +10,31 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .onednn_t5_experimental import product
+from .calls_t5_experimental import may_read_values
+from .onednn_t5_experimental import matmul
 
 
 IGNORE_INDEX = -100
 
-# Tokens whose logits exist at once: 33 MB in float32 for T5's vocabulary. Fewer make the products slower on the CPU.
+# Tokens in a chunk: their logits are 33 MB in float32 with T5's vocabulary. Smaller chunks make CPU matmuls slower.
 _CHUNK = 256
 
 
-# On a Xeon with torch 2.13, one process in six had its first losses off by up to 5e-5, and exact ones from the second
-# call on; none has with one small call before. It looks as if MKL, asked by two threads at once for its first
-# exponentials, gave one of them fewer digits.
+# On a Xeon with torch 2.13, the first loss of one process in six was off by up to 5e-5, and all later ones were exact.
+# It looks as if MKL computes its first exponentials with less precision if two threads ask at once. One small call
+# before avoids that.
 torch.logsumexp(torch.zeros(1, 64, device="cpu"), -1)
 
 
 def _widened(logits: torch.Tensor) -> torch.Tensor:
-    """The same numbers in at least float32."""
+    """Logits in at least float32."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _losses_and_normalisers(
+def _losses_and_normalizers(
     logits: torch.Tensor, labels: torch.Tensor, z_loss: float, label_smoothing: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[`token_losses`] of wide logits, and `logsumexp(logits)`, both `(...)`."""
+    """[`token_losses`] of logits in at least float32, and `logsumexp(logits)`, both `(...)`."""
     log_z = logits.logsumexp(-1)
     losses = log_z - (1 - label_smoothing) * logits.gather(-1, labels[..., None]).squeeze(-1)
     if label_smoothing:
@@ -50,22 +51,22 @@ def token_losses(
 
     Args:
         logits: `(..., vocab)`.
-        labels: `(...)`, a token id everywhere; what the caller does not count may hold any valid id.
+        labels: `(...)`, a valid token id everywhere, also where the caller ignores the loss.
         z_loss: weight of `logsumexp(logits) ** 2`, which keeps the logits from drifting; pre-training used 1e-4.
-        label_smoothing: share of the target distribution that is spread evenly over the vocabulary.
+        label_smoothing: share of the target distribution that is uniform over the vocabulary.
 
     Returns:
         `(...)`.
     """
-    return _losses_and_normalisers(_widened(logits), labels, z_loss, label_smoothing)[0]
+    return _losses_and_normalizers(_widened(logits), labels, z_loss, label_smoothing)[0]
 
 
 class _ClassifiedLosses(torch.autograd.Function):
-    """Classifier and [`token_losses`] in one, some tokens at a time.
+    """Linear layer and [`token_losses`] in chunks of tokens.
 
-    The backward pass computes the logits again, but for the last chunk's, which are kept: they take no more memory than
-    a chunk does anyway, and small batches have no other. The products run in `dtype`, statistics and the sum of the
-    weight's gradient in at least float32.
+    The backward pass recomputes the logits except those of the last chunk, which are saved: the memory of one chunk is
+    needed anyway, and small batches have only one. Matmuls run in `dtype`; the softmax and the sum of the weight's
+    gradient are in at least float32.
     """
 
     @staticmethod
@@ -86,8 +87,8 @@ class _ClassifiedLosses(torch.autograd.Function):
             kernel = weight.to(dtype)
             for start in range(0, len(labels), _CHUNK):
                 rows = slice(start, start + _CHUNK)
-                logits = product(hidden_states[rows].to(dtype), kernel).to(wide)
-                losses[rows], log_z[rows] = _losses_and_normalisers(logits, labels[rows], z_loss, label_smoothing)
+                logits = matmul(hidden_states[rows].to(dtype), kernel).to(wide)
+                losses[rows], log_z[rows] = _losses_and_normalizers(logits, labels[rows], z_loss, label_smoothing)
         ctx.save_for_backward(hidden_states, weight, labels, log_z, logits)
         ctx.z_loss, ctx.label_smoothing, ctx.dtype = z_loss, label_smoothing, dtype
         return losses
@@ -95,7 +96,7 @@ class _ClassifiedLosses(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_losses: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """`(tokens,)` -> gradients of hidden states and weight, each only if it is needed."""
+        """`(tokens,)` -> gradients of hidden states and weight, if needed."""
         hidden_states, weight, labels, log_z, last_logits = ctx.saved_tensors
         needs_states, needs_weight = ctx.needs_input_grad[:2]
         dtype, wide = ctx.dtype, log_z.dtype
@@ -106,7 +107,7 @@ class _ClassifiedLosses(torch.autograd.Function):
             for start in range(0, len(labels), _CHUNK):
                 rows = slice(start, start + _CHUNK)
                 states = hidden_states[rows].to(dtype)
-                logits = product(states, kernel).to(wide) if rows.stop < len(labels) else last_logits
+                logits = matmul(states, kernel).to(wide) if rows.stop < len(labels) else last_logits
                 # d loss / d logits = (1 + 2 z log_z) softmax - (1 - s) onehot - s / vocab
                 grad = logits.sub(log_z[rows, None]).exp_()
                 if ctx.z_loss:
@@ -116,17 +117,12 @@ class _ClassifiedLosses(torch.autograd.Function):
                 hit = torch.full_like(log_z[rows, None], ctx.label_smoothing - 1)
                 grad = grad.scatter_add_(-1, labels[rows, None], hit).mul_(grad_losses[rows, None]).to(dtype)
                 if grad_states is not None:
-                    grad_states[rows] = product(grad, kernel.t())
+                    grad_states[rows] = matmul(grad, kernel.t())
                 if grad_weight is not None and dtype == wide:
                     grad_weight.addmm_(grad.t(), states)
                 elif grad_weight is not None:
                     grad_weight.add_(grad.t() @ states)
         return grad_states, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
-
-
-def _may_wait_for(device: torch.device) -> bool:
-    """Whether a shape may depend on numbers: elsewhere the processor would wait for the device to compute them."""
-    return device.type == "cpu"
 
 
 @torch.compiler.disable
@@ -139,25 +135,25 @@ def chunked_token_losses(
 ) -> torch.Tensor:
     """[`token_losses`] of `hidden_states @ weight.T`, without the memory for the logits of all tokens.
 
-    Logits exist for a few hundred tokens at a time, and are computed once more in the backward pass. Under autocast
-    the products run in its dtype. Compiled models run this part as it is.
+    Logits exist for a few hundred tokens at a time, and the backward pass recomputes them. Under autocast, matmuls run
+    in its dtype. Compiled models run this function eagerly.
 
     Args:
         hidden_states: `(..., d)`.
         weight: `(vocab, d)`.
-        labels: `(...)`, -100 where a token does not count; on the CPU its logits are not computed.
+        labels: `(...)`, -100 for ignored tokens; on the CPU their logits are not computed.
         z_loss: see [`token_losses`].
         label_smoothing: see [`token_losses`].
 
     Returns:
-        `(...)` in at least float32, 0 where a token does not count. It has first derivatives only.
+        `(...)` in at least float32, 0 for ignored tokens. Only first derivatives are supported.
     """
     device = hidden_states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
     labels = labels.to(hidden_states.device)
     states, flat_labels = hidden_states.flatten(0, -2), labels.flatten()
     counts = flat_labels != IGNORE_INDEX
-    if _may_wait_for(hidden_states.device):
+    if may_read_values(counts, wait=False):
         places = counts.nonzero().squeeze(-1)
         losses = _ClassifiedLosses.apply(states[places], weight, flat_labels[places], z_loss, label_smoothing, dtype)
         return losses.new_zeros(counts.shape).index_put((places,), losses).view(labels.shape)
@@ -168,9 +164,9 @@ def chunked_token_losses(
 def mean_of_counted(
     losses: torch.Tensor, labels: torch.Tensor, num_items_in_batch: int | torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Sum of `losses`, of any shape, divided by the number of `labels` that are not `-100`, or by
-    `num_items_in_batch`: a trainer that accumulates gradients or runs several processes passes the number of tokens of
-    the whole step. 0 if no token counts and no divisor is given."""
+    """Sum of `losses`, of any shape, divided by `num_items_in_batch` or else by the number of `labels` that are not
+    `-100`. Trainers with gradient accumulation or several processes pass the number of tokens of the whole step. 0 if
+    all labels are ignored and there is no divisor."""
     total = losses.sum()
     if num_items_in_batch is None:
         return total / (labels != IGNORE_INDEX).sum().clamp(min=1).to(total.device)
@@ -188,13 +184,13 @@ def cross_entropy_loss(
 
     Args:
         logits: `(batch, length, vocab)`.
-        labels: `(batch, length)`, -100 where nothing is to be predicted.
-        num_items_in_batch: divisor instead of the number of tokens here, see [`mean_of_counted`].
+        labels: `(batch, length)`, -100 for ignored tokens.
+        num_items_in_batch: divisor, see [`mean_of_counted`].
         z_loss: see [`token_losses`].
         label_smoothing: see [`token_losses`].
 
     Returns:
-        Scalar in at least float32; 0 if no token counts and no divisor is given.
+        Scalar in at least float32; 0 if all tokens are ignored and there is no divisor.
     """
     labels = labels.to(logits.device)
     if z_loss:
@@ -218,18 +214,18 @@ def original_loss(
     label_smoothing: float = 0.0,
     loss_denominator: float | None = None,
 ) -> torch.Tensor:
-    """The loss that the original code trains with.
+    """The training loss of the original code.
 
-    The sum runs over the real targets, the divisor counts all positions of the batch, padding included. Its evaluation
-    loss is the same with `z_loss=0`. Source: `Unitransformer._compute_loss` in
+    It sums over real targets, and divides by the number of all positions of the batch, padding included. The original's
+    evaluation loss is the same with `z_loss=0`. Source: `Unitransformer._compute_loss` in
     mesh_tensorflow/transformer/transformer.py.
 
     Args:
         logits: `(batch, length, vocab)`.
-        targets: `(batch, length)`, 0 at padding; ids of 0 and below (-100, too) do not count.
-        z_loss: weight of the squared log-normaliser.
-        label_smoothing: share of the target distribution that is spread evenly over the vocabulary.
-        loss_denominator: divisor instead of the number of positions.
+        targets: `(batch, length)`, 0 at padding; ids below 0, such as -100, are ignored, too.
+        z_loss: weight of the squared log-normalizer.
+        label_smoothing: share of the target distribution that is uniform over the vocabulary.
+        loss_denominator: divisor, instead of the number of positions.
 
     Returns:
         Scalar in at least float32.

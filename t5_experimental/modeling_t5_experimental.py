@@ -1,6 +1,6 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""The four families by name. They differ in their configuration's defaults alone, so each class only says which one it
-takes."""
+"""The model classes of the four families. They differ only in the defaults of their configuration, so each class only
+sets `config_class`."""
 
 from .classification_t5_experimental import (
     T5ExperimentalForQuestionAnswering,
@@ -32,7 +32,7 @@ class T5V11Model(T5ExperimentalModel):
 
 
 class T5V11ForConditionalGeneration(T5ExperimentalForConditionalGeneration):
-    """t5.1.1: with the classifier over the vocabulary."""
+    """t5.1.1: encoder and decoder with a language modeling head."""
 
     config_class = T5V11Config
 
@@ -44,19 +44,19 @@ class T5V11EncoderModel(T5ExperimentalEncoderModel):
 
 
 class T5V11ForSequenceClassification(T5ExperimentalForSequenceClassification):
-    """t5.1.1: a class or number for a text."""
+    """t5.1.1: sequence classification and regression."""
 
     config_class = T5V11Config
 
 
 class T5V11ForTokenClassification(T5ExperimentalForTokenClassification):
-    """t5.1.1: a class for every token."""
+    """t5.1.1: token classification."""
 
     config_class = T5V11Config
 
 
 class T5V11ForQuestionAnswering(T5ExperimentalForQuestionAnswering):
-    """t5.1.1: start and end of an answer."""
+    """t5.1.1: extractive question answering."""
 
     config_class = T5V11Config
 
@@ -68,7 +68,7 @@ class T5LMAdaptedModel(T5ExperimentalModel):
 
 
 class T5LMAdaptedForConditionalGeneration(T5ExperimentalForConditionalGeneration):
-    """t5.1.1.lm100k: with the classifier over the vocabulary."""
+    """t5.1.1.lm100k: encoder and decoder with a language modeling head."""
 
     config_class = T5LMAdaptedConfig
 
@@ -80,19 +80,19 @@ class T5LMAdaptedEncoderModel(T5ExperimentalEncoderModel):
 
 
 class T5LMAdaptedForSequenceClassification(T5ExperimentalForSequenceClassification):
-    """t5.1.1.lm100k: a class or number for a text."""
+    """t5.1.1.lm100k: sequence classification and regression."""
 
     config_class = T5LMAdaptedConfig
 
 
 class T5LMAdaptedForTokenClassification(T5ExperimentalForTokenClassification):
-    """t5.1.1.lm100k: a class for every token."""
+    """t5.1.1.lm100k: token classification."""
 
     config_class = T5LMAdaptedConfig
 
 
 class T5LMAdaptedForQuestionAnswering(T5ExperimentalForQuestionAnswering):
-    """t5.1.1.lm100k: start and end of an answer."""
+    """t5.1.1.lm100k: extractive question answering."""
 
     config_class = T5LMAdaptedConfig
 
@@ -104,7 +104,7 @@ class T5TalkingHeadsModel(T5ExperimentalModel):
 
 
 class T5TalkingHeadsForConditionalGeneration(T5ExperimentalForConditionalGeneration):
-    """t5.1.th: with the classifier over the vocabulary."""
+    """t5.1.th: encoder and decoder with a language modeling head."""
 
     config_class = T5TalkingHeadsConfig
 
@@ -116,19 +116,19 @@ class T5TalkingHeadsEncoderModel(T5ExperimentalEncoderModel):
 
 
 class T5TalkingHeadsForSequenceClassification(T5ExperimentalForSequenceClassification):
-    """t5.1.th: a class or number for a text."""
+    """t5.1.th: sequence classification and regression."""
 
     config_class = T5TalkingHeadsConfig
 
 
 class T5TalkingHeadsForTokenClassification(T5ExperimentalForTokenClassification):
-    """t5.1.th: a class for every token."""
+    """t5.1.th: token classification."""
 
     config_class = T5TalkingHeadsConfig
 
 
 class T5TalkingHeadsForQuestionAnswering(T5ExperimentalForQuestionAnswering):
-    """t5.1.th: start and end of an answer."""
+    """t5.1.th: extractive question answering."""
 
     config_class = T5TalkingHeadsConfig
 
@@ -140,7 +140,7 @@ class T5FirstLayersNarrowModel(T5ExperimentalModel):
 
 
 class T5FirstLayersNarrowForConditionalGeneration(T5ExperimentalForConditionalGeneration):
-    """t5.1.n4w10: with the classifier over the vocabulary."""
+    """t5.1.n4w10: encoder and decoder with a language modeling head."""
 
     config_class = T5FirstLayersNarrowConfig
 
@@ -152,25 +152,25 @@ class T5FirstLayersNarrowEncoderModel(T5ExperimentalEncoderModel):
 
 
 class T5FirstLayersNarrowForSequenceClassification(T5ExperimentalForSequenceClassification):
-    """t5.1.n4w10: a class or number for a text."""
+    """t5.1.n4w10: sequence classification and regression."""
 
     config_class = T5FirstLayersNarrowConfig
 
 
 class T5FirstLayersNarrowForTokenClassification(T5ExperimentalForTokenClassification):
-    """t5.1.n4w10: a class for every token."""
+    """t5.1.n4w10: token classification."""
 
     config_class = T5FirstLayersNarrowConfig
 
 
 class T5FirstLayersNarrowForQuestionAnswering(T5ExperimentalForQuestionAnswering):
-    """t5.1.n4w10: start and end of an answer."""
+    """t5.1.n4w10: extractive question answering."""
 
     config_class = T5FirstLayersNarrowConfig
 
 
 def auto_classes() -> list[tuple[str, type[T5ExperimentalConfig], type[T5ExperimentalPreTrainedModel]]]:
-    """Every (name of an Auto class, configuration class, model class that it builds) of the four families."""
+    """All (name of Auto class, configuration class, model class) of the four families."""
     return [
         (auto, config_class, globals()[model_class_name(config_class, suffix)])
         for config_class in CONFIG_CLASSES

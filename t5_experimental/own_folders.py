@@ -1,9 +1,9 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Folders that this program makes and removes: it knows them again by a record inside, and touches no others.
+"""Folders that this program creates and removes. It recognizes them by a file inside, and touches no others.
 
-While a folder is written, or removed, the first file in it is `MARK`, and the last to go. A finished folder has a
-record in JSON that lists all its files. No link is followed to either of them, and nothing else counts: not a name, and
-not what looks like a model or a checkpoint.
+`MARK` is the first file written into a folder, and the last one removed from it. A finished folder has a JSON record
+that lists all its files. Links to either do not count, and neither do names, or files that look like a model or a
+checkpoint.
 """
 
 import errno
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 MARK = "t5-experimental.mark"
-"""The file by which an unfinished folder is known."""
+"""Name of the file that marks an unfinished folder."""
 
 _MARK_TEXT = b"t5-experimental writes into this folder and removes it: put nothing of your own here.\n"
 
@@ -24,12 +24,12 @@ _MAX_RECORD_BYTES = 2**26
 
 
 def exists(path: Path) -> bool:
-    """Whether there is anything of that name; a link that leads nowhere is something."""
+    """Whether a path exists, broken links included."""
     return os.path.lexists(path)
 
 
 def begin(folder: Path) -> None:
-    """Makes an unfinished folder, or marks one of this program's once more.
+    """Creates an unfinished folder, or marks an existing unfinished one again.
 
     Raises:
         FileExistsError: something else has that name.
@@ -41,12 +41,12 @@ def begin(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Removes an unfinished or finished folder of this program, links in it but not what they lead to.
+    """Removes an unfinished or finished folder of this program; does not follow links in it.
 
-    It is known as unfinished until nothing of it is left, so that whatever ends this in the middle, it can go on.
+    The folder is marked as unfinished until it is gone, so that an interrupted removal can be completed later.
     """
     _mark(folder)
-    # First what others take a folder for a model or a checkpoint by.
+    # First the files by which other programs recognize a model or a checkpoint.
     for path in sorted(folder.iterdir(), key=lambda path: path.name not in ("config.json", "checkpoint")):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -57,20 +57,20 @@ def remove(folder: Path) -> None:
 
 
 def end(folder: Path) -> None:
-    """Takes the mark away, as from a folder whose record of a finished one is written."""
+    """Removes the mark, after the record of a finished folder is written."""
     (folder / MARK).unlink(missing_ok=True)
 
 
 def is_marked(folder: Path) -> bool:
-    """Whether it is an unfinished folder of this program with its whole mark."""
+    """Whether this is an unfinished folder of this program with a complete mark."""
     return folder.is_dir() and not folder.is_symlink() and _content(folder / MARK) == _MARK_TEXT
 
 
 def why_not_unfinished(folder: Path) -> str | None:
-    """Why something is not an unfinished folder of this program: a clause; None if it is one, or is not there.
+    """The reason why a path is not an unfinished folder of this program, as a clause; None if it is, or is missing.
 
-    It is one if it has the mark, or nothing but the beginning of it, or is empty. Another process may make or remove
-    the folder meanwhile.
+    It is one if it has the mark, only the beginning of it, or no file at all. Another process may create or remove the
+    folder at the same time.
     """
     try:
         why = _why_not_a_folder(folder)
@@ -89,11 +89,11 @@ def why_not_unfinished(folder: Path) -> str | None:
 
 
 def why_not_finished(folder: Path, records: Iterable[str]) -> str | None:
-    """Why something that exists is not a finished folder of this program, and nothing else: a clause; None if it is.
+    """The reason why an existing path is not just a finished folder of this program, as a clause; None if it is.
 
     Args:
-        folder: what is looked at.
-        records: names of files, one of which is the record: JSON of a table whose `files` are the names of all files.
+        folder: the path.
+        records: possible file names of the record, a JSON object whose `files` lists the names of all files.
     """
     why = _why_not_a_folder(folder)
     if why is not None:
@@ -108,14 +108,14 @@ def why_not_finished(folder: Path, records: Iterable[str]) -> str | None:
 
 
 def why_not_files(folder: Path) -> str | None:
-    """A clause about something in a folder that is no file but, say, a link or a folder; None if there is none."""
+    """A clause about the first link, folder or other non-file in a folder; None if there are only files."""
     with os.scandir(folder) as entries:
         others = sorted(entry.name for entry in entries if not entry.is_file(follow_symlinks=False))
     return f"it holds {others[0]}, which is not a file, so this program did not write it" if others else None
 
 
 def _mark(folder: Path) -> None:
-    # A program that is killed here leaves an empty folder, or the beginning of the mark, which are known, too.
+    # If killed here, it leaves an empty folder or the beginning of the mark, which are recognized, too.
     if _content(folder / MARK) != _MARK_TEXT:
         (folder / MARK).write_bytes(_MARK_TEXT)
 
@@ -128,7 +128,7 @@ def _why_not_a_folder(folder: Path) -> str | None:
 
 
 def _listed(record: Path) -> set[str] | None:
-    """Names that a record lists; None if it is none."""
+    """File names in a record; None if it is not a record."""
     content = _content(record)
     try:
         files = json.loads(content or b"")["files"]
@@ -140,7 +140,7 @@ def _listed(record: Path) -> set[str] | None:
 
 
 def _content(path: Path) -> bytes | None:
-    """Bytes of a file; None if there is none, or something else, or one that is too large to be a record."""
+    """Bytes of a file; None if it is missing, not a file, or too large for a record."""
     try:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_RECORD_BYTES:

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Configurations of the fifteen released checkpoints, as small differences from their family's base size."""
+"""Configurations of the fifteen released checkpoints, as differences from the base size of their family."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from .configuration_t5_experimental import (
 )
 
 
-# Sizes that t5.1.1 and its LM-adapted descendants share. Source: the gin files of the `t5` package, version 0.9.4.
+# Sizes of both t5.1.1 and t5.1.1.lm100k. Source: the gin files of the `t5` package, version 0.9.4.
 _T5_1_1_SIZES: dict[str, dict[str, Any]] = {
     "small": {"d_model": 512, "num_layers": 8, "num_heads": 6, "d_ff": 1024},
     "base": {},
@@ -39,18 +39,18 @@ _FAMILIES: dict[str, tuple[type[T5ExperimentalConfig], dict[str, dict[str, Any]]
 }
 
 PRESETS: tuple[str, ...] = tuple(f"{family}.{size}" for family, (_, sizes) in _FAMILIES.items() for size in sizes)
-"""Names of the fifteen released checkpoints, family by family, from small to large."""
+"""Names of the fifteen released checkpoints, by family, from small to large."""
 
 
 def preset_config(name: str, **overrides: Any) -> T5ExperimentalConfig:
     """Configuration of a released checkpoint.
 
     Args:
-        name: one of [`PRESETS`], as "t5.1.th.base".
-        overrides: configuration fields to set otherwise, as `dropout_rate=0.0`.
+        name: one of [`PRESETS`], such as "t5.1.th.base".
+        overrides: other values of configuration fields, such as `dropout_rate=0.0`.
 
     Raises:
-        ValueError: no checkpoint of that name was released.
+        ValueError: there is no released checkpoint of that name.
     """
     family, _, size = name.rpartition(".")
     config_class, sizes = _FAMILIES.get(family, (None, {}))

@@ -1,13 +1,13 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Registers the classes with transformers' Auto classes, and imports models and losses only when they are needed.
+"""Registers the classes with transformers' Auto classes; imports models and losses lazily.
 
-Importing the models takes four seconds and importing the losses three, which the converter can do without. So:
+Importing the models takes four seconds and importing the losses three, and the converter needs neither. So:
 
-1. Importing the package registers the configurations alone.
-2. The first configuration object of a family (every way to a model makes one) imports and registers the models, through
+1. Importing the package registers only the configurations.
+2. Creating the first configuration, without which no model can be loaded, imports and registers the models, through
    `BEFORE_FIRST_USE` in configuration_t5_experimental.py.
-3. Asking the package for a model class or a loss by name imports it, through `import_later`.
-4. `without_models` switches step 2 off for code that only describes models.
+3. Accessing a model class or a loss as an attribute of the package imports it, through `import_later`.
+4. `without_models` disables step 2, for code that only needs configurations.
 """
 
 import importlib
@@ -41,7 +41,8 @@ _describes_only = ContextVar("_describes_only", default=False)
 
 
 def import_later(name: str) -> Any:
-    """`__getattr__` of the package: imports the module that defines a name of `IMPORTED_LATER`, or that has the name.
+    """`__getattr__` of the package: imports the module that defines a name in `IMPORTED_LATER`, or a module by its
+    name.
 
     Raises:
         AttributeError: the package has no such name.
@@ -61,8 +62,8 @@ def import_later(name: str) -> Any:
 
 
 def register_models() -> None:
-    """Registers the models of every family with transformers' Auto classes, once. A model class that is already
-    registered for one of the configurations stays."""
+    """Registers the models of all families with transformers' Auto classes, once. Keeps model classes that are already
+    registered for our configurations."""
     if not BEFORE_FIRST_USE:
         return
     module = importlib.import_module(".modeling_t5_experimental", _PACKAGE)
@@ -74,7 +75,7 @@ def register_models() -> None:
 
 
 def register_configs() -> None:
-    """Registers the configurations with `AutoConfig`, and the models for the first use of one."""
+    """Registers the configurations with `AutoConfig`, and the models as soon as a configuration is created."""
     for config_class in CONFIG_CLASSES:
         transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     BEFORE_FIRST_USE.append(_before_first_use)
@@ -82,10 +83,9 @@ def register_configs() -> None:
 
 @contextmanager
 def without_models() -> Iterator[None]:
-    """Makes configurations cheap inside the block: models that are not registered yet stay so until the next
-    configuration after it.
+    """Creates configurations without importing the models, which the next configuration after the block does.
 
-    For programs that only describe models, as the converter does. Other threads are not affected.
+    For programs that only need configurations, such as the converter. Other threads are not affected.
     """
     token = _describes_only.set(True)
     try:

@@ -1,8 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What stands on the stacks: the bare model, the language model, and the encoder alone.
+"""The bare model, the model for conditional generation, and the encoder alone.
 
-None of these classes knows a family; modeling_t5_experimental.py names them once for each. Submodules are named as in
-transformers' T5.
+These classes are the same for all families; modeling_t5_experimental.py derives the named ones. Submodules are named as
+in transformers' T5.
 """
 
 import functools
@@ -22,7 +22,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils.generic import can_return_tuple
 
-from .cache_t5_experimental import with_room
+from .cache_t5_experimental import growing
 from .calls_t5_experimental import is_bare_linear
 from .configuration_t5_experimental import T5ExperimentalConfig
 from .decoding_t5_experimental import decoding_session, next_token_logits
@@ -32,13 +32,14 @@ from .unpadding_t5_experimental import positions_up_to_labels
 
 
 class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
-    """The two stacks over one embedding, which the bare model, the language model and question answering share."""
+    """Encoder and decoder with a shared embedding; base of the models below and of question answering."""
 
+    _input_embed_layer = "shared"
     _shared_embeddings = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
     _tied_weights_keys = dict.fromkeys(_shared_embeddings, "shared.weight")
-    # What else makes decoder inputs, as it stands in a message.
+    # Other arguments that give decoder inputs, for a message.
     _alternatives_to_decoder_inputs = ""
-    # An old transformers release stored a bias that no encoder-decoder attention of T5 has.
+    # Old transformers releases saved this bias, which T5 does not have.
     _keys_to_ignore_on_load_unexpected = [
         r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight"
     ]
@@ -50,39 +51,56 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
         self.encoder = T5Stack(config, "encoder")
         self.decoder = T5Stack(config, "decoder")
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.shared
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.shared = value
-
-    def run_stacks(
+    @can_return_tuple
+    def forward(
         self,
-        input_ids: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
-        decoder_input_ids: torch.Tensor | None,
-        decoder_attention_mask: torch.Tensor | None,
-        encoder_outputs: BaseModelOutput | tuple | None,
-        past_key_values: Cache | None,
-        inputs_embeds: torch.Tensor | None,
-        decoder_inputs_embeds: torch.Tensor | None,
-        use_cache: bool | None,
-        output_attentions: bool | None,
-        output_hidden_states: bool | None,
-        segment_ids: torch.Tensor | None,
-        decoder_segment_ids: torch.Tensor | None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        encoder_outputs: BaseModelOutput | tuple | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        segment_ids: torch.Tensor | None = None,
+        decoder_segment_ids: torch.Tensor | None = None,
         needed: torch.Tensor | None = None,
     ) -> Seq2SeqModelOutput:
-        """Encodes, unless `encoder_outputs` are given, and decodes; arguments as of [`T5ExperimentalModel.forward`] and
-        [`T5Stack.forward`]."""
+        """Encodes and decodes.
+
+        If the encoder's inputs have enough padding, the encoder unpads them, and `encoder_last_hidden_state` is 0 at
+        padding. It computes padding if it is called alone, or with `output_attentions` or `output_hidden_states`.
+
+        Args:
+            input_ids: `(batch, source)`; or `inputs_embeds` `(batch, source, d_model)`, or `encoder_outputs`.
+            attention_mask: `(batch, source)`, 0 at padding.
+            decoder_input_ids: `(batch, target)`; or `decoder_inputs_embeds` `(batch, target, d_model)`.
+            decoder_attention_mask: `(batch, target)`, 0 at padding; with a cache, past positions come first.
+            encoder_outputs: earlier output of the encoder, which then does not run.
+            past_key_values: cache of earlier positions.
+            use_cache: return a cache; the config's `use_cache` unless given.
+            output_attentions: return softmax weights of all attentions.
+            output_hidden_states: return hidden states of all layers.
+            segment_ids: `(batch, source)`, packed examples: 1, 2, … in the order of the examples, 0 at padding. All
+                three attentions attend only to positions with the same id.
+            decoder_segment_ids: `(batch, target)`, the same for the decoder.
+            needed: `(batch, target)`, false after the last position of a row that the caller reads; the output may be 0
+                there.
+
+        Raises:
+            ValueError: a stack gets both or neither of ids and embeddings, or masks or segment ids have wrong shapes.
+        """
         if (segment_ids is None) != (decoder_segment_ids is None):
             raise ValueError(
-                "Packed batches need both `segment_ids` and `decoder_segment_ids`: encoder-decoder attention "
-                "compares the two."
+                "Packed batches need both `segment_ids` and `decoder_segment_ids`: give both, which encoder-decoder "
+                "attention compares."
             )
         if encoder_outputs is None and attention_mask is not None and attention_mask.shape[1:-1].numel() > 1:
             raise ValueError(
-                "An attention mask with a query axis holds for the encoder alone: pass `segment_ids` for packed "
+                "An attention mask with a query axis fits the encoder alone: pass `segment_ids` for packed "
                 "examples, or run the encoder first and give `encoder_outputs` and a 2-D mask."
             )
         if encoder_outputs is None:
@@ -135,7 +153,7 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
 
 
 def intermediate_outputs(outputs: Seq2SeqModelOutput) -> dict[str, Any]:
-    """All of a bare model's outputs but its last hidden state, for the output of a head on top of it."""
+    """A bare model's outputs except the last hidden state, for the output of a head on top of it."""
     return {name: value for name, value in outputs.items() if name != "last_hidden_state"}
 
 
@@ -146,68 +164,15 @@ class T5ExperimentalModel(T5ExperimentalEncoderDecoder):
         super().__init__(config)
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.Tensor | None = None,
-        decoder_attention_mask: torch.Tensor | None = None,
-        encoder_outputs: BaseModelOutput | tuple | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        decoder_inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        segment_ids: torch.Tensor | None = None,
-        decoder_segment_ids: torch.Tensor | None = None,
-    ) -> Seq2SeqModelOutput:
-        """Encodes and decodes.
-
-        Padding of the encoder, which the decoder never sees, is not computed where there is enough of it, and
-        `encoder_last_hidden_state` is 0 there. The encoder called alone computes it, and so does whoever asks for
-        `output_attentions` or `output_hidden_states`.
-
-        Args:
-            input_ids: `(batch, source)`; or `inputs_embeds` `(batch, source, d_model)`, or `encoder_outputs`.
-            attention_mask: `(batch, source)`, 0 at padding.
-            decoder_input_ids: `(batch, target)`; or `decoder_inputs_embeds` `(batch, target, d_model)`.
-            decoder_attention_mask: `(batch, target)`, 0 at padding; with a cache, past positions come first.
-            encoder_outputs: what the encoder returned, to skip it.
-            past_key_values: cache of earlier positions.
-            use_cache: return a cache; the config's `use_cache` unless given.
-            output_attentions: return softmax weights of all attentions.
-            output_hidden_states: return hidden states of all layers.
-            segment_ids: `(batch, source)`, packed examples: 1, 2, … in the order of the examples, 0 at padding. A
-                position sees only positions of its own id, within the encoder, within the decoder and across.
-            decoder_segment_ids: `(batch, target)`, the same for the decoder.
-        """
-        return self.run_stacks(
-            input_ids,
-            attention_mask,
-            decoder_input_ids,
-            decoder_attention_mask,
-            encoder_outputs,
-            past_key_values,
-            inputs_embeds,
-            decoder_inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-            segment_ids,
-            decoder_segment_ids,
-        )
-
 
 class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, GenerationMixin):
-    """Encoder and decoder with the classifier over the vocabulary: a matrix of its own, unless the config shares it."""
+    """Encoder and decoder with a language modeling head, whose weight is tied to the embedding only if configured."""
 
     _tied_weights_keys = {**T5ExperimentalEncoderDecoder._tied_weights_keys, "lm_head.weight": "shared.weight"}
     _alternatives_to_decoder_inputs = "`labels` or "
     # The loss is divided by the trainer's count of target tokens when it passes one.
     accepts_loss_kwargs = True
-    # Bytes of the decoder's weights up to which `generate` copies them, on a CPU, into a layout that is read faster.
+    # Largest decoder, in bytes, whose weights `generate` copies into oneDNN's faster layout on a CPU.
     packed_decoder_limit = 4 * 2**30
 
     def __init__(self, config: T5ExperimentalConfig):
@@ -243,26 +208,25 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
         smoothing: float = 0.0,
         skip_logits: bool = False,
     ) -> Seq2SeqLMOutput:
-        """Predicts target tokens; arguments as of [`T5ExperimentalModel.forward`], and
+        """Predicts target tokens; takes the arguments of [`T5ExperimentalModel.forward`], and
 
         Args:
-            labels: `(batch, target)`, ids to predict, -100 where there is nothing to predict. Decoder inputs are made
-                from them unless given.
-            num_items_in_batch: divisor of the loss instead of the number of labels here, see [`cross_entropy_loss`].
-                The original's loss is [`original_loss`] of the logits, or `num_items_in_batch=labels.numel()` here.
-            z_loss: weight of the squared log-normaliser, see [`token_losses`].
-            smoothing: share of the target distribution that is spread evenly, `label_smoothing` of [`token_losses`]; a
-                trainer takes every argument with "label" in its name for a column of labels.
-            skip_logits: return the loss alone, which then takes the memory for logits of a few hundred tokens and not
-                of all; the decoder leaves out what stands behind the last label of a row. All logits exist at once
-                where the classifier is more than a matrix, or its call or operators are watched (adapters, hooks,
-                `FlopCounterMode`).
+            labels: `(batch, target)`, ids to predict, -100 where the loss ignores a position. If no decoder inputs are
+                given, they are the labels shifted right.
+            num_items_in_batch: divisor of the loss, instead of the number of labels, see [`cross_entropy_loss`]. The
+                original's loss is [`original_loss`] of the logits, or `num_items_in_batch=labels.numel()` here.
+            z_loss: weight of the squared log-normalizer, see [`token_losses`].
+            smoothing: `label_smoothing` of [`token_losses`]. Not named so because `Trainer` takes every argument with
+                "label" in its name for labels.
+            skip_logits: return the loss alone, computed in chunks of a few hundred tokens to save the memory of the
+                logits; the decoder skips positions after the last label of a row. All logits exist at once if `lm_head`
+                has hooks or is not a plain linear layer (adapters), or if a mode such as `FlopCounterMode` is active.
 
         Raises:
             ValueError: `skip_logits` without `labels`.
         """
         if skip_logits and labels is None:
-            raise ValueError("`skip_logits` leaves only the loss, which needs `labels`: give them, or leave it out.")
+            raise ValueError("`skip_logits` returns only the loss, which needs `labels`: give `labels`, or drop it.")
         if labels is not None:
             if use_cache is None:
                 use_cache = False
@@ -288,21 +252,22 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
                     past_key_values=past_key_values,  # type: ignore[arg-type]
                     encoder_last_hidden_state=None if encoder_outputs is None else encoder_outputs[0],
                 )
-        outputs = self.run_stacks(
-            input_ids,
-            attention_mask,
-            decoder_input_ids,
-            decoder_attention_mask,
-            encoder_outputs,
-            past_key_values,
-            inputs_embeds,
-            decoder_inputs_embeds,
-            use_cache,
-            output_attentions,
-            output_hidden_states,
-            segment_ids,
-            decoder_segment_ids,
+        outputs = super().forward(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            segment_ids=segment_ids,
+            decoder_segment_ids=decoder_segment_ids,
             needed=positions_up_to_labels(labels, IGNORE_INDEX) if labels is not None and skip_logits else None,
+            return_dict=True,
         )
         hidden_states: Any = outputs.last_hidden_state
         if self.config.scale_decoder_outputs:
@@ -324,8 +289,8 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
         )
 
     def _adapted_embedding(self) -> torch.Tensor | None:
-        """`(vocab, d_model)`, what an adapter on `shared` makes of the embedding that is the classifier, too; None if
-        the classifier's own weight says it all."""
+        """`(vocab, d_model)`, the embedding as an adapter on `shared` changes it, if the classifier is tied to it; None
+        if the classifier's own weight is right."""
         if not self.config.tie_word_embeddings or type(self.lm_head) is not nn.Linear:
             return None
         if type(self.shared) is nn.Embedding:
@@ -341,7 +306,7 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        # An embedding that comes back from an adapter, trained or not, is the classifier again.
+        # Removing or merging an adapter puts back a plain embedding: tie the classifier to it again.
         if name == "shared" and type(value) is nn.Embedding and self.config.tie_word_embeddings:
             classifier = self._modules.get("lm_head")
             if type(classifier) is nn.Linear and classifier.weight.shape == value.weight.shape:
@@ -353,26 +318,26 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
         generation_config = kwargs.get("generation_config") or self.generation_config
         if not args and all(kwargs.get(name) is None for name in names) and generation_config.bos_token_id is None:
             raise ValueError(
-                "`generate` has nothing to encode: give `input_ids`, `inputs_embeds` or `encoder_outputs`."
+                "`generate` has no encoder inputs: give `input_ids`, `inputs_embeds` or `encoder_outputs`."
             )
         if isinstance(kwargs.get("encoder_outputs"), tuple):
             kwargs["encoder_outputs"] = BaseModelOutput(*kwargs["encoder_outputs"])
-        if kwargs.get("assistant_model") is None:  # which gets the same arguments, and may be a T5 of transformers
+        if kwargs.get("assistant_model") is None:  # it gets the same arguments, and may be transformers' T5
             kwargs.setdefault("skip_padding", True)
         with decoding_session(self):
             return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     def _prefill(self, input_ids: Any, generation_config: Any, *args: Any, **kwargs: Any) -> Any:
-        """The decoder's prompt in one piece: transformers would cut the encoder's mask along with it, and what is long
-        stands in the encoder."""
+        """Runs the decoder's prompt in one chunk: transformers would also cut the encoder's mask into chunks, and long
+        inputs go to the encoder anyway."""
         generation_config.prefill_chunk_size = None
         return super()._prefill(input_ids, generation_config, *args, **kwargs)  # type: ignore[misc]
 
     def _prepare_cache_for_generation(
         self, generation_config: Any, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int, length: int
     ) -> Any:
-        """A cache of fixed size needs room for the whole prompt, which `generate` takes for the one start token; one
-        that grows gets room for what is to come."""
+        """Makes a static cache long enough for a prompt of embeddings, which `generate` counts as one start token, and
+        lets dynamic caches grow in place."""
         prompt = model_kwargs.get("decoder_inputs_embeds")
         if prompt is not None:
             length += prompt.shape[1] - 1
@@ -382,14 +347,14 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
         )
         cache = model_kwargs.get("past_key_values")
         if not is_given and isinstance(cache, EncoderDecoderCache):
-            with_room(cache.self_attention_cache)
-            with_room(cache.cross_attention_cache)
+            growing(cache.self_attention_cache)
+            growing(cache.cross_attention_cache)
 
     def create_masks_for_generate(
         self, attention_mask: torch.Tensor | None, past_key_values: Cache, **unused: Any
     ) -> torch.Tensor | None:
-        """The decoder's padding mask for a step with a cache of fixed size, at the cache's length, so that every step
-        has the same shapes; the decoder adds causality itself."""
+        """The decoder's padding mask, padded to a static cache's length so that all steps have the same shapes. The
+        decoder adds the causal mask itself."""
         if attention_mask is None:
             return None
         length, _ = past_key_values.get_mask_sizes(1, 0)
@@ -402,15 +367,15 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Arguments of the next forward pass of `generate`; `decoder_inputs_embeds` stand for the decoder's prompt.
+        """Arguments of the next forward pass of `generate`.
 
         Args:
-            input_ids: `(batch, length)`, decoder ids so far; the first is the start token that `generate` put there.
-            decoder_inputs_embeds: `(batch, prompt, d_model)`, what the decoder begins with, instead of the start token.
-            is_first_iteration: nothing has been generated yet.
+            input_ids: `(batch, length)`, decoder ids so far; `generate` put the start token first.
+            decoder_inputs_embeds: `(batch, prompt, d_model)`, the decoder's prompt, instead of the start token.
+            is_first_iteration: whether nothing has been generated yet.
             kwargs: passed on to transformers.
         """
-        kwargs.pop("skip_padding", None)  # meant for the encoder, which has run
+        kwargs.pop("skip_padding", None)  # for the encoder, which has already run
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,  # type: ignore[arg-type]
             is_first_iteration=is_first_iteration,
@@ -421,7 +386,7 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
             generated = self.shared(input_ids[:, 1:])
             inputs["decoder_input_ids"] = None
             inputs["decoder_inputs_embeds"] = torch.cat([decoder_inputs_embeds, generated], dim=1)
-        # `generate` hands on what is meant for itself (`tokenizer`), and positions, which T5 has none of.
+        # `generate` also passes arguments of its own (`tokenizer`) and position ids, which T5 does not have.
         taken = _arguments(type(self).forward)
         return inputs if taken is None else {name: value for name, value in inputs.items() if name in taken}
 
@@ -434,15 +399,16 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
 
 @functools.cache
 def _arguments(function: Callable[..., Any]) -> frozenset[str] | None:
-    """Names of what a function takes; None if it takes any name."""
+    """Names of a function's arguments; None if it accepts any name."""
     parameters = inspect.signature(function).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return None if takes_any else frozenset(parameters)
 
 
 class T5ExperimentalEncoderModel(T5ExperimentalPreTrainedModel):
-    """The encoder alone, as text encoders of image models use it."""
+    """The encoder alone, for example as the text encoder of an image model."""
 
+    _input_embed_layer = "shared"
     _shared_embeddings = ("encoder.embed_tokens.weight",)
     _tied_weights_keys = {"encoder.embed_tokens.weight": "shared.weight"}
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^lm_head\."]
@@ -453,12 +419,6 @@ class T5ExperimentalEncoderModel(T5ExperimentalPreTrainedModel):
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = T5Stack(config, "encoder")
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.shared
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.shared = value
 
     @can_return_tuple
     def forward(
@@ -471,11 +431,11 @@ class T5ExperimentalEncoderModel(T5ExperimentalPreTrainedModel):
         segment_ids: torch.Tensor | None = None,
         skip_padding: bool = False,
     ) -> BaseModelOutput:
-        """Encodes; arguments as of [`T5ExperimentalModel.forward`], and
+        """Encodes; takes the arguments of [`T5ExperimentalModel.forward`], and
 
         Args:
-            skip_padding: do not compute padding, as `attention_mask` or `segment_ids` tell it, where there is enough of
-                it; the output is 0 there. Otherwise padding gets what transformers' T5 puts there.
+            skip_padding: unpad the inputs, given `attention_mask` or `segment_ids`, if there is enough padding; the
+                output is 0 there. Otherwise padding positions get the same values as in transformers' T5.
         """
         return self.encoder(
             input_ids=input_ids,

@@ -1,11 +1,11 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""From one layer to a whole stack, encoder or decoder.
+"""A stack of blocks, encoder or decoder.
 
 embed -> dropout -> block 0 .. block N-1 -> norm -> dropout
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -20,10 +20,11 @@ from transformers.utils.generic import can_return_tuple
 
 from .activation_checkpointing_t5_experimental import with_kept_attention
 from .attention_t5_experimental import HeadProjection, InitialValues, T5Attention
-from .block_t5_experimental import T5Block, T5Dropout, T5LayerNorm
-from .cache_t5_experimental import with_room
+from .block_t5_experimental import BlockOutput, T5Block, T5Dropout, T5LayerNorm
+from .cache_t5_experimental import growing
+from .calls_t5_experimental import may_read_values
 from .configuration_t5_experimental import T5ExperimentalConfig
-from .unpadding_t5_experimental import Tokens, find_tokens, may_be_counted, real_positions
+from .unpadding_t5_experimental import Tokens, find_tokens, real_positions
 from .visibility_t5_experimental import Visibility, inputless_queries, masked_bias, visibility, without_padding
 
 
@@ -31,7 +32,7 @@ logger = logging.get_logger(__name__)
 
 
 class T5ExperimentalPreTrainedModel(PreTrainedModel):
-    """Initialisation, loading and saving that all models share."""
+    """Initialization, loading and saving that all models share."""
 
     config: T5ExperimentalConfig
     config_class = T5ExperimentalConfig
@@ -41,17 +42,17 @@ class T5ExperimentalPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules = ["wo"]
     _supports_sdpa = True
     _can_compile_fullgraph = True
-    # Embeddings of the stacks that are the model's `shared`, whatever the configuration says of the classifier.
+    # Embeddings of the stacks, always tied to the model's `shared`, whether or not the classifier is.
     _shared_embeddings: tuple[str, ...] = ()
 
     def __init__(self, config: PreTrainedConfig):
-        # Not by its type: a folder that carries these files along has a class of its own for the same thing.
+        # Not by type: a converted folder carries a copy of these files, and so a config class of its own.
         if isinstance(config, PreTrainedConfig) and not hasattr(config, "layer_specs"):
             config = self.config_class.of_stock(config)
         super().__init__(config)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """What takes the place of the model's `shared` (adapters wrap modules so) embeds for its stacks, too."""
+        """Sets `shared`, to an adapter's wrapper for example, as the embedding of both stacks, too."""
         super().__setattr__(name, value)
         if name == "shared" and isinstance(value, nn.Module):
             for stack in (self._modules.get("encoder"), self._modules.get("decoder")):
@@ -59,18 +60,17 @@ class T5ExperimentalPreTrainedModel(PreTrainedModel):
                     stack.set_input_embeddings(value)  # type: ignore[operator]
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
-        """Names of parameters that are another one: always the stacks' embeddings, the classifier only where
-        configured."""
+        """Tied parameters and their sources: always the stacks' embeddings, the classifier only if configured."""
         tied = super().get_expanded_tied_weights_keys(all_submodels=all_submodels)
         return dict.fromkeys(self._shared_embeddings, "shared.weight") | tied
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Draws the original's initial values.
+        """Initializes a module as the original does.
 
-        Dense kernels are truncated at two standard deviations, as TensorFlow's variance scaling does. A module whose
-        values are drawn otherwise says so itself (`initial_values`): transformers asks only modules that hold
-        parameters, not those around them.
+        Linear weights are truncated at two standard deviations, as in TensorFlow's variance scaling. A module that is
+        initialized differently has an attribute `initial_values`, because transformers passes the modules that hold
+        parameters, not their parents.
         """
         factor = self.config.initializer_factor
         if isinstance(module, T5LayerNorm):
@@ -98,16 +98,16 @@ class T5ExperimentalPreTrainedModel(PreTrainedModel):
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func: Callable[..., Any] = checkpoint, **kwargs: Any
     ) -> None:
-        """As in transformers; `gradient_checkpointing_kwargs={"keep_attention": True}` also keeps what attentions
-        return."""
+        """As in transformers; `gradient_checkpointing_kwargs={"keep_attention": True}` also keeps attention
+        outputs."""
         super()._set_gradient_checkpointing(enable, with_kept_attention(gradient_checkpointing_func), **kwargs)
 
     def _shift_right(self, labels: torch.Tensor, segment_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Decoder inputs that predict `labels`: each label's predecessor, the start token at the front.
+        """Decoder inputs that predict `labels`: the labels shifted right, behind the start token.
 
         Args:
-            labels: `(batch, length)`, -100 where nothing is predicted.
-            segment_ids: `(batch, length)`, packed examples; each begins with the start token of its own.
+            labels: `(batch, length)`, -100 where the loss ignores a position.
+            segment_ids: `(batch, length)`, packed examples; each gets a start token of its own.
         """
         start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
         if start is None or pad is None:
@@ -124,15 +124,15 @@ class T5ExperimentalPreTrainedModel(PreTrainedModel):
     def _decoder_inputs(
         self, targets: torch.Tensor, real: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Decoder inputs that predict `targets` wherever these begin, and the mask that hides what stands before.
+        """Decoder inputs that predict `targets`, which may be padded on the left, and the mask that hides this padding.
 
         Args:
-            targets: `(batch, length)`, ids, or -100 where there is none.
-            real: booleans `(batch, length)`, false at padding; None without any.
+            targets: `(batch, length)`, token ids, or -100 at padding.
+            real: booleans `(batch, length)`, false at padding; None if there is no padding.
         """
         shifted = self._shift_right(targets)
-        if real is None or (real.device.type == "cpu" and may_be_counted(real) and bool(real[:, 0].all())):
-            return shifted, None  # what comes later is hidden by causality
+        if real is None or (may_read_values(real, wait=False) and bool(real[:, 0].all())):
+            return shifted, None  # causality hides padding on the right
         is_first = real & (real.cumsum(-1) == 1)
         return shifted.masked_fill(is_first, cast(int, self.config.decoder_start_token_id)), real
 
@@ -144,30 +144,54 @@ def require_one(
     stack: str,
     alternatives: str = "",
 ) -> None:
-    """Checks that a stack has one kind of inputs.
+    """Checks that a stack gets either ids or embeddings.
 
     Args:
         input_ids: ids for the stack.
         inputs_embeds: embeddings for the stack.
-        prefix: of both arguments' names, as the caller knows them.
+        prefix: prefix of both arguments' names, for the message.
         stack: `"encoder"` or `"decoder"`.
-        alternatives: other arguments that would do, as they stand in a message.
+        alternatives: other arguments that would do, for the message.
 
     Raises:
-        ValueError: both are given, or none.
+        ValueError: both are given, or neither.
     """
     if input_ids is not None and inputs_embeds is not None:
         raise ValueError(f"Give either `{prefix}input_ids` or `{prefix}inputs_embeds`, not both.")
     if input_ids is None and inputs_embeds is None:
         choice = f"{alternatives}`{prefix}input_ids` (or `{prefix}inputs_embeds`)"
-        raise ValueError(f"The {stack} has nothing to read: give {choice}.")
+        raise ValueError(f"The {stack} has no inputs: give {choice}.")
+
+
+class StackPass(NamedTuple):
+    """One forward pass of a stack, ready for the blocks; made by [`T5Stack._prepare`].
+
+    Attributes:
+        hidden_states: input of the first block, `(b, n, d_model)`, or unpadded `(1, tokens, d_model)`.
+        visible: mask of self-attention.
+        encoder_hidden_states: see [`T5Block.forward`].
+        encoder_attention_bias: see [`T5Block.forward`].
+        encoder_visible: see [`T5Block.forward`].
+        past_key_values: cache to read and extend.
+        output_attentions: return the weights of every attention.
+        output_hidden_states: return the input of every block.
+    """
+
+    hidden_states: torch.Tensor
+    visible: Visibility
+    encoder_hidden_states: torch.Tensor | None
+    encoder_attention_bias: torch.Tensor | None
+    encoder_visible: Visibility | None
+    past_key_values: Cache | None
+    output_attentions: bool
+    output_hidden_states: bool
 
 
 class T5Stack(T5ExperimentalPreTrainedModel):
     """The encoder or the decoder.
 
     Args:
-        config: of the whole model.
+        config: config of the whole model.
         stack: `"encoder"` or `"decoder"`.
     """
 
@@ -175,12 +199,11 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         super().__init__(config)
         config = self.config
         self.is_decoder = stack == "decoder"
-        # A module of its own, as in transformers' T5, so that device maps can place it; its weight is the model's
-        # `shared`.
+        # A separate module, as in transformers' T5, so that device maps can place it; its weight is tied to `shared`.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         specs = config.layer_specs(stack)
         self.head_counts = [spec.num_heads for spec in specs]
-        # The first layer of each head count holds the bias table of all that have as many, as in the original.
+        # The first layer with a head count holds the bias table for all layers with that count, as in the original.
         self.block = nn.ModuleList(
             T5Block(config, spec, self.is_decoder, self.head_counts.index(spec.num_heads) == index, index)
             for index, spec in enumerate(specs)
@@ -189,12 +212,6 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         self.dropout = T5Dropout(config)
         self.gradient_checkpointing = False
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embed_tokens = value
 
     @can_return_tuple
     def forward(
@@ -217,38 +234,61 @@ class T5Stack(T5ExperimentalPreTrainedModel):
 
         Args:
             input_ids: `(b, n)`; or give `inputs_embeds` `(b, n, d_model)`.
-            attention_mask: `(b, m)`, or with queries as described in [`visibility`]; with a cache it covers past and
-                present.
+            attention_mask: `(b, m)`, or with a query axis as described in [`visibility`]; with a cache it covers past
+                and new positions.
             encoder_hidden_states: `(b, m, d_model)`, decoder only.
             encoder_attention_mask: `(b, m)`, decoder only.
             past_key_values: cache to continue from, decoder only.
             use_cache: return a cache, decoder only.
             output_attentions: return the weights of every attention.
             output_hidden_states: return the input of every block, and the final output.
-            segment_ids: `(b, n)`, packed examples, 0 for padding; with a cache it covers past and present.
+            segment_ids: `(b, n)`, packed examples, 0 for padding; with a cache it covers past and new positions.
             encoder_segment_ids: `(b, m)`, decoder only.
-            skip_padding: leave out the encoder's padding, as a 2-D mask or segment ids tell it, where there is enough
-                to be worth it: the encoder returns 0 there, and the decoder makes no keys and values of it. No effect
-                in compiled models, or beside `output_attentions` and `output_hidden_states`.
-            needed: `(b, n)`, decoder only: false behind the last position of a row that is read; 0 may be returned
-                there. No effect with a cache, nor where `skip_padding` has none.
+            skip_padding: unpad the encoder's sequences, given a 2-D mask or segment ids, if there is enough padding to
+                make it worthwhile: the encoder returns 0 at padding, and the decoder computes no keys and values there.
+                No effect in compiled models, or with `output_attentions` or `output_hidden_states`.
+            needed: `(b, n)`, decoder only: false after the last position of a row that the caller reads; the output may
+                be 0 there. No effect with a cache, or where `skip_padding` has none.
 
         Raises:
-            ValueError: not exactly one of `input_ids` and `inputs_embeds`, or masks that do not fit.
+            ValueError: both or neither of `input_ids` and `inputs_embeds` are given, or masks have wrong shapes.
         """
         require_one(input_ids, inputs_embeds, "", "decoder" if self.is_decoder else "encoder")
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        past_key_values = self._cache(past_key_values, use_cache)
-        tokens = None
+        config = self.config
+        stack_pass = self._prepare(
+            self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds,
+            (attention_mask, segment_ids),
+            encoder_hidden_states,
+            (encoder_attention_mask, encoder_segment_ids),
+            past_key_values=self._cache(past_key_values, use_cache),
+            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
+            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            skip_padding=skip_padding,
+            needed=needed,
+        )
+        return self._finish(stack_pass, *self._run_blocks(stack_pass))
+
+    def _prepare(
+        self,
+        inputs_embeds: torch.Tensor,
+        padding: tuple[torch.Tensor | None, torch.Tensor | None],
+        encoder_hidden_states: torch.Tensor | None,
+        encoder_padding: tuple[torch.Tensor | None, torch.Tensor | None],
+        *,
+        past_key_values: Cache | None,
+        output_attentions: bool,
+        output_hidden_states: bool,
+        skip_padding: bool,
+        needed: torch.Tensor | None,
+    ) -> StackPass:
+        """Unpads, and builds masks; for arguments see [`T5Stack.forward`]. Each `padding` is an attention mask and
+        segment ids."""
+        attention_mask, segment_ids = padding
         if output_attentions or output_hidden_states or self._has_compiled_blocks():
             skip_padding, needed = False, None
         elif skip_padding and not self.is_decoder:
             needed = real_positions(attention_mask, segment_ids)
+        tokens = None
         if past_key_values is None and (attention_mask is None or attention_mask.ndim == 2):
             tokens = find_tokens(needed, inputs_embeds)
         if tokens is not None:
@@ -257,93 +297,109 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         visible = visible._replace(query_tokens=tokens, key_tokens=tokens)
         encoder_visible, encoder_bias = None, None
         if encoder_hidden_states is not None:
-            query_length = inputs_embeds.shape[1]
-            query_segments = segment_ids[:, -query_length:] if segment_ids is not None else None
             encoder_hidden_states, encoder_visible = self._encoder_output(
-                encoder_hidden_states,
-                (encoder_attention_mask, encoder_segment_ids),
-                lambda mask, ids, keys: visibility(mask, query_segments, ids, query_length, keys),
-                past_key_values,
-                skip_padding,
+                encoder_hidden_states, encoder_padding, visible, past_key_values, skip_padding
             )
-            encoder_visible = encoder_visible._replace(query_tokens=tokens)
             encoder_bias = self._encoder_attention_bias(inputs_embeds, encoder_visible, output_attentions)
+        return StackPass(
+            hidden_states=self.dropout(inputs_embeds if tokens is None else tokens.gather(inputs_embeds), tokens),
+            visible=visible,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_bias=encoder_bias,
+            encoder_visible=encoder_visible,
+            past_key_values=past_key_values,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
 
-        hidden_states = self.dropout(inputs_embeds if tokens is None else tokens.gather(inputs_embeds), tokens)
+    def _run_blocks(self, stack_pass: StackPass) -> tuple[torch.Tensor, list[BlockOutput]]:
+        """Returns the last block's hidden states, and the outputs of all blocks if the stack returns more than that."""
+        keeps_outputs = stack_pass.output_attentions or stack_pass.output_hidden_states
+        outputs: list[BlockOutput] = []
         biases: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}  # by number of softmax heads
-        inputs_of_blocks, self_weights, cross_weights = [], [], []
+        hidden_states = stack_pass.hidden_states
         for block, num_heads in zip(self.block, self.head_counts, strict=True):
-            inputs_of_blocks.append(hidden_states)
-            hidden_states, diagonals, attention_bias, self_weight, cross_weight = block(
+            result = block(
                 hidden_states,
                 *biases.get(num_heads, (None, None)),
-                visible,
-                encoder_hidden_states,
-                encoder_bias,
-                encoder_visible,
-                past_key_values=past_key_values,
-                output_attentions=output_attentions,
+                stack_pass.visible,
+                stack_pass.encoder_hidden_states,
+                stack_pass.encoder_attention_bias,
+                stack_pass.encoder_visible,
+                past_key_values=stack_pass.past_key_values,
+                output_attentions=stack_pass.output_attentions,
             )
-            biases[num_heads] = diagonals, attention_bias
-            self_weights.append(self_weight)
-            cross_weights.append(cross_weight)
+            output = BlockOutput(*result)  # reentrant checkpointing returns a plain tuple
+            hidden_states = output.hidden_states
+            biases[num_heads] = output.diagonals, output.attention_bias
+            if keeps_outputs:
+                outputs.append(output)
+        return hidden_states, outputs
+
+    def _finish(
+        self, stack_pass: StackPass, hidden_states: torch.Tensor, block_outputs: list[BlockOutput]
+    ) -> BaseModelOutput | BaseModelOutputWithPastAndCrossAttentions:
+        """Applies the final norm and dropout, pads again, and collects the outputs."""
+        tokens = stack_pass.visible.query_tokens
         hidden_states = self.dropout(self.final_layer_norm(hidden_states), tokens)
         if tokens is not None:
             hidden_states = tokens.restore(hidden_states)
-
         outputs: dict[str, Any] = {"last_hidden_state": hidden_states}
-        if output_hidden_states:
-            outputs["hidden_states"] = (*inputs_of_blocks, hidden_states)
-        if output_attentions:
-            outputs["attentions"] = tuple(self_weights)
+        if stack_pass.output_hidden_states:
+            inputs = [stack_pass.hidden_states, *(output.hidden_states for output in block_outputs[:-1])]
+            outputs["hidden_states"] = (*inputs, hidden_states)
+        if stack_pass.output_attentions:
+            outputs["attentions"] = tuple(output.self_weights for output in block_outputs)
         if not self.is_decoder:
             return BaseModelOutput(**outputs)
-        if output_attentions and encoder_hidden_states is not None:
-            outputs["cross_attentions"] = tuple(cross_weights)
-        return BaseModelOutputWithPastAndCrossAttentions(**outputs, past_key_values=past_key_values)
+        if stack_pass.output_attentions and stack_pass.encoder_hidden_states is not None:
+            outputs["cross_attentions"] = tuple(output.cross_weights for output in block_outputs)
+        return BaseModelOutputWithPastAndCrossAttentions(**outputs, past_key_values=stack_pass.past_key_values)
 
     def _has_compiled_blocks(self) -> bool:
-        """Whether single blocks are compiled, which every other number of tokens would compile anew."""
+        """Whether blocks are compiled one by one: each number of tokens would recompile them."""
         return any(block._compiled_call_impl is not None or "_orig_mod" in block._modules for block in self.block)
 
     def _encoder_output(
         self,
         states: torch.Tensor,
         padding: tuple[torch.Tensor | None, torch.Tensor | None],
-        make_visibility: Callable[[torch.Tensor | None, torch.Tensor | None, int], Visibility],
+        queries: Visibility,
         past_key_values: Cache | None,
         skip_padding: bool,
     ) -> tuple[torch.Tensor, Visibility]:
-        """What the decoder makes keys and values of, without what padding holds, and how it is seen.
+        """Clears or removes padding in the encoder's output, and builds the mask of encoder-decoder attention.
 
         Args:
             states: `(b, m, d_model)`, the encoder's output.
-            padding: `(b, m)`, mask and segment ids of it, where given.
-            make_visibility: from these two and m.
-            past_key_values: the cache that is used.
+            padding: attention mask and segment ids of it, `(b, m)` or None.
+            queries: mask of the decoder's self-attention.
+            past_key_values: cache in use.
             skip_padding: see [`T5Stack.forward`].
 
         Returns:
-            The states, `(b, m', d_model)` or, where the visibility names the tokens, `(1, tokens, d_model)`.
+            The states, `(b, m', d_model)`, or unpadded `(1, tokens, d_model)`; and the mask.
         """
-        visible = make_visibility(*padding, states.shape[1])
+        query_length, query_segments = queries.query_length, queries.query_segments
+        mask, segment_ids = padding
+        visible = visibility(mask, query_segments, segment_ids, query_length, states.shape[1])
         inputless = inputless_queries(visible)
         tokens = self._encoder_tokens(real_positions(*padding), states, past_key_values) if skip_padding else None
         if tokens is not None:
-            if inputless is not None:  # the gradients of its keys depend on their number
+            if inputless is not None:  # these queries attend to padding columns too
                 tokens = tokens.whole()
-            states, *padding = tokens.trim(states, *padding)  # type: ignore[assignment]
-            visible = make_visibility(*padding, states.shape[1])
+            states, mask, segment_ids = tokens.trim(states, mask, segment_ids)
+            visible = visibility(mask, query_segments, segment_ids, query_length, states.shape[1])
             states = tokens.gather(states)
         elif not _has_encoder_keys(past_key_values):
             states = without_padding(states, visible)
-        return states, visible._replace(key_tokens=tokens, inputless=inputless)
+        return states, visible._replace(query_tokens=queries.query_tokens, key_tokens=tokens, inputless=inputless)
 
     @staticmethod
     def _encoder_tokens(
         needed: torch.Tensor | None, encoder_hidden_states: torch.Tensor, past_key_values: Cache | None
     ) -> Tokens | None:
-        """The positions of the encoder that get keys and values; a cache holds all columns, in the mask's order."""
+        """The encoder positions that get keys and values. A cache holds all columns, in the mask's order."""
         if past_key_values is None:
             return find_tokens(needed, encoder_hidden_states)
         if _has_encoder_keys(past_key_values):
@@ -352,26 +408,26 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         return None if tokens is None else tokens.whole()
 
     def _cache(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
-        """The cache to use, made here if it is wanted and missing."""
+        """The cache to use; a new one if `use_cache` asks for it and none is given."""
         if not self.is_decoder:
             return None
         if self.gradient_checkpointing and self.training:
             if use_cache or past_key_values is not None:
                 logger.warning_once(
-                    "Gradient checkpointing computes the blocks twice, so no cache is used: `use_cache=False`."
+                    "Gradient checkpointing runs the blocks twice and cannot use a cache: setting `use_cache=False`."
                 )
             return None
         if use_cache is None:
             use_cache = self.config.use_cache
         if past_key_values is None:
-            return EncoderDecoderCache(with_room(DynamicCache()), with_room(DynamicCache())) if use_cache else None
+            return EncoderDecoderCache(growing(DynamicCache()), growing(DynamicCache())) if use_cache else None
         if not isinstance(past_key_values, Cache):
             raise ValueError(
                 f"`past_key_values` is a {type(past_key_values).__name__}: give an `EncoderDecoderCache`, or nothing "
                 "and `use_cache=True`."
             )
         if not isinstance(past_key_values, EncoderDecoderCache):
-            # Both attentions of a layer would write into the one cache.
+            # Both attentions of a layer would write into the same cache.
             return EncoderDecoderCache(past_key_values, DynamicCache())
         return past_key_values
 
@@ -382,13 +438,13 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         segment_ids: torch.Tensor | None,
         past_key_values: Cache | None,
     ) -> Visibility:
-        """Where the inputs and what the cache holds stand, and which sees which."""
+        """Mask of self-attention over the cached and the new positions."""
         query_length = key_length = inputs_embeds.shape[1]
         past_length: int | torch.Tensor = 0
         if past_key_values is not None:
             past_length = past_key_values.get_seq_length()
             if isinstance(past_length, torch.Tensor):
-                past_length = past_length.clone()  # a static cache advances its counter in place while the blocks run
+                past_length = past_length.clone()  # a static cache advances its counter in place as the blocks run
             key_length, _ = past_key_values.get_mask_sizes(query_length, 0)
         query_segments = segment_ids[:, -query_length:] if segment_ids is not None else None
         return visibility(
@@ -400,7 +456,7 @@ class T5Stack(T5ExperimentalPreTrainedModel):
     ) -> torch.Tensor | None:
         """Mask of encoder-decoder attention, broadcastable to `(b, h, n, m)`; None if no layer needs one."""
         attentions: list[T5Attention] = [block.layer[1].EncDecAttention for block in self.block]  # type: ignore
-        if all(attention.takes_rows(inputs_embeds, None, visible, output_attentions) for attention in attentions):
+        if all(attention.uses_blocks(inputs_embeds, None, visible, output_attentions) for attention in attentions):
             return None
         mask = visible.all_rows(inputs_embeds.device)
         if mask is None:
@@ -409,5 +465,5 @@ class T5Stack(T5ExperimentalPreTrainedModel):
 
 
 def _has_encoder_keys(past_key_values: Cache | None) -> bool:
-    """Whether a cache that [`T5Stack._cache`] has seen holds the encoder's keys and values already."""
+    """Whether a cache that [`T5Stack._cache`] returned already holds the encoder's keys and values."""
     return isinstance(past_key_values, EncoderDecoderCache) and bool(past_key_values.is_updated.get(0))

@@ -1,36 +1,35 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Padding that is not computed.
+"""Unpadding: a padding-free forward pass.
 
-Products, norms, feed-forward and dropout treat every position alike. Where enough of a batch is padding they run over
-its tokens alone, `(1, tokens, features)`; only attentions need examples in rows, `(b, n, features)`, and get them with
-zeros at padding. Columns before the first and behind the last token of all rows are left out of attention, too.
+Linear layers, norms, feed-forward and dropout treat all positions alike. If enough of a batch is padding, they run on
+the tokens alone, unpadded to `(1, tokens, features)`. Only attention needs rows, `(b, n, features)`, and gets them with
+zeros at padding; it skips the columns before the first and after the last token of the batch.
 
-What comes back has zeros at padding, as in the original.
+The output has zeros at padding, as in the original.
 """
 
 from typing import NamedTuple
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
-from .calls_t5_experimental import is_traced
+from .calls_t5_experimental import may_read_values
 
 
 _MIN_PADDING = 1 / 16
-"""Share of positions from which leaving them out is worth the copies: of a layer of base size on the CPU, gathering and
-spreading takes about as long as computing one position in fifty."""
+"""Smallest share of padding that is worth unpadding: in a layer of base size on the CPU, the copies take about as long
+as computing 2% of the positions."""
 
 
 class Tokens(NamedTuple):
-    """The positions of a batch that are computed; made by [`find_tokens`].
+    """The positions of a batch to compute; made by [`find_tokens`].
 
     Attributes:
         batch: b.
-        length: n, of the whole rows.
-        start: first column that holds a token.
-        stop: column behind the last one that does.
-        places: `(tokens,)`, in ascending order, indices into the flattened columns from `start` to `stop`, `(b * n',)`.
+        length: n, length of the padded rows.
+        start: first column with a token.
+        stop: column after the last one with a token.
+        places: `(tokens,)`, ascending indices into the flattened columns from `start` to `stop`, `(b * n',)`.
     """
 
     batch: int
@@ -41,18 +40,18 @@ class Tokens(NamedTuple):
 
     @property
     def rows(self) -> torch.Tensor:
-        """`(tokens,)`, the row of the batch that each stands in."""
+        """`(tokens,)`, the row of each token in the batch."""
         return self.places // (self.stop - self.start)
 
     def whole(self) -> "Tokens":
-        """The same, with no column left out."""
+        """The same tokens with `start` 0 and `stop` n."""
         columns = self.places % (self.stop - self.start) + self.start
         return self._replace(start=0, stop=self.length, places=self.rows * self.length + columns)
 
     def trim(
         self, states: torch.Tensor, attention_mask: torch.Tensor | None, segment_ids: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-        """The columns from `start` to `stop` of states `(b, n, d)`, and of what there is of the other two, `(b, n)`."""
+        """The columns from `start` to `stop` of states `(b, n, d)` and, if given, of masks `(b, n)`."""
         window = slice(self.start, self.stop)
         return (
             states[:, window],
@@ -71,34 +70,21 @@ class Tokens(NamedTuple):
         return rows.index_copy_(0, self.places, states[0]).view(self.batch, length, features)
 
     def restore(self, states: torch.Tensor) -> torch.Tensor:
-        """`(1, tokens, features)` -> `(b, n, features)`, 0 at padding and in the columns left out."""
+        """`(1, tokens, features)` -> `(b, n, features)`, 0 at padding."""
         return F.pad(self.spread(states), (0, 0, self.start, self.length - self.stop))
 
 
-def may_be_counted(mask: torch.Tensor) -> bool:
-    """Whether shapes may depend on the numbers in a mask: neither where something traces, captures or transforms the
-    pass, nor on devices that compile every new shape.
-
-    On CUDA devices the processor waits for the mask, once per stack.
-    """
-    return (
-        type(mask) is torch.Tensor
-        and mask.device.type in ("cpu", "cuda")
-        and not is_traced()
-        and not (mask.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
-    )
-
-
 def find_tokens(needed: torch.Tensor | None, states: torch.Tensor) -> Tokens | None:
-    """The positions to compute, or None where all have to be, or nearly all, or where they cannot be counted.
+    """The positions to compute; None for all of them: if nearly all are needed, or counting is impossible (compiled).
 
     Args:
-        needed: booleans `(b, n)`, true where the result is; no such position sees another one. None: everywhere.
-        states: `(b, n, d)`, to be computed with.
+        needed: booleans `(b, n)`, true where the output is needed; these positions must not attend to others. None for
+            all.
+        states: `(b, n, d)`, the input.
     """
-    if needed is None or needed.shape != states.shape[:2] or not may_be_counted(needed):
+    if needed is None or needed.shape != states.shape[:2]:
         return None
-    if type(states) not in (torch.Tensor, nn.Parameter):
+    if not may_read_values(needed) or not may_read_values(states):
         return None
     needed = needed.cpu()
     columns = needed.any(0).nonzero()
@@ -113,10 +99,10 @@ def find_tokens(needed: torch.Tensor | None, states: torch.Tensor) -> Tokens | N
 
 
 def real_positions(attention_mask: torch.Tensor | None, segment_ids: torch.Tensor | None) -> torch.Tensor | None:
-    """Booleans `(b, n)`, false at padding, or None where neither a padding mask nor segment ids alone tell.
+    """Booleans `(b, n)`, false at padding; None without exactly one of a 2-D mask and segment ids.
 
     Args:
-        attention_mask: `(b, n)`, nonzero where a position is not padding; of any other shape it does not tell.
+        attention_mask: `(b, n)`, 0 at padding.
         segment_ids: `(b, n)`, 0 at padding.
     """
     mask = segment_ids if attention_mask is None else attention_mask
@@ -126,10 +112,10 @@ def real_positions(attention_mask: torch.Tensor | None, segment_ids: torch.Tenso
 
 
 def positions_up_to_labels(labels: torch.Tensor, ignored: int) -> torch.Tensor:
-    """Booleans `(b, n)`, false behind the last label of a row, which causal attention never sees.
+    """Booleans `(b, n)`, false after the last label of a row, which causal attention never reads.
 
     Args:
         labels: `(b, n)`.
-        ignored: what stands where there is no label.
+        ignored: the label at positions that the loss ignores.
     """
     return (labels != ignored).flip(1).cumsum(1).flip(1) > 0

@@ -1,38 +1,39 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Which positions see which: padding, packed examples and causality, as a description and as boolean tensors.
+"""Attention masks for padding, packed examples and causality: first as a description, then as boolean tensors.
 
-The original gives every position a sequence id, 0 for padding, and lets a position see only positions of its own id. An
-`attention_mask` here says the same for unpacked rows, `segment_ids` for packed ones. Padding *queries* are treated as
-in transformers (they see what any query sees) and not zeroed as in the original: no other position can see them, so
-nothing but their own, meaningless outputs differs, and those stay equal to what transformers' T5 puts there. Where
-no one reads them they are not computed at all, and are 0 then (unpadding_t5_experimental.py). Only targets
-without inputs would read them, which see no position of the encoder and so attend to all alike: what they find is made
-the original's, by [`without_padding`] and [`inputless_queries`].
+The original gives every position a sequence id, 0 for padding, and each position attends only to positions with the
+same id. Here `attention_mask` does this for unpacked rows, and `segment_ids` for packed ones.
+
+Padding *queries* attend like all others, as in transformers' T5, so their outputs equal those of transformers; the
+original zeroes them. No other position attends to them, and if the caller does not need them, they are not computed
+and are 0 (unpadding_t5_experimental.py). The only exception are targets without inputs, which attend to all encoder
+positions alike: [`without_padding`] and [`inputless_queries`] make their outputs equal the original's.
 """
 
 from typing import NamedTuple
 
 import torch
 
-from .unpadding_t5_experimental import Tokens, may_be_counted
+from .calls_t5_experimental import is_traced, may_read_values
+from .unpadding_t5_experimental import Tokens
 
 
 class Visibility(NamedTuple):
-    """Which query sees which key, in numbers per query and per key; [`visibility`] makes and checks it.
+    """Which queries attend to which keys, described per query and per key; made and checked by [`visibility`].
 
-    A tensor of queries times keys exists only for the rows that are asked for, unless a user gave one.
+    Tensors of queries times keys exist only for the requested rows, unless the user passed one.
 
     Attributes:
         query_length: n.
         key_length: m.
         mask: boolean `(b, 1 or h, 1 or n, m)`, true where a key is visible, or None.
-        query_segments: `(b, n)`, a query sees only keys of its own id, or None.
+        query_segments: `(b, n)`, segment ids: a query attends only to keys with the same id; or None.
         key_segments: `(b, m)`, or None.
-        past_length: positions before the first query, the first key standing at 0; a tensor for caches of fixed size.
-        causal: a query sees only itself and what comes before it.
-        query_tokens: the queries that are computed, which hidden states then hold alone; None for all.
-        key_tokens: the same of the keys.
-        inputless: what [`inputless_queries`] returned.
+        past_length: number of positions before the first query; a tensor for static caches.
+        causal: whether a query attends only to itself and earlier positions.
+        query_tokens: positions of unpadded queries; None without unpadding.
+        key_tokens: the same for keys.
+        inputless: result of [`inputless_queries`].
     """
 
     query_length: int
@@ -47,8 +48,8 @@ class Visibility(NamedTuple):
     inputless: torch.Tensor | None = None
 
     def rows(self, start: int, stop: int, device: torch.device) -> torch.Tensor | None:
-        """Booleans, broadcastable to `(b, h, stop - start, m)`, true where one of the queries from `start` to `stop`
-        sees a key; None if all see all."""
+        """Mask of the queries from `start` to `stop`: booleans, broadcastable to `(b, h, stop - start, m)`, true where
+        a key is visible; None if all are."""
         visible = None
         if self.mask is not None:
             visible = self.mask if self.mask.shape[2] == 1 else self.mask[:, :, start:stop]
@@ -63,7 +64,7 @@ class Visibility(NamedTuple):
         return visible
 
     def all_rows(self, device: torch.device) -> torch.Tensor | None:
-        """What [`Visibility.rows`] gives for all queries."""
+        """[`Visibility.rows`] of all queries."""
         return self.rows(0, self.query_length, device)
 
 
@@ -79,11 +80,11 @@ def visibility(
     """Combines a padding mask, segment ids and causality.
 
     Args:
-        attention_mask: 2-D `(batch, keys)`, nonzero where a key is not padding; it may be shorter than `key_length`
-            when the cache has free room. Or 3-D `(batch, queries, keys)` or 4-D `(batch, 1 or heads, queries, keys)`:
-            booleans or whole numbers, nonzero where a query sees a key, or floats in transformers' additive form, 0
-            where it does and -1000 or less elsewhere.
-        query_segments: `(batch, queries)`, id of the packed example that a query belongs to, 0 for padding.
+        attention_mask: 2-D `(batch, keys)`, 0 at padding; it may be shorter than `key_length` if the cache has
+            free room. Or 3-D `(batch, queries, keys)` or 4-D `(batch, 1 or heads, queries, keys)`:
+            booleans or integers, nonzero where a key is visible, or floats in transformers' additive form, 0 where a
+            key is visible and -1000 or less elsewhere.
+        query_segments: `(batch, queries)`, id of each query's packed example, 0 for padding.
         key_segments: `(batch, keys)`, the same for the keys.
         query_length: number of queries.
         key_length: number of keys.
@@ -91,7 +92,7 @@ def visibility(
         causal: see [`Visibility`].
 
     Raises:
-        ValueError: a mask does not have the lengths of what it masks.
+        ValueError: a mask or segment ids do not fit the numbers of queries and keys.
     """
     mask = None
     if attention_mask is not None:
@@ -118,28 +119,28 @@ def visibility(
 
 
 def without_padding(states: torch.Tensor, visible: Visibility) -> torch.Tensor:
-    """The encoder's output with 0 at padding, as the original has it: a query whose keys all are padding finds nothing.
+    """The encoder's output with 0 at padding, as in the original: a query that attends to padding alone gets zeros.
 
     Args:
         states: `(b, m, d)`.
-        visible: which of them the decoder sees.
+        visible: mask of encoder-decoder attention.
     """
     real = _mask_of_keys(visible)
     if visible.key_segments is not None:
         tokens = visible.key_segments != 0
         real = tokens if real is None else real & tokens
-    # Not a product: there may be NaN where nobody looks.
+    # Not a product: padding may hold NaN.
     return states if real is None else states.masked_fill(~real[..., None].to(states.device), 0)
 
 
 def inputless_queries(visible: Visibility) -> torch.Tensor | None:
-    """Booleans `(b, n)`, true for the targets of a packed example that has no inputs; None if there are none.
+    """Booleans `(b, n)`, true for targets of packed examples without inputs; None if there are no such targets.
 
-    The original gives them every key with weight 1: it adds -1e9 to their logits, next to which the logarithm of the
-    softmax's sum is lost to rounding. Source: `log_softmax` in mesh_tensorflow/ops.py.
+    The original gives each key weight 1 for them: it adds -1e9 to all logits, and the logarithm of the softmax's sum is
+    lost to rounding. Source: `log_softmax` in mesh_tensorflow/ops.py.
 
     Args:
-        visible: of encoder-decoder attention.
+        visible: mask of encoder-decoder attention.
     """
     queries, keys = visible.query_segments, visible.key_segments
     if queries is None or keys is None:
@@ -147,7 +148,7 @@ def inputless_queries(visible: Visibility) -> torch.Tensor | None:
     if (real := _mask_of_keys(visible)) is not None:
         keys = keys.masked_fill(~real, 0)
     inputless = (queries != 0) & (queries[:, :, None] != keys[:, None, :]).all(-1)
-    return None if may_be_counted(inputless) and not bool(inputless.any()) else inputless
+    return None if may_read_values(inputless) and not bool(inputless.any()) else inputless
 
 
 def _mask_of_keys(visible: Visibility) -> torch.Tensor | None:
@@ -158,14 +159,13 @@ def _mask_of_keys(visible: Visibility) -> torch.Tensor | None:
 
 
 def _visible_pairs(attention_mask: torch.Tensor) -> torch.Tensor:
-    """True where a query sees a key, from a 4-D mask in either form."""
+    """Booleans, true where a key is visible, from a 4-D mask in either form."""
     if not attention_mask.is_floating_point():
         return attention_mask != 0
-    # Looking at the numbers waits for the device, which a compiled step must not do.
-    if not torch.compiler.is_compiling() and attention_mask.numel() and bool(attention_mask.max() > 0):
+    if not is_traced() and attention_mask.numel() and bool(attention_mask.max() > 0):
         raise ValueError(
             "A 3-D or 4-D attention mask of floats is added to the logits, so it cannot have values above 0: give "
-            "booleans or whole numbers for a mask of ones and zeros."
+            "booleans or integers for a mask of ones and zeros."
         )
     return attention_mask > -1000
 
@@ -173,16 +173,16 @@ def _visible_pairs(attention_mask: torch.Tensor) -> torch.Tensor:
 def causal_positions(
     query_length: int, key_length: int, past_length: int | torch.Tensor, device: torch.device
 ) -> torch.Tensor | None:
-    """Lets a query see itself and what comes before it.
+    """Causal mask: a query attends to itself and earlier positions.
 
     Args:
-        query_length: number of queries; the first stands at position `past_length`.
-        key_length: number of keys; the first stands at position 0.
-        past_length: positions before the first query; a tensor for caches of fixed size.
-        device: where to make the mask.
+        query_length: number of queries; the first is at position `past_length`.
+        key_length: number of keys; the first is at position 0.
+        past_length: number of positions before the first query; a tensor for static caches.
+        device: device of the mask.
 
     Returns:
-        Boolean `(1, 1, queries, keys)`; None if the only query is the last position, which sees every key.
+        Booleans `(1, 1, queries, keys)`; None if the only query is at the last position and sees every key.
     """
     if query_length == 1 and isinstance(past_length, int) and key_length == past_length + 1:
         return None
@@ -192,15 +192,14 @@ def causal_positions(
 
 
 def masked_bias(bias: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """Folds visibility into the bias that attention adds to its logits.
+    """Combines position bias and mask into one bias for the logits.
 
-    Hidden positions get half of the dtype's most negative number: small enough that their weight is 0, and far enough
-    from overflow that a query which sees nothing (a packed example without inputs, say) gives finite numbers in
-    float16, too.
+    Hidden positions get half of the dtype's minimum: small enough for a weight of 0, and far enough from overflow that
+    a query without visible keys (of a packed example without inputs) gives finite outputs, even in float16.
 
     Args:
-        bias: floats broadcastable to `(batch, heads, queries, keys)`; a zero where there is no position bias.
-        visible: what [`Visibility.rows`] returned.
+        bias: floats broadcastable to `(batch, heads, queries, keys)`; zero without position bias.
+        visible: result of [`Visibility.rows`].
 
     Returns:
         Floats in the dtype of `bias`, in the shape that the two broadcast to.

@@ -1,8 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Reading T5's vocabulary, a sentencepiece model file, through sentencepiece's own protocol buffer.
+"""Reads T5's vocabulary, a sentencepiece model file, with sentencepiece's own protocol buffer.
 
-What passes the checks here can be built into a tokenizer, and is one of T5's kind: the unigram algorithm, with the
-special pieces and sentinels where T5 has them.
+A vocabulary that passes these checks can be built into a tokenizer like T5's: unigram, with T5's special pieces and
+sentinels.
 """
 
 import math
@@ -20,27 +20,27 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _UNIGRAM = 1
 _SPECIAL = (("<pad>", _CONTROL), ("</s>", _CONTROL), ("<unk>", _UNKNOWN))
 _SENTINEL = re.compile(r"▁?<extra_id_(0|[1-9][0-9]{0,8})>")
-# What tokenizers' templates and decoders take for something else.
+# Characters with another meaning in the templates and decoders of tokenizers.
 _NO_SPECIAL_TOKEN = re.compile(r"[\s▁:$]")
-# Largest file that is read: T5's vocabulary has 0.8 MB, mT5's of 250,000 pieces 4.3 MB.
+# Largest file to read: T5's vocabulary has 0.8 MB, mT5's with 250,000 pieces 4.3 MB.
 _MAX_BYTES = 2**24
 
 _NODES_AT_ONCE = 2**12
 
 
 class VocabularyError(ValueError):
-    """A file is no vocabulary of T5's; the message is one sentence that says what is wrong and what to do about it."""
+    """A file is not a T5 vocabulary; the message is one sentence that says what is wrong and what to do."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A vocabulary of T5's kind.
+    """A T5 vocabulary.
 
     Attributes:
         path: the sentencepiece model file.
         data: its bytes.
-        proto: what is in it, a `ModelProto`.
-        tokens: text and score of all ids, sentinels included: those of a file that has none come last, descending.
+        proto: its content, a `ModelProto`.
+        tokens: text and score of all ids, sentinels included; if the file has none, they come last, descending.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Vocabulary:
         return pad, eos, unk
 
     def without_sentinels(self) -> bytes:
-        """The file as it would be without sentinels: all ids before theirs are the same."""
+        """The file without sentinels: all other ids stay the same."""
         proto = type(self.proto)()
         proto.CopyFrom(self.proto)
         del proto.pieces[len(self.tokens) - SENTINELS :]
@@ -66,7 +66,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
     """Reads a sentencepiece model file, with or without the sentinels in it.
 
     Raises:
-        VocabularyError: it cannot be read, is damaged, or is no T5 vocabulary.
+        VocabularyError: it cannot be read, is damaged, or is not a T5 vocabulary.
     """
     data = _read(path)
     proto = _parse(path, data)
@@ -81,7 +81,7 @@ def read_vocabulary(path: Path) -> Vocabulary:
             f"{path} has sentinels other than <extra_id_{SENTINELS - 1}> to <extra_id_0> as its last pieces: T5's "
             "vocabularies end in them, in this order."
         )
-    # Some tools write them with the blank before; in text they are found without.
+    # Some tools write them with a space before; in text they occur without.
     for n, k in sentinels:
         tokens[k] = (f"<extra_id_{n}>", tokens[k][1])
     _check_loads(path, data)
@@ -124,7 +124,7 @@ def _check_pieces(path: Path, pieces: Any) -> None:
     ids: dict[str, int] = {}
     for k, piece in enumerate(pieces):
         text = piece.piece
-        if not isinstance(text, str):  # protobuf returns what is no UTF-8 as it is
+        if not isinstance(text, str):  # protobuf returns invalid UTF-8 as bytes
             raise VocabularyError(f"{path} is damaged: its piece {k}, {text!r:.80}, is not UTF-8; copy it again.")
         if not text or "\0" in text:
             raise VocabularyError(f"{path} is damaged: its piece {k} is {text!r:.80}; copy it again.")
@@ -148,21 +148,21 @@ def _check_features(path: Path, proto: Any) -> None:
             )
         if _NO_SPECIAL_TOKEN.search(have):
             raise VocabularyError(
-                f"{path} does not fit: id {k} is {have!r:.80}, which no special token of transformers can be (T5 has "
+                f"{path} does not fit: id {k} is {have!r:.80}, which cannot be a special token of transformers (T5 has "
                 f"{text})."
             )
     others = [piece for piece in pieces[3:] if not _SENTINEL.fullmatch(piece.piece)]
     kinds = {piece.type for piece in others}
     unsupported = {
         "an algorithm other than unigram": trainer.model_type != _UNIGRAM,
-        "blanks that are not escaped": not normalizer.escape_whitespaces,
-        "repeated blanks that are kept": not normalizer.remove_extra_whitespaces,
-        "blanks at the end of words": trainer.treat_whitespace_as_suffix,
+        "spaces that are not escaped": not normalizer.escape_whitespaces,
+        "repeated spaces that are kept": not normalizer.remove_extra_whitespaces,
+        "spaces at the end of words": trainer.treat_whitespace_as_suffix,
         "byte fallback": trainer.byte_fallback or _BYTE in kinds,
         "unused pieces": _UNUSED in kinds,
-        "symbols defined by the user": _USER_DEFINED in kinds,
+        "user-defined symbols": _USER_DEFINED in kinds,
         "control pieces besides pad and eos": not kinds <= {_NORMAL, _USER_DEFINED},
-        "rules for what is decoded": bool(proto.denormalizer_spec.precompiled_charsmap),
+        "denormalization rules": bool(proto.denormalizer_spec.precompiled_charsmap),
     }
     for what, found in unsupported.items():
         if found:
@@ -172,7 +172,7 @@ def _check_features(path: Path, proto: Any) -> None:
 
 
 def _check_loads(path: Path, data: bytes) -> None:
-    """sentencepiece itself checks what no other library does, the compiled rules above all."""
+    """sentencepiece itself checks what no other library does, above all the compiled normalization rules."""
     from sentencepiece import SentencePieceProcessor
 
     try:
@@ -182,22 +182,22 @@ def _check_loads(path: Path, data: bytes) -> None:
 
 
 def _check_rules(path: Path, charsmap: bytes) -> None:
-    """What sentencepiece does not check, but tokenizers relies on: compiled rules are the length of a trie in bytes,
-    the trie, whose values say where in the texts behind it a replacement begins, and these texts."""
+    """Checks what tokenizers relies on but sentencepiece does not check. Compiled rules are the length of a trie in
+    bytes, the trie, and replacement texts; a value of the trie is the offset of a replacement in these texts."""
     end = 4 + int.from_bytes(charsmap[:4], "little")
     try:
         charsmap[end:].decode()
     except UnicodeDecodeError as error:
-        raise VocabularyError(f"{path} is damaged: its rules of normalization are not UTF-8; copy it again.") from error
+        raise VocabularyError(f"{path} is damaged: its normalization rules are not UTF-8; copy it again.") from error
     texts = np.frombuffer(charsmap, np.uint8)[end:]
     values = _trie_values(np.frombuffer(charsmap[4:end], "<u4")) if charsmap else np.empty(0, np.intp)
-    # In UTF-8, these are the bytes that no character begins with.
+    # In UTF-8, no character begins with one of these bytes.
     if values is None or (values >= len(texts)).any() or (texts[values] & 0xC0 == 0x80).any():
-        raise VocabularyError(f"{path} is damaged: its rules of normalization lead nowhere; copy it again.")
+        raise VocabularyError(f"{path} is damaged: its normalization rules are inconsistent; copy it again.")
 
 
 def _trie_values(units: "np.ndarray") -> "np.ndarray | None":
-    """All values that a walk through a double-array trie can end at; None if one can leave it.
+    """All values that are reachable in a double-array trie; None if a transition leaves it.
 
     Source of the format: https://github.com/s-yata/darts-clone.
 

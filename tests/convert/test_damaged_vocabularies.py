@@ -68,8 +68,8 @@ DAMAGES: dict[str, tuple[Edit, str]] = {
     "no trie": (charsmap(lambda data: TRIE_BYTES.pack(0) + data[4:]), "is damaged, sentencepiece says"),
     "values beyond the texts": (texts_are(b"a\0"), "is damaged, sentencepiece says"),
     "values within a character": (texts_are("é\0".encode() * 9999), "is damaged, sentencepiece says"),
-    "texts that are no Unicode": (texts_are(b"\xff\0" * 40000), "rules of normalization are not UTF-8"),
-    "a value within a character": (charsmap(joined), "rules of normalization lead nowhere"),
+    "texts that are no Unicode": (texts_are(b"\xff\0" * 40000), "normalization rules are not UTF-8"),
+    "a value within a character": (charsmap(joined), "normalization rules are inconsistent"),
     "NaN": (piece(9, score=float("nan")), "the score of its piece 9, '.*', is nan"),
     "infinity": (piece(9, score=float("-inf")), "the score of its piece 9, '.*', is -inf"),
     "NaN of a special piece": (piece(1, score=float("nan")), "the score of its piece 1, '</s>', is nan"),
@@ -79,11 +79,11 @@ DAMAGES: dict[str, tuple[Edit, str]] = {
     "empty": (piece(9, piece=""), "its piece 9 is ''"),
     "empty special piece": (piece(1, piece=""), "its piece 1 is ''"),
     "NUL": (piece(9, piece="a\0"), r"its piece 9 is 'a\\x00'"),
-    "eos that is a blank": (piece(1, piece=" "), "id 1 is ' ', which no special token"),
-    "eos for a template": (piece(1, piece="$B"), r"id 1 is '\$B', which no special token"),
-    "eos with a type": (piece(1, piece="a:1"), "id 1 is 'a:1', which no special token"),
-    "terminal's own characters": (piece(9, type=4, piece="\x1b[31m"), "symbols defined by the user"),
-    "rules for what is decoded": (denormalizer, "rules for what is decoded"),
+    "eos that is a blank": (piece(1, piece=" "), "id 1 is ' ', which cannot be a special token"),
+    "eos for a template": (piece(1, piece="$B"), r"id 1 is '\$B', which cannot be a special token"),
+    "eos with a type": (piece(1, piece="a:1"), "id 1 is 'a:1', which cannot be a special token"),
+    "terminal's own characters": (piece(9, type=4, piece="\x1b[31m"), "user-defined symbols"),
+    "rules for what is decoded": (denormalizer, "denormalization rules"),
 }
 
 

@@ -197,7 +197,7 @@ def rename(index: int, **fields: Any) -> Callable[[Any], None]:
         (shuffle_sentinels, "sentinels other than"),
         (rename(0, type=1), "id 0 is '<pad>' where T5 has <pad>"),
         (rename(2, piece="x", type=1), "id 2 is 'x' where T5 has <unk>"),
-        (rename(9, type=4), "symbols defined by the user"),
+        (rename(9, type=4), "user-defined symbols"),
         (rename(9, type=3), "control pieces"),
         (rename(9, type=5), "unused pieces"),
         (rename(9, type=6), "byte fallback"),

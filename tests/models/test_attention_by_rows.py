@@ -9,7 +9,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import attention_t5_experimental, blockwise_attention_t5_experimental
 from t5_experimental.attention_t5_experimental import dense_bias
-from t5_experimental.blockwise_attention_t5_experimental import attention_by_rows, block_rows
+from t5_experimental.blockwise_attention_t5_experimental import block_rows, blockwise_attention
 from t5_experimental.visibility_t5_experimental import Visibility, masked_bias
 
 
@@ -91,7 +91,7 @@ def test_output_and_gradients_equal_eager(name, rows, with_diagonals, plain):
     visible = visibilities()[name]
     inputs = make_inputs(11, 13, with_diagonals=with_diagonals, plain=plain)
     expected = with_gradients(eager, inputs, visible)
-    assert largest_difference(with_gradients(attention_by_rows, inputs, visible, rows=rows), expected) < 1e-12
+    assert largest_difference(with_gradients(blockwise_attention, inputs, visible, rows=rows), expected) < 1e-12
 
 
 def bias_before_the_first_mix(query, key, value, logits_projection, weights_projection, diagonals, visible):
@@ -140,7 +140,7 @@ def bias_the_other_way_round(*inputs):
 def test_a_wrong_formula_fails_the_comparison(wrong):
     """The check above discriminates."""
     inputs, visible = make_inputs(11, 13), Visibility(11, 13)
-    results = with_gradients(attention_by_rows, inputs, visible, rows=4)
+    results = with_gradients(blockwise_attention, inputs, visible, rows=4)
     assert largest_difference(results, with_gradients(wrong, inputs, visible)) > 1e-3
 
 
@@ -154,7 +154,7 @@ def test_gradients_by_finite_differences(with_diagonals, dropout, plain):
 
     def function(*arguments):
         torch.manual_seed(3)
-        return attention_by_rows(*arguments, visible, dropout, rows=2)
+        return blockwise_attention(*arguments, visible, dropout, rows=2)
 
     assert torch.autograd.gradcheck(function, inputs)
 
@@ -162,9 +162,9 @@ def test_gradients_by_finite_differences(with_diagonals, dropout, plain):
 def test_dropout_keeps_the_mean_and_drops_weights_one_by_one():
     inputs = make_inputs(5, 6, batch=1, with_diagonals=False, requires_grad=False)
     visible = Visibility(5, 6)
-    expected = attention_by_rows(*inputs, visible)
+    expected = blockwise_attention(*inputs, visible)
     torch.manual_seed(0)
-    draws = torch.stack([attention_by_rows(*inputs, visible, 0.25, rows=2) for _ in range(4000)])
+    draws = torch.stack([blockwise_attention(*inputs, visible, 0.25, rows=2) for _ in range(4000)])
     standard_error = draws.std(0) / len(draws) ** 0.5
     assert ((draws.mean(0) - expected).abs() < 5 * standard_error).all()
 
@@ -172,7 +172,7 @@ def test_dropout_keeps_the_mean_and_drops_weights_one_by_one():
     ones = torch.ones(1, 2, 64, 1, dtype=torch.float64)
     identity = torch.eye(2, dtype=torch.float64)
     values = torch.zeros(1, 2, 64, 64, dtype=torch.float64) + torch.eye(64, dtype=torch.float64)
-    kept = attention_by_rows(ones, ones, values, identity, identity, None, Visibility(64, 64), 0.25) * 64
+    kept = blockwise_attention(ones, ones, values, identity, identity, None, Visibility(64, 64), 0.25) * 64
     assert torch.unique(kept.round(decimals=9)).tolist() == pytest.approx([0, 1 / 0.75], rel=1e-8)
     share = (kept > 0).double()
     error = (0.25 * 0.75) ** 0.5
@@ -186,7 +186,7 @@ def test_dropout_follows_the_seed():
     outputs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        outputs.append(attention_by_rows(*inputs, Visibility(5, 6), 0.3))
+        outputs.append(blockwise_attention(*inputs, Visibility(5, 6), 0.3))
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
 
@@ -199,20 +199,20 @@ def test_half_precision_is_as_exact_as_eager(dtype, plain):
     for n in range(40, 45):
         visible = Visibility(n, 50, causal=True, past_length=50 - n)
         exact = with_gradients(eager, make_inputs(n, 50, plain=plain), visible)
-        for function in (attention_by_rows, eager):
+        for function in (blockwise_attention, eager):
             results = with_gradients(function, make_inputs(n, 50, dtype=dtype, plain=plain), visible)
             for name, expected in exact.items():
                 assert results[name].dtype == dtype
                 error = float((results[name].double() - expected).norm() / expected.norm())
                 errors[function, name] = errors.get((function, name), 0.0) + error
     for name in exact:
-        assert errors[attention_by_rows, name] <= 2 * errors[eager, name], name
+        assert errors[blockwise_attention, name] <= 2 * errors[eager, name], name
 
 
 def test_hidden_rows_stay_finite_in_half_precision():
     for dtype in (torch.bfloat16, torch.float16):
         results = with_gradients(
-            attention_by_rows, make_inputs(11, 13, dtype=dtype), visibilities()["pairs of each head, hidden row"]
+            blockwise_attention, make_inputs(11, 13, dtype=dtype), visibilities()["pairs of each head, hidden row"]
         )
         assert all(tensor.isfinite().all() for tensor in results.values())
 
@@ -226,7 +226,7 @@ def saved_numbers(length):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        attention_by_rows(*make_inputs(length, length), Visibility(length, length, causal=True), 0.1)
+        blockwise_attention(*make_inputs(length, length), Visibility(length, length, causal=True), 0.1)
     return sum(sizes), max(sizes)
 
 
@@ -252,7 +252,7 @@ def test_no_tensor_of_all_pairs_is_made(monkeypatch):
     inputs = make_inputs(length, length, batch=1)
     visible = Visibility(length, length, None, *(torch.arange(length)[None] // 30,) * 2, causal=True)
     with Sizes():
-        with_gradients(attention_by_rows, inputs, visible, dropout=0.1)
+        with_gradients(blockwise_attention, inputs, visible, dropout=0.1)
     assert max(sizes) < length * length / 2
 
 
@@ -266,7 +266,7 @@ def test_blocks_fit_their_budget():
 
 def test_second_derivatives_are_refused():
     inputs = make_inputs(5, 6)
-    output = attention_by_rows(*inputs, Visibility(5, 6))
+    output = blockwise_attention(*inputs, Visibility(5, 6))
     (gradient,) = torch.autograd.grad(output.sum(), inputs[0], create_graph=True)
     with pytest.raises(RuntimeError, match='attn_implementation="eager"'):
         gradient.sum().backward()
@@ -277,7 +277,7 @@ def test_compiled_as_one_graph():
     inputs, visible = make_inputs(40, 50), Visibility(40, 50, causal=True)
 
     def function(*arguments):
-        return attention_by_rows(*arguments).sin()
+        return blockwise_attention(*arguments).sin()
 
     expected = with_gradients(function, inputs, visible)
     compiled = torch.compile(function, fullgraph=True)
@@ -293,9 +293,9 @@ def by_rows(monkeypatch):
 
     def by_three(*inputs):
         used.append((inputs[0].shape[2], inputs[1].shape[2]))
-        return attention_by_rows(*inputs, rows=3)
+        return blockwise_attention(*inputs, rows=3)
 
-    monkeypatch.setattr(attention_t5_experimental, "attention_by_rows", by_three)
+    monkeypatch.setattr(attention_t5_experimental, "blockwise_attention", by_three)
     return used
 
 
@@ -360,8 +360,8 @@ def rows_taken(monkeypatch):
     calls = []
     monkeypatch.setattr(
         attention_t5_experimental,
-        "attention_by_rows",
-        lambda *inputs: calls.append(inputs[-1]) or attention_by_rows(*inputs),
+        "blockwise_attention",
+        lambda *inputs: calls.append(inputs[-1]) or blockwise_attention(*inputs),
     )
     return calls
 

@@ -81,7 +81,7 @@ def test_steps_compute_what_the_forward_pass_computes(config, overrides, inputs,
     with decoding_session(model):
         logits = logits_of_steps(model, inputs, steps)
     assert len(calls) == steps - 1
-    assert all((product.packed is not None) == decoding.can_be_packed(model) for product in calls[0].products)
+    assert all((linear.packed is not None) == decoding.can_be_packed(model) for linear in calls[0].linears)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
@@ -289,7 +289,7 @@ def test_masks_are_not_remembered_beyond_their_cache(plain, inputs):
 def test_big_decoders_are_not_copied(plain, inputs, calls):
     plain.packed_decoder_limit = 1000
     generate(plain, inputs)
-    assert all(product.packed is None for product in calls[0].products)
+    assert all(linear.packed is None for linear in calls[0].linears)
 
 
 @pytest.mark.parametrize("is_intel", [True, False])
@@ -300,10 +300,10 @@ def test_few_rows_are_multiplied_as_the_processor_likes(is_intel, plain, inputs,
     expected = [logits_of_steps(plain, some, 8) for some in (single, inputs, single)]
     with decoding_session(plain):
         found = [logits_of_steps(plain, single, 8)]
-        packed = [product.packed is not None for product in calls[0].products]
+        packed = [linear.packed is not None for linear in calls[0].linears]
         assert packed == [decoding.can_be_packed(plain) and not is_intel] * len(packed)
         found += [logits_of_steps(plain, some, 8) for some in (inputs, single)]
-    assert all((product.packed is not None) == decoding.can_be_packed(plain) for product in calls[0].products)
+    assert all((linear.packed is not None) == decoding.can_be_packed(plain) for linear in calls[0].linears)
     for logits, right in zip(found, expected, strict=True):
         torch.testing.assert_close(logits, right, rtol=0, atol=1e-5)
 

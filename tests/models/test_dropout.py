@@ -70,7 +70,7 @@ def with_explicit_mask(attention, states, visible, kept):
 def test_dropping_keys_equals_a_mask_on_the_weights(name, implementation, length, by_rows, make_config):
     attention, states, visible = attention_case(make_config, name, implementation, length)
     diagonals = attention.self_attention_bias(visible, True, states.device)
-    assert attention.takes_rows(states, diagonals, visible, False) == by_rows
+    assert attention.uses_blocks(states, diagonals, visible, False) == by_rows
     bias = dense_bias(diagonals, visible)
 
     def run(seed):

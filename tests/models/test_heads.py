@@ -97,7 +97,7 @@ def test_a_mask_with_queries_is_the_encoders_alone(model, batch):
     encoded = model.encoder(batch["input_ids"], square)
     expected = model(**batch, encoder_outputs=encoded).logits
     torch.testing.assert_close(expected, model(**batch).logits, rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="holds for the encoder alone"):
+    with pytest.raises(ValueError, match="fits the encoder alone"):
         model(**{**batch, "attention_mask": square})
 
 
@@ -118,13 +118,13 @@ def test_inputs_that_are_missing_are_named(make_config, batch):
     language.encoder.forward = None  # nothing may call it
     ids = batch["input_ids"]
     for call, message in {
-        lambda: language(input_ids=ids): r"The decoder has nothing to read: give `labels` or `decoder_input_ids` \(or",
-        lambda: language(labels=ids): r"The encoder has nothing to read: give `encoder_outputs` or `input_ids` \(or",
-        lambda: bare(input_ids=ids): r"The decoder has nothing to read: give `decoder_input_ids` \(or",
-        lambda: models["EncoderModel"](): r"The encoder has nothing to read: give `input_ids` \(or",
-        lambda: models["ForTokenClassification"](): r"The encoder has nothing to read: give `input_ids` \(or",
-        lambda: bare.decoder(): r"The decoder has nothing to read: give `input_ids` \(or",
-        lambda: language.generate(): "`generate` has nothing to encode: give `input_ids`, `inputs_embeds` or",
+        lambda: language(input_ids=ids): r"The decoder has no inputs: give `labels` or `decoder_input_ids` \(or",
+        lambda: language(labels=ids): r"The encoder has no inputs: give `encoder_outputs` or `input_ids` \(or",
+        lambda: bare(input_ids=ids): r"The decoder has no inputs: give `decoder_input_ids` \(or",
+        lambda: models["EncoderModel"](): r"The encoder has no inputs: give `input_ids` \(or",
+        lambda: models["ForTokenClassification"](): r"The encoder has no inputs: give `input_ids` \(or",
+        lambda: bare.decoder(): r"The decoder has no inputs: give `input_ids` \(or",
+        lambda: language.generate(): "`generate` has no encoder inputs: give `input_ids`, `inputs_embeds` or",
     }.items():
         with pytest.raises(ValueError, match=message):
             call()

@@ -35,7 +35,7 @@ def counted(request, monkeypatch):
     """With padding left out, and with all positions computed, as in compiled models."""
     if request.param == "all positions":
         for module in (padding, masks):
-            monkeypatch.setattr(module, "may_be_counted", lambda mask: False)
+            monkeypatch.setattr(module, "may_read_values", lambda values: False)
 
 
 def inputs_of(arrays):

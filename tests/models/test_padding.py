@@ -16,7 +16,7 @@ def plain(monkeypatch):
 
     def call(function):
         with monkeypatch.context() as patch:
-            patch.setattr(padding, "may_be_counted", lambda mask: False)
+            patch.setattr(padding, "may_read_values", lambda values: False)
             return function()
 
     return call
@@ -286,7 +286,7 @@ def test_a_half_padded_batch_costs_half(name, make_config, plain, monkeypatch):
     from t5_experimental import onednn_t5_experimental
 
     # The counter knows no products of oneDNN.
-    monkeypatch.setattr(onednn_t5_experimental, "_multiplies", lambda dtype: False)
+    monkeypatch.setattr(onednn_t5_experimental, "supports", lambda dtype: False)
     widths = {"d_model": 256, "d_ff": 1024, "d_kv": 8, "num_heads": 4}
     config = make_config(name, **widths)
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ from t5_experimental import block_t5_experimental
 from t5_experimental import onednn_t5_experimental as onednn_t5_experimental
 from t5_experimental.block_t5_experimental import T5LayerNorm
 from t5_experimental.loss_t5_experimental import chunked_token_losses, token_losses
-from t5_experimental.onednn_t5_experimental import are_bare, is_plain_inference, multiply
+from t5_experimental.onednn_t5_experimental import apply_linear, are_bare, is_plain_inference
 
 
 @pytest.fixture
@@ -61,10 +61,10 @@ def test_products_can_be_derived_again(any_rows):
         gradients = torch.autograd.grad(product(states).square().sum(), (states, linear.weight), create_graph=True)
         return *gradients, *torch.autograd.grad(sum(x.square().sum() for x in gradients), (states, linear.weight))
 
-    actual = derivatives(lambda states: onednn_t5_experimental._Product.apply(states, linear.weight))
+    actual = derivatives(lambda states: onednn_t5_experimental._Linear.apply(states, linear.weight))
     torch.testing.assert_close(actual, derivatives(linear))
     linear.requires_grad_(False)
-    multiply(linear, states).sum().backward()
+    apply_linear(linear, states).sum().backward()
     assert states.grad is not None
     assert linear.weight.grad is None
 
@@ -89,8 +89,8 @@ def test_losses_in_chunks_are_the_same(any_rows, monkeypatch):
     torch.manual_seed(0)
     states, weight = torch.randn(600, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
     labels = torch.randint(40, (600,))
-    right, calls = onednn_t5_experimental._multiplies, []
-    monkeypatch.setattr(onednn_t5_experimental, "_multiplies", lambda dtype: calls.append(dtype) or right(dtype))
+    right, calls = onednn_t5_experimental.supports, []
+    monkeypatch.setattr(onednn_t5_experimental, "supports", lambda dtype: calls.append(dtype) or right(dtype))
     actual = chunked_token_losses(states, weight, labels, 1e-4, 0.1)
     gradients = torch.autograd.grad(actual.square().sum(), (states, weight))
     expected = token_losses(states @ weight.t(), labels, 1e-4, 0.1)
@@ -110,14 +110,14 @@ def test_what_is_more_than_a_matrix_is_called(any_rows):
         hooked, wrapped = nn.Linear(4, 5, bias=False), nn.Linear(4, 5, bias=False)
         hooked.register_forward_hook(lambda module, inputs, output: output * 0 + 1)
         wrapped.forward = lambda states: states.new_full((3, 5), 2.0)
-        assert torch.equal(multiply(hooked, states), torch.ones(3, 5))
-        assert torch.equal(multiply(wrapped, states), torch.full((3, 5), 2.0))
-        assert torch.equal(multiply(nn.Sequential(linear), states), linear(states))
+        assert torch.equal(apply_linear(hooked, states), torch.ones(3, 5))
+        assert torch.equal(apply_linear(wrapped, states), torch.full((3, 5), 2.0))
+        assert torch.equal(apply_linear(nn.Sequential(linear), states), linear(states))
         watched = nn.Linear(4, 5, bias=False)
         watched.register_full_backward_hook(lambda *unused: None)
         assert not are_bare(states, watched)
         biased = nn.Linear(4, 5)
-        assert torch.equal(multiply(biased, states), biased(states))
+        assert torch.equal(apply_linear(biased, states), biased(states))
         assert not are_bare(states, linear.half())
 
 
@@ -128,9 +128,9 @@ def test_autocast_transforms_and_compilation_take_the_ordinary_way(any_rows):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not are_bare(states, linear)
     expected = linear(states)
-    torch.testing.assert_close(torch.func.vmap(lambda row: multiply(linear, row[None])[0])(states), expected)
+    torch.testing.assert_close(torch.func.vmap(lambda row: apply_linear(linear, row[None])[0])(states), expected)
     with torch.no_grad():
-        compiled = torch.compile(multiply, backend="eager", fullgraph=True)
+        compiled = torch.compile(apply_linear, backend="eager", fullgraph=True)
         torch.testing.assert_close(compiled(linear, states), linear(states))
 
 

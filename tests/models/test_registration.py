@@ -117,6 +117,27 @@ print(*(name in sys.modules for name in ("transformers.modeling_utils", "transfo
     assert in_a_process(script).split() == ["False", "False"]
 
 
+def test_the_import_loads_configurations_alone() -> None:
+    """torch, the parts of transformers that a configuration needs, and three modules of ours: nothing heavier."""
+    script = """
+import sys
+import torch
+with_torch = set(sys.modules)
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+needed = set(sys.modules)
+import t5_experimental
+print(*sorted(set(sys.modules) - needed))
+print(*sorted(set(sys.modules) - with_torch))
+"""
+    ours, all_loaded = (line.split() for line in in_a_process(script).splitlines())
+    modules = ("configuration_t5_experimental", "presets", "registration")
+    assert ours == ["t5_experimental", *(f"t5_experimental.{module}" for module in modules)]
+    heavy = ("torch._dynamo", "torch._inductor", "sympy", "tensorflow", "jax", "sklearn", "scipy", "pandas")
+    models = ("transformers.modeling_utils", "transformers.activations", "transformers.generation.utils", "safetensors")
+    assert not set(all_loaded) & {*heavy, *models}
+
+
 def test_public_names() -> None:
     for name in t5_experimental.__all__:
         assert getattr(t5_experimental, name) is not None

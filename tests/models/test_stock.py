@@ -160,9 +160,11 @@ def test_fields_of_a_stock_configuration_mean_what_they_mean_there(config_class,
 
 def test_fields_of_other_models_are_refused():
     for config_class, other in itertools.product(CONFIG_CLASSES, (MT5Config, BertConfig)):
-        with pytest.raises(ValueError, match=rf"of type '{other.model_type}', which {config_class.__name__} cannot"):
+        with pytest.raises(ValueError, match=rf"of type '{other.model_type}', which {config_class.__name__} does not"):
             config_class(**other().to_dict())
-    with pytest.raises(ValueError, match="of type 'bert', which T5V11Config cannot describe: give those of a T5"):
+    with pytest.raises(
+        ValueError, match="of type 'bert', which T5V11Config does not support: give those of transformers' T5"
+    ):
         t5_experimental.T5V11Model(BertConfig())
     assert t5_experimental.T5V11Config(**t5_experimental.T5LMAdaptedConfig().to_dict()).model_type == "t5_v1_1"
 

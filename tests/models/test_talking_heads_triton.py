@@ -17,7 +17,7 @@ from transformers.dynamic_module_utils import get_imports, get_relative_import_f
 
 from t5_experimental import attention_t5_experimental, blockwise_attention_t5_experimental
 from t5_experimental.attention_t5_experimental import dense_bias
-from t5_experimental.blockwise_attention_t5_experimental import BY_TRITON, attention_by_rows, takes_triton
+from t5_experimental.blockwise_attention_t5_experimental import USE_TRITON, blockwise_attention, uses_triton
 from t5_experimental.visibility_t5_experimental import Visibility, masked_bias
 
 
@@ -61,7 +61,7 @@ def eager(query, key, value, logits_projection, weights_projection, diagonals, v
 
 
 def triton_kernels(*inputs):
-    return attention_by_rows(*inputs, rows=BY_TRITON)
+    return blockwise_attention(*inputs, rows=USE_TRITON)
 
 
 def with_gradients(function, inputs, visible, *arguments, dtype=torch.float64):
@@ -225,7 +225,7 @@ def test_a_model_equals_its_eager_version(without_inputs, make_config, batch, mo
     monkeypatch.setattr(attention_t5_experimental, "_MIN_PAIRS", 1)
     calls = []
     monkeypatch.setattr(
-        attention_t5_experimental, "attention_by_rows", lambda *x: calls.append(x) or triton_kernels(*x)
+        attention_t5_experimental, "blockwise_attention", lambda *x: calls.append(x) or triton_kernels(*x)
     )
     torch.manual_seed(0)
     model = AutoModelForSeq2SeqLM.from_config(make_config("t5.1.th")).to(DEVICE).eval()
@@ -248,16 +248,16 @@ def test_which_problems_they_take(monkeypatch):
     properties = SimpleNamespace(major=8)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     monkeypatch.setattr(blockwise_attention_t5_experimental, "_HAS_TRITON", True)
-    assert takes_triton(32, half, gpu)
-    assert takes_triton(1, torch.float16, gpu)
-    assert not takes_triton(33, half, gpu)
-    assert not takes_triton(32, torch.float32, gpu)
-    assert not takes_triton(32, half, torch.device("cpu"))
+    assert uses_triton(32, half, gpu)
+    assert uses_triton(1, torch.float16, gpu)
+    assert not uses_triton(33, half, gpu)
+    assert not uses_triton(32, torch.float32, gpu)
+    assert not uses_triton(32, half, torch.device("cpu"))
     properties.major = 7
-    assert not takes_triton(32, half, gpu)
+    assert not uses_triton(32, half, gpu)
     properties.major = 9
     monkeypatch.setattr(blockwise_attention_t5_experimental, "_HAS_TRITON", False)
-    assert not takes_triton(32, half, gpu)
+    assert not uses_triton(32, half, gpu)
 
 
 def run_python(code, **environment):

@@ -69,7 +69,7 @@ def test_no_attention_by_rows_on_xla(name, make_config):
     attention = AutoModelForSeq2SeqLM.from_config(make_config(name)).encoder.block[0].layer[0].SelfAttention
     diagonals, visible = torch.zeros(4, 511, requires_grad=True), Visibility(256, 256)
     taken = {
-        kind: attention.takes_rows(
+        kind: attention.uses_blocks(
             SimpleNamespace(device=torch.device(kind)) if kind == "xla" else torch.zeros(1), diagonals, visible, False
         )
         for kind in ("cpu", "xla")

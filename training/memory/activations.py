@@ -150,7 +150,7 @@ class _Counter:
     # Attention.
 
     def _path(self, spec: LayerSpec, queries: int, keys: int, has_bias: bool) -> Literal["rows", "fused", "pairs"]:
-        """How the attention is computed, see `T5Attention.takes_rows` and `T5TalkingHeadsAttention`."""
+        """How the attention is computed, see `T5Attention.uses_blocks` and `T5TalkingHeadsAttention`."""
         step = self.step
         is_small = queries < _MIN_QUERIES or queries * keys < _MIN_PAIRS
         if step.attention != "sdpa":

@@ -68,10 +68,10 @@ $(VENV)-xla/.installed: setup.py constraints-xla.txt
 
 # Times everything that runs on a CPU, side by side with its rivals.
 bench: install
-	$(BIN)/python benchmarks/encode.py --rounds 3 --output benchmarks/results/encode
-	$(BIN)/python benchmarks/train_step.py --rounds 3 --output benchmarks/results/train_step
-	$(BIN)/python benchmarks/generate.py --rounds 3 --output benchmarks/results/generate
-	$(BIN)/python benchmarks/talking_heads.py --rounds 1 --shapes 2x512/114 --lengths 512 1024 --output benchmarks/results/talking_heads
+	$(BIN)/python -m benchmarks.encode --rounds 3 --output benchmarks/results/encode
+	$(BIN)/python -m benchmarks.train_step --rounds 3 --output benchmarks/results/train_step
+	$(BIN)/python -m benchmarks.generate --rounds 3 --output benchmarks/results/generate
+	$(BIN)/python -m benchmarks.talking_heads --rounds 1 --shapes 2x512/114 --lengths 512 1024 --output benchmarks/results/talking_heads
 
 # Wheel and sdist in dist/, built with the environment's own setuptools. A test installs both.
 package: install

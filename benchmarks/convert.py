@@ -1,7 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Measures the converter on checkpoints of t5.1.1 that it makes itself (Linux).
 
-    python benchmarks/convert.py --sizes base xl xxl --work-dir /disk/with/room --output benchmarks/results/convert
+    python -m benchmarks.convert --sizes base xl xxl --work-dir /disk/with/room --output benchmarks/results/convert
 
 In turns, so that they share disturbances, and each in a process of its own that starts when the disk is idle:
 
@@ -32,8 +32,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import write_json
-from usage import Usage, measure
 
 from t5_experimental import T5ExperimentalConfig, preset_config, without_models
 from t5_experimental.convert.bundle.reader import data_path
@@ -44,6 +42,9 @@ from t5_experimental.convert.mesh.parameters import parameters
 from t5_experimental.convert.pipeline import inspect
 from t5_experimental.convert.source.checkpoint import GIN_FILE
 from t5_experimental.convert.tensors import Variable
+
+from .common import write_json
+from .usage import Usage, measure
 
 
 PREFIX = "model.ckpt-1000000"

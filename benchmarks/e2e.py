@@ -1,7 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Trains three small models from scratch to say what a list of facts says: the E2E data set, on two processor cores.
 
-    python benchmarks/e2e.py --data FOLDER --output benchmarks/results/e2e
+    python -m benchmarks.e2e --data FOLDER --output benchmarks/results/e2e
 
 FOLDER holds `e2e_dev.csv`, to train on, and `e2e_test.csv`, both with the columns `mr` and `ref`. The models have the
 shapes of t5.1.1, talking heads and n4w10, about as many parameters as each other, the same vocabulary of 2,000 pieces,
@@ -21,8 +21,12 @@ from typing import Any
 
 import torch
 import transformers
-from common import in_turns, stock_twin, summary, write_json
-from small_models import (
+from transformers import AutoTokenizer
+
+from t5_experimental.training import finetune
+
+from .common import in_turns, stock_twin, summary, write_json
+from .small_models import (
     SHAPES,
     curve,
     draw_curves,
@@ -32,9 +36,6 @@ from small_models import (
     read_figures,
     train_vocabulary,
 )
-from transformers import AutoTokenizer
-
-from t5_experimental.training import finetune
 
 
 HELD_OUT_EVERY = 12

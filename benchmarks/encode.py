@@ -1,7 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Times the encoder side by side: transformers' own T5 and this package, with the same random weights, on the CPU.
 
-    python benchmarks/encode.py --output benchmarks/results/encode
+    python -m benchmarks.encode --output benchmarks/results/encode
 
 Contestants take turns in one process. "products" are the bare products with the encoder's matrices by `F.linear`, below
 which nothing that uses it can come. Written are OUTPUT.json and OUTPUT.png.
@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 import transformers
-from common import draw_bars, in_turns, ragged_mask, stock_twin, summary, write_json
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import preset_config
+
+from .common import draw_bars, in_turns, ragged_mask, stock_twin, summary, write_json
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -1,8 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Trains under every engine, and compares with one process: every family, through the entry points as users start them.
 
-    python benchmarks/engines.py --output benchmarks/results/engines.json
-    python benchmarks/engines.py --engines ddp --cells t5_v1_1 --output one.json
+    python -m benchmarks.engines --output benchmarks/results/engines.json
+    python -m benchmarks.engines --engines ddp --cells t5_v1_1 --output one.json
 
 Models are tiny and the data are the tests'. Each engine trains all cells in one start of two processes (DeepSpeed's
 part of the command line is `accelerate launch --config_file training/configs/deepspeed_zero3.yaml`), one process trains
@@ -23,18 +23,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine
-from launching import launch
-from pretended_gpus import FLAGS
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
 import t5_experimental
+from tests.support.launching import launch
+from tests.support.pretended_gpus import FLAGS
+
+from .common import machine
 
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = REPOSITORY / "tests" / "data"
-WORKER = REPOSITORY / "benchmarks" / "engine_worker.py"
+WORKER = "tests.support.engine_worker"
 
 ENGINES = ("ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3", "deepspeed_zero3_offload")
 STEPS = 15

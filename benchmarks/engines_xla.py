@@ -1,7 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Trains every family through torch_xla, and compares with the same run on the CPU.
 
-    PJRT_DEVICE=CPU python benchmarks/engines_xla.py --output benchmarks/results/engines_xla.json
+    PJRT_DEVICE=CPU python -m benchmarks.engines_xla --output benchmarks/results/engines_xla.json
 
 Needs an environment with torch_xla, as `make test-xla` creates it. Models are tiny and the data are the tests'. A row
 says by how much the losses differ at most, how many programs were compiled up to the second log, after it, in the
@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from common import machine
-from engines import same_adapter
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM, TrainerCallback, set_seed
@@ -32,6 +30,9 @@ from transformers import AutoModelForSeq2SeqLM, TrainerCallback, set_seed
 import t5_experimental
 from t5_experimental.training import finetune, pretrain, prompt_tune
 from t5_experimental.training.engines.engine import describe_engine, optimizer_bytes, parameter_bytes
+
+from .common import machine
+from .engines import same_adapter
 
 
 REPOSITORY = Path(__file__).parents[1]
@@ -208,8 +209,18 @@ def _in_a_process(cell: str, model: Path, folder: Path, on_xla: bool) -> dict[st
     environment = {**os.environ, "USE_TORCH_XLA": str(int(on_xla)), "HF_DATASETS_CACHE": str(folder / "cache")}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment |= {"CPU_NUM_DEVICES": str(CELLS[cell].devices)}
-    command = [sys.executable, __file__, "--cells", cell, "--worker", kind, str(model), str(folder / kind)]
-    subprocess.run([*command, "--output", str(folder / f"{kind}.json")], env=environment, check=True)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.engines_xla",
+        "--cells",
+        cell,
+        "--worker",
+        kind,
+        str(model),
+        str(folder / kind),
+    ]
+    subprocess.run([*command, "--output", str(folder / f"{kind}.json")], env=environment, cwd=REPOSITORY, check=True)
     return json.loads((folder / f"{kind}.json").read_text())
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Times generation side by side: transformers' own T5, CTranslate2 and this package, with the same random weights.
 
-    python benchmarks/generate.py --output benchmarks/results/generate
+    python -m benchmarks.generate --output benchmarks/results/generate
 
 CTranslate2 lays its weights out anew when it loads them. Here every call of `generate` does so for itself, since
 weights may change between calls; a contestant whose calls share a `decoding_session` shows the time without that.
@@ -25,12 +25,13 @@ from typing import Any
 import ctranslate2
 import torch
 import transformers
-from common import draw_bars, stock_twin, write_json
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
 from t5_experimental import decoding_session, preset_config
+
+from .common import draw_bars, stock_twin, write_json
 
 
 Contestant = Callable[[torch.Tensor], list[list[int]]]

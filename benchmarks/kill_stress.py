@@ -2,7 +2,7 @@
 """Kills runs at random moments and starts the same command again, until it has finished; every run has to end with the
 very losses and weights of one that nothing happened to.
 
-    python benchmarks/kill_stress.py --engines single ddp --kills 20 --output benchmarks/results/kill_stress
+    python -m benchmarks.kill_stress --engines single ddp --kills 20 --output benchmarks/results/kill_stress
 """
 
 import argparse
@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 import transformers
-from forking import ENGINES, LIMIT, Family, Nursery
-from launching import flags
-from pretended_gpus import FLAGS
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import T5V11Config
+from tests.support.forking import ENGINES, LIMIT, ForkedRun, ForkServer
+from tests.support.launching import flags
+from tests.support.pretended_gpus import FLAGS
 
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
@@ -89,7 +89,7 @@ def outcome(output: Path) -> dict[str, Any]:
     }
 
 
-def wait_for_training(run: Family) -> float:
+def wait_for_training(run: ForkedRun) -> float:
     """Seconds on the clock when training is about to begin."""
     end = time.monotonic() + LIMIT
     while BEGINS not in run.read():
@@ -110,10 +110,10 @@ def share_left(output: Path) -> float:
     return (STEPS + 1 - done) / (STEPS + 1)
 
 
-def stress(nursery: Nursery, model: Path, folder: Path, engine: str, kills: int, draws: random.Random) -> dict:
+def stress(server: ForkServer, model: Path, folder: Path, engine: str, kills: int, draws: random.Random) -> dict:
     """Kills that many times; a new run begins whenever one has finished."""
     processes = 1 if engine == "single" else 2
-    run = nursery.start("finetune", arguments(model, folder / "whole", engine), engine, processes)
+    run = server.start("finetune", arguments(model, folder / "whole", engine), engine, processes)
     started = wait_for_training(run)
     while not has_model(folder / "whole") and time.monotonic() < started + LIMIT:
         time.sleep(0.01)
@@ -126,7 +126,7 @@ def stress(nursery: Nursery, model: Path, folder: Path, engine: str, kills: int,
     while len(seen) < kills:
         output, done, before = folder / f"killed-{finished}", False, len(seen)
         while not done:
-            run = nursery.start("finetune", arguments(model, output, engine), engine, processes)
+            run = server.start("finetune", arguments(model, output, engine), engine, processes)
             started = wait_for_training(run)
             moment = draws.uniform(0, seconds * share_left(output))
             victims = draws.choice([[rank] for rank in range(processes)] + [list(range(processes))])
@@ -181,9 +181,9 @@ def main() -> None:
     for engine in args.engines:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
-            with Nursery(root / "nursery", engine.startswith("deepspeed")) as nursery:
+            with ForkServer(root / "server", engine.startswith("deepspeed")) as server:
                 draws = random.Random(f"{engine} {args.seed}")
-                outcomes = stress(nursery, make_model(root / "model"), root, engine, args.kills, draws)
+                outcomes = stress(server, make_model(root / "model"), root, engine, args.kills, draws)
         result["engines"][engine] = {"seed": args.seed, **outcomes}
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Host memory of every process until training begins: model, weights from bfloat16 files, optimizer, no step.
 
-    python benchmarks/memory_per_rank.py --preset t5.1.1.large --ways ours whole zero3 --output memory_per_rank
+    python -m benchmarks.memory_per_rank --preset t5.1.1.large --ways ours whole zero3 --output memory_per_rank
 
 - `ours`: FSDP2 as `finetune` does it, every process reads its own rows;
 - `whole`: FSDP2 with the weights loaded by transformers and sent around by accelerate, as without this package;
@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import write_json
-from launching import flags, launch
-from pretended_gpus import FLAGS, pretend_gpus
 from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import preset_config
 from t5_experimental.training import finetune
+from tests.support.launching import flags, launch
+from tests.support.pretended_gpus import FLAGS, pretend_gpus
+
+from .common import write_json
 
 
 WAYS = {"ours": "fsdp2", "whole": "fsdp2", "zero3": "deepspeed_zero3"}
@@ -140,7 +141,7 @@ def measure(way: str, work_folder: Path, processes: int) -> list[dict[str, Any]]
     more = FLAGS if WAYS[way] == "fsdp2" else ()
     plan = work_folder / f"{way}.json"
     plan.write_text(json.dumps({"way": way, "flags": [*flags(**options), *more], "output": str(work_folder)}))
-    outcome = launch(WAYS[way], __file__, ["--work", plan], processes=processes, timeout=1800)
+    outcome = launch(WAYS[way], "benchmarks.memory_per_rank", ["--work", plan], processes=processes, timeout=1800)
     files = [work_folder / f"{way}-{rank}.json" for rank in range(processes)]
     if not all(file.exists() for file in files):
         raise SystemExit(f"{way} ended with {outcome.returncode}:\n{outcome.stderr[-3000:]}")

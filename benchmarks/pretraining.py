@@ -1,7 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Pre-trains a small model by span corruption, then fine-tunes it beside one that was not, on two processor cores.
 
-    python benchmarks/pretraining.py --text shakespeare.txt --output benchmarks/results/pretraining
+    python -m benchmarks.pretraining --text shakespeare.txt --output benchmarks/results/pretraining
 
 The text, whose documents blank lines separate, is cut in three: the first 80 % are pre-trained on, of the next 10 %
 come the examples to fine-tune on, of the last 10 % those to evaluate on. The task is to say which word is missing from
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from common import write_json
-from small_models import curve, draw_curves, launch, launch_all, make_model, read_figures, train_vocabulary
+
+from .common import write_json
+from .small_models import curve, draw_curves, launch, launch_all, make_model, read_figures, train_vocabulary
 
 
 SHAPE = "t5.1.1"

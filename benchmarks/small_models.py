@@ -14,9 +14,10 @@ from typing import Any
 import sentencepiece
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-from usage import Usage, measure
 
 from t5_experimental import T5ExperimentalConfig, preset_config
+
+from .usage import Usage, measure
 
 
 REPOSITORY = Path(__file__).parents[1]

@@ -1,7 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Times training steps of t5.1.th.base against t5.1.1.base, and counts what talking heads keep for the backward pass.
 
-    python benchmarks/talking_heads.py --output talking_heads
+    python -m benchmarks.talking_heads --output talking_heads
 
 A step is forward pass, loss in chunks, backward pass and fused AdamW, with random weights and random ids. Contestants
 take turns in one process: t5.1.1 as it is by default, t5.1.th as it is by default (blocks of rows), and t5.1.th with
@@ -21,13 +21,14 @@ import matplotlib
 matplotlib.use("agg")
 
 import torch
-from common import in_turns, ratio, write_json
 from matplotlib import pyplot
 from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import preset_config
 from t5_experimental.attention_t5_experimental import bias_diagonals, build_attention, dense_bias
 from t5_experimental.visibility_t5_experimental import Visibility
+
+from .common import in_turns, ratio, write_json
 
 
 CONTESTANTS = {

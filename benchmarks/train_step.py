@@ -1,7 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Times a training step side by side: transformers' own T5 and this package, same random weights, float32, on the CPU.
 
-    python benchmarks/train_step.py --output benchmarks/results/train_step
+    python -m benchmarks.train_step --output benchmarks/results/train_step
 
 A step is forward pass, loss, backward pass and AdamW (torch's fused one, for both). Ours runs as fine-tuning runs it,
 with the loss in chunks. Contestants take turns in one process; the peak of resident memory comes from a process of its
@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 import transformers
-from common import draw_bars, in_turns, peak_memory, ragged_mask, stock_twin, summary, write_json
 from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import preset_config
+
+from .common import draw_bars, in_turns, peak_memory, ragged_mask, stock_twin, summary, write_json
 
 
 CONTESTANTS = ("transformers", "t5_experimental")

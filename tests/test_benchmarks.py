@@ -2,29 +2,21 @@
 """The benchmarks run, and measure what they say; how fast anything is is no test's business."""
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from benchmarks import convert
 from t5_experimental import T5ExperimentalConfig
 from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.cli import main
 
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture
-def convert(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `benchmarks/convert.py` defines."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))  # as for a program that is run
-    return runpy.run_path(str(BENCHMARKS / "convert.py"))
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
@@ -32,7 +24,8 @@ def test_conversions_are_measured(tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     options = ["--sizes", "tiny", "--rounds", "1", "--warm-up", "0", "--skip-tensorflow"]
     places = ["--work-dir", tmp_path / "work", "--output", tmp_path / "results" / "convert"]
-    subprocess.run(list(map(str, [sys.executable, BENCHMARKS / "convert.py", *options, *places])), check=True)
+    command = [sys.executable, "-m", "benchmarks.convert", *options, *map(str, places)]
+    subprocess.run(command, cwd=ROOT, check=True)
     assert not list((tmp_path / "work").iterdir())
     results = json.loads((tmp_path / "results" / "convert.json").read_text())
     assert results["machine"]["torch"]
@@ -49,25 +42,25 @@ def test_conversions_are_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("has_numbers", [False, True])
-def test_checkpoint_is_of_the_size_that_is_said(convert: dict[str, Any], tmp_path: Path, has_numbers: bool) -> None:
+def test_checkpoint_is_of_the_size_that_is_said(tmp_path: Path, has_numbers: bool) -> None:
     """Every checksum is right, and the only zeros are those of a file of holes."""
-    config = convert["configuration"]("tiny")
-    convert["write_checkpoint"](config, tmp_path / "source", has_numbers)
+    config = convert.configuration("tiny")
+    convert.write_checkpoint(config, tmp_path / "source", has_numbers)
     data = next((tmp_path / "source").glob("*.data-*"))
-    assert data.stat().st_size == sum(map(convert["nbytes"], convert["variables_of"](config)))
+    assert data.stat().st_size == sum(map(convert.nbytes, convert.variables_of(config)))
     assert (data.stat().st_blocks * 512 >= data.stat().st_size) == has_numbers
-    reader = TensorBundleReader(tmp_path / "source" / convert["PREFIX"])
+    reader = TensorBundleReader(tmp_path / "source" / convert.PREFIX)
     for name in reader.variables:
         assert reader.read(name).any() == (has_numbers and name != "global_step"), name
     assert main(["convert", str(tmp_path / "source"), str(tmp_path / "output")]) == 0
 
 
 @pytest.mark.slow
-def test_tensorflow_does_the_same_work(convert: dict[str, Any], tmp_path: Path) -> None:
+def test_tensorflow_does_the_same_work(tmp_path: Path) -> None:
     """The contestant's folder holds the numbers that the command writes."""
-    config: T5ExperimentalConfig = convert["configuration"]("tiny")
-    convert["write_checkpoint"](config, tmp_path / "source", True)
-    convert["contestants_for"](tmp_path, "float32", True)["TensorFlow"]()
+    config: T5ExperimentalConfig = convert.configuration("tiny")
+    convert.write_checkpoint(config, tmp_path / "source", True)
+    convert.contestants_for(tmp_path, "float32", True)["TensorFlow"]()
     theirs = load_file(tmp_path / "output" / "model.safetensors")
     assert main(["convert", str(tmp_path / "source"), str(tmp_path / "ours"), "--format", "stock-t5"]) == 0
     ours = load_file(tmp_path / "ours" / "model.safetensors")
@@ -76,12 +69,10 @@ def test_tensorflow_does_the_same_work(convert: dict[str, Any], tmp_path: Path) 
         assert np.array_equal(theirs[name], ours[name]), name
 
 
-def test_what_the_disk_cannot_take_is_left_out(
-    convert: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_disk_cannot_take_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 0})
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-    assert convert["measure_size"]("xxl", None, tmp_path) == {
+    assert convert.measure_size("xxl", None, tmp_path) == {
         "left out": ["all: 22 GB of free disk needed, 0 GB there"],
     }
     assert not list(tmp_path.iterdir())

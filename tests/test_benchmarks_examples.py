@@ -3,65 +3,49 @@
 
 import csv
 import json
-import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from benchmarks import e2e, pretraining, small_models
 from t5_experimental.training import finetune, pretrain
 
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TINY = {"d_model": 16, "num_layers": 5, "num_heads": 2, "d_kv": 8, "d_ff": 16}
 NAMES = ("Copper Kettle", "Silent Lantern", "Amber Anchor", "Crooked Pepper", "Velvet Sparrow", "Golden Orchard")
 FOODS = ("Greek", "Thai", "Mexican", "Korean", "Spanish")
 
-Script = Callable[[str], SimpleNamespace]
-
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Script:
-    """`script(name)`: what a benchmark defines."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))  # as for a program that is run
-    return lambda name: SimpleNamespace(**runpy.run_path(str(BENCHMARKS / f"{name}.py")))
-
-
-@pytest.fixture
-def run(script: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """`run(name, *arguments)`: what a benchmark writes as JSON, run with tiny models and without the launcher."""
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """`run(benchmark, *arguments)`: what a benchmark writes as JSON, run with tiny models and without the launcher."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
 
+    for shape, (preset, _) in small_models.SHAPES.items():
+        monkeypatch.setitem(small_models.SHAPES, shape, (preset, TINY))
+
     def launch(entry_point: str, options: dict[str, Any], threads: int) -> SimpleNamespace:
-        {"finetune": finetune, "pretrain": pretrain}[entry_point].main(helpers.flags({"use_cpu": True, **options}))
+        entry_points = {"finetune": finetune, "pretrain": pretrain}
+        entry_points[entry_point].main(small_models.flags({"use_cpu": True, **options}))
         return SimpleNamespace(cpu_seconds=1.0)
 
     def launch_all(entry_point: str, runs: list[dict[str, Any]], at_once: int) -> list[SimpleNamespace]:
         return [launch(entry_point, options, 1) for options in runs]
 
-    def run_benchmark(name: str, *arguments: str) -> dict[str, Any]:
-        namespace = benchmark(name).main.__globals__
+    def run_benchmark(benchmark: ModuleType, *arguments: str) -> dict[str, Any]:
         for replacement in (launch, launch_all):
-            monkeypatch.setitem(namespace, replacement.__name__, replacement)
-        output = tmp_path / "results" / name
-        monkeypatch.setattr(sys, "argv", [name, "--quick", "--pieces", "300", *arguments, "--output", str(output)])
-        namespace["main"]()
+            monkeypatch.setattr(benchmark, replacement.__name__, replacement, raising=False)
+        output = tmp_path / "results" / "benchmark"
+        monkeypatch.setattr(sys, "argv", ["", "--quick", "--pieces", "300", *arguments, "--output", str(output)])
+        benchmark.main()
         assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
         return json.loads(output.with_suffix(".json").read_text())
-
-    def benchmark(name: str) -> SimpleNamespace:
-        found = script(name)
-        for shape, (preset, _) in helpers.SHAPES.items():
-            monkeypatch.setitem(helpers.SHAPES, shape, (preset, TINY))
-        return found
-
-    script("small_models")
-    import small_models as helpers
 
     return run_benchmark
 
@@ -94,7 +78,7 @@ def write_verses(path: Path) -> str:
 def test_e2e_learns_with_three_shapes(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     for name in ("e2e_dev.csv", "e2e_test.csv"):
         write_restaurants(tmp_path / name)
-    results = run("e2e", "--data", str(tmp_path))
+    results = run(e2e, "--data", str(tmp_path))
     assert results["rows"] == {"train": 56, "validation": 4, "test": 60}
     assert list(results["models"]) == ["t5.1.1", "t5.1.th", "t5.1.n4w10"]
     for model in results["models"].values():
@@ -108,7 +92,7 @@ def test_e2e_learns_with_three_shapes(run: Callable[..., dict[str, Any]], tmp_pa
 
 def test_pretraining_precedes_one_of_two_fine_tunings(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     write_verses(tmp_path / "verses.txt")
-    results = run("pretraining", "--text", str(tmp_path / "verses.txt"))
+    results = run(pretraining, "--text", str(tmp_path / "verses.txt"))
     # Three of the 30 documents, of three lines each.
     assert results["sizes"]["train"] == 3 * 3 - 2
     losses = {name: model["log"][0]["loss"] for name, model in results["models"].items()}
@@ -117,8 +101,7 @@ def test_pretraining_precedes_one_of_two_fine_tunings(run: Callable[..., dict[st
     assert [row["step"] for row in results["pretraining"]["log"] if "loss" in row] == [1, 2]
 
 
-def test_held_out_inputs_are_not_trained_on(script: Script, tmp_path: Path) -> None:
-    e2e = script("e2e")
+def test_held_out_inputs_are_not_trained_on(tmp_path: Path) -> None:
     rows = write_restaurants(tmp_path / "rows.csv")
     counts = e2e.prepare_data(tmp_path / "rows.csv", tmp_path)
     train, validation = (e2e.read_rows(tmp_path / f"{name}.csv") for name in ("train", "validation"))
@@ -128,16 +111,14 @@ def test_held_out_inputs_are_not_trained_on(script: Script, tmp_path: Path) -> N
     assert sorted(map(str, train + validation)) == sorted(map(str, rows))
 
 
-def test_parts_of_a_text_share_nothing(script: Script, tmp_path: Path) -> None:
-    pretraining = script("pretraining")
+def test_parts_of_a_text_share_nothing(tmp_path: Path) -> None:
     text = write_verses(tmp_path / "verses.txt")
     parts = pretraining.cut_text(text)
     assert "\n\n".join(parts) == text
     assert [len(part.split("\n\n")) for part in parts] == [24, 3, 3]
 
 
-def test_a_word_is_missing_from_three_lines(script: Script, tmp_path: Path) -> None:
-    pretraining = script("pretraining")
+def test_a_word_is_missing_from_three_lines(tmp_path: Path) -> None:
     text = "One two,\nthree\n\nfour five\nsix\n\n1 2\n3 4\n5 6"
     examples = pretraining.missing_words(text, 0)
     whole = [row["source"].replace("<extra_id_0>", row["target"]) for row in examples]
@@ -147,20 +128,23 @@ def test_a_word_is_missing_from_three_lines(script: Script, tmp_path: Path) -> N
     assert pretraining.missing_words(text, 0) == examples
 
 
-def test_models_are_of_equal_size_and_know_the_vocabulary(script: Script, tmp_path: Path) -> None:
-    models = script("small_models")
-    models.train_vocabulary([row["ref"] for row in write_restaurants(tmp_path / "rows.csv")], tmp_path / "v.model", 300)
-    models.make_model(tmp_path / "model", "t5.1.1", tmp_path / "v.model", seed=0)
+def test_models_are_of_equal_size_and_know_the_vocabulary(tmp_path: Path) -> None:
+    small_models.train_vocabulary(
+        [row["ref"] for row in write_restaurants(tmp_path / "rows.csv")], tmp_path / "v.model", 300
+    )
+    small_models.make_model(tmp_path / "model", "t5.1.1", tmp_path / "v.model", seed=0)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
     assert tokenizer("<extra_id_0>").input_ids[:-1] == [len(tokenizer) - 1]
     assert tokenizer.decode(tokenizer("Thai food.").input_ids, skip_special_tokens=True) == "Thai food."
     sizes = []
-    for shape in models.SHAPES:
-        config = models.small_config(shape, 2000)
+    for shape in small_models.SHAPES:
+        config = small_models.small_config(shape, 2000)
         with torch.device("meta"):
             sizes.append(AutoModelForSeq2SeqLM.from_config(config).num_parameters())
     assert max(sizes) < 1.03 * min(sizes)
     assert min(sizes) > 2e6
-    widths = [(spec.num_heads, spec.d_ff) for spec in models.small_config("t5.1.n4w10", 2000).layer_specs("decoder")]
+    widths = [
+        (spec.num_heads, spec.d_ff) for spec in small_models.small_config("t5.1.n4w10", 2000).layer_specs("decoder")
+    ]
     assert widths == [(3, 192)] * 4 + [(6, 384)] * 2

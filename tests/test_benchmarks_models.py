@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
 RAGGED = ("--batch-size 2 --length 80 --ragged", 110)
 SMALL = "--preset t5.1.1.small --rounds 1 --threads 1"
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 def run(script: str, flags: str, output: Path) -> dict:
     """What a benchmark wrote as JSON; its chart must be there, too."""
-    command = [sys.executable, str(BENCHMARKS / script), *SMALL.split(), *flags.split(), "--output", str(output)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", f"benchmarks.{script}", *SMALL.split(), *flags.split(), "--output", str(output)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     report = json.loads(output.with_suffix(".json").read_text())
@@ -28,7 +28,7 @@ def run(script: str, flags: str, output: Path) -> dict:
 
 @pytest.mark.parametrize(("flags", "tokens"), [("--batch-size 1 --length 160", 160), RAGGED])
 def test_encode(flags, tokens, tmp_path):
-    results = run("encode.py", flags, tmp_path / "encode")["results"]
+    results = run("encode", flags, tmp_path / "encode")["results"]
     for dtype, tolerance in (("fp32", 1e-5), ("bf16", 0.03)):
         figures = results[dtype]
         assert figures["tokens"] == tokens
@@ -41,7 +41,7 @@ def test_encode(flags, tokens, tmp_path):
 @pytest.mark.parametrize("batch", ["--batch-size 1", "--batch-size 4 --ragged"])
 def test_train_step(batch, tmp_path):
     flags = f"{batch} --source-length 16 --target-length 8 --gradient-checkpointing"
-    results = run("train_step.py", flags, tmp_path / "train_step")["results"]
+    results = run("train_step", flags, tmp_path / "train_step")["results"]
     stock, ours = results["transformers"], results["t5_experimental"]
     assert results["t5_experimental keep_attention"]["losses"] == pytest.approx(ours["losses"], rel=1e-4)
     assert len(ours["losses"]) == 2  # the warm-up has one, too
@@ -53,7 +53,7 @@ def test_train_step(batch, tmp_path):
 def test_generate(tmp_path):
     pytest.importorskip("ctranslate2")
     flags = "--batch-sizes 1 --source-length 4 --new-tokens 5 --only fp32"
-    results = run("generate.py", flags, tmp_path / "generate")["results"]
+    results = run("generate", flags, tmp_path / "generate")["results"]
     assert {row["name"].split()[0] for row in results} == {"transformers", "CTranslate2", "t5_experimental"}
     ours = [row for row in results if row["name"].startswith("t5_experimental")]
     assert [row["tokens_equal_to_first"] for row in ours] == [1.0, 1.0]  # a call for itself, and calls in a session

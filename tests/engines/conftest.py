@@ -2,14 +2,16 @@
 """The launcher of several processes, and what `benchmarks/engines.py` trains, for the tests of engines."""
 
 import json
-import runpy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
 from filelock import FileLock
+
+from benchmarks import engines as engines_module
+from tests.support import launching as launching_module
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -21,22 +23,16 @@ _OF_MODELS = {"decoder_start_token_id", "eos_token_id", "pad_token_id", "transfo
 _OF_MODELS |= {"use_cache", "output_attentions", "output_hidden_states"}
 
 
-def _defined_by(name: str) -> SimpleNamespace:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(REPOSITORY / "benchmarks"))  # as for a program that is run
-        return SimpleNamespace(**runpy.run_path(str(REPOSITORY / "benchmarks" / f"{name}.py")))
+@pytest.fixture(scope="session")
+def launching() -> ModuleType:
+    """The module `tests.support.launching`; in the main `launch(engine, script, arguments, processes=2)`."""
+    return launching_module
 
 
 @pytest.fixture(scope="session")
-def launching() -> SimpleNamespace:
-    """What `benchmarks/launching.py` defines, in the main `launch(engine, script, arguments, processes=2)`."""
-    return _defined_by("launching")
-
-
-@pytest.fixture(scope="session")
-def engines() -> SimpleNamespace:
-    """What `benchmarks/engines.py` defines."""
-    return _defined_by("engines")
+def engines() -> ModuleType:
+    """The module `benchmarks.engines`."""
+    return engines_module
 
 
 @pytest.fixture(scope="session")

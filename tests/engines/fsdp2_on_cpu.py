@@ -1,14 +1,13 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Fine-tunes several models in turn, under FSDP of the second kind if there are several processes, and reports.
 
-    accelerate launch --config_file training/configs/fsdp2.yaml tests/engines/fsdp2_on_cpu.py RUNS.json REPORT.json
+    accelerate launch --config_file training/configs/fsdp2.yaml -m tests.engines.fsdp2_on_cpu RUNS.json REPORT.json
 
-All goes through accelerate's own code for GPUs, see benchmarks/pretended_gpus.py.
+All goes through accelerate's own code for GPUs, see tests/support/pretended_gpus.py.
 """
 
 import json
 import os
-import runpy
 import sys
 from itertools import chain
 from pathlib import Path
@@ -22,9 +21,7 @@ from torch.distributed.tensor import DTensor
 from t5_experimental.stack_t5_experimental import T5Block
 from t5_experimental.training import finetune
 from t5_experimental.training.errors import TrainingError
-
-
-PRETEND = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "pretended_gpus.py"))
+from tests.support.pretended_gpus import pretend_gpus
 
 
 class Observed(finetune.FinetuningTrainer):
@@ -85,7 +82,7 @@ class Observed(finetune.FinetuningTrainer):
 def run(flags: list[str], environment: dict[str, str]) -> dict[str, Any]:
     before = dict(os.environ)
     os.environ.update(environment)
-    PRETEND["pretend_gpus"]()
+    pretend_gpus()
     Observed.reports.append({})
     try:
         finetune.run(finetune.parse(flags))

@@ -6,7 +6,7 @@ import itertools
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from t5_experimental import T5V11Config
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(__file__).parent / "fsdp2_on_cpu.py"
+SCRIPT = "tests.engines.fsdp2_on_cpu"
 DATA = Path(__file__).parents[1] / "data"
 STEPS, SAVED = 15, 8
 MAX_LENGTH = 8
@@ -63,7 +63,7 @@ def models(tiny_models: dict[str, Path], folder: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def reports(models: dict[str, Path], folder: Path, launching: SimpleNamespace) -> dict[str, Any]:
+def reports(models: dict[str, Path], folder: Path, launching: ModuleType) -> dict[str, Any]:
     """`two`: reports by rank and run; `one`: the same of one process with batches as large as the two have together."""
     with (DATA / "restaurants_validation.jsonl").open() as lines:
         (folder / "validation.jsonl").write_text("".join(itertools.islice(lines, 9)))
@@ -188,7 +188,7 @@ def test_the_default_optimizer_is_refused(reports: dict[str, Any]) -> None:
 
 
 def test_adapters_prompts_and_pre_training_equal_one_process(
-    trained_alone: Path, engines: SimpleNamespace, check_generation_config: Any
+    trained_alone: Path, engines: ModuleType, check_generation_config: Any
 ) -> None:
     cells = [cell for cell in engines.CELLS if cell.entry_point != "finetune" or cell.name == "LoRA"]
     engines.train("fsdp2", cells, trained_alone)

@@ -46,7 +46,7 @@ def test_nothing_stays_behind(script, launching):
         assert sorted(workers) == [0, 1]
         family = [process for worker in workers.values() for process in (worker, *worker.children())]
         assert len(family) == 4
-        with pytest.raises(AssertionError, match=r"in vain:\n(?s:.*)ready 0"):
+        with pytest.raises(AssertionError, match=r"was not printed:\n(?s:.*)ready 0"):
             run.wait_for("never said", timeout=0.1)
         assert run.wait(timeout=0.1).returncode == -signal.SIGKILL
     gone, _ = psutil.wait_procs(family, timeout=600)

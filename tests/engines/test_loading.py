@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from t5_experimental.training.engines.fsdp2_weights import reads_in_parts
 
 
-SCRIPT = Path(__file__).parent / "fsdp2_on_cpu.py"
+SCRIPT = "tests.engines.fsdp2_on_cpu"
 DATA = Path(__file__).parents[1] / "data"
 STEPS = 5
 
@@ -47,7 +47,7 @@ def test_only_a_model_alone_in_its_folder_is_read_in_parts(
 
 @pytest.fixture(scope="module")
 def reports(
-    tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, launching: SimpleNamespace
+    tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, launching: ModuleType
 ) -> dict[int, list[Any]]:
     """By number of processes, what each reports of a run from bfloat16 files, many of them."""
     folder = tmp_path_factory.mktemp("loading")

@@ -3,7 +3,7 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType
 
 import pytest
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).parent / "sharded_optimizers.py"
 
 
-def test_statistics_are_those_of_whole_parameters(launching: SimpleNamespace) -> None:
+def test_statistics_are_those_of_whole_parameters(launching: ModuleType) -> None:
     """To rounding, where a process's own rows would give other ones; few collectives, hardly any of whole gradients."""
     outcome = launching.launch("torchrun", SCRIPT, processes=3)
     assert outcome.returncode == 0, outcome.stderr[-5000:]

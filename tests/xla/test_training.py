@@ -22,7 +22,7 @@ pytestmark = [
     ),
 ]
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "engines_xla.py"
+ROOT = Path(__file__).parents[2]
 
 # Relative, of mean losses, and whether generated texts must be the same: masks of dropout differ between devices, and
 # in bfloat16 a step's rounding does.
@@ -50,7 +50,8 @@ CELLS = {
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_equals_the_run_on_the_cpu(cell: str, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, SCRIPT, "--cells", cell, "--output", tmp_path / "row.json"], check=True)
+    command = [sys.executable, "-m", "benchmarks.engines_xla", "--cells", cell, "--output", tmp_path / "row.json"]
+    subprocess.run(command, cwd=ROOT, check=True)
     (row,) = json.loads((tmp_path / "row.json").read_text())["rows"]
     tolerance, compares_texts = CELLS[cell]
     assert (row["engine"], row["device"]) == ("XLA", "xla")

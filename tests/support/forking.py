@@ -51,15 +51,15 @@ GRACE = 1.0
 LIMIT = 1800.0
 
 
-class Family:
+class ForkedRun:
     """The processes of a run.
 
     Attributes:
         pids: by rank.
     """
 
-    def __init__(self, nursery: "Nursery", pids: list[int], logs: list[Path]):
-        self._nursery, self._logs, self.pids = nursery, logs, pids
+    def __init__(self, server: "ForkServer", pids: list[int], logs: list[Path]):
+        self._server, self._logs, self.pids = server, logs, pids
 
     def kill(self, ranks: Sequence[int], number: int = signal.SIGKILL) -> None:
         """Sends processes a signal; those that have ended do not mind."""
@@ -69,14 +69,14 @@ class Family:
 
     def wait(self) -> list[int]:
         """Return codes by rank, when all have ended; that of a signal is its negative number."""
-        return self._nursery.answer()["codes"]
+        return self._server.answer()["codes"]
 
     def read(self, rank: int = 0) -> str:
         """What a process has printed and complained so far."""
         return self._logs[rank].read_text(errors="replace")
 
 
-class Nursery:
+class ForkServer:
     """The process that all others are forked from; as a context, it ends with them.
 
     Args:
@@ -95,14 +95,15 @@ class Nursery:
             "TOKENIZERS_PARALLELISM": "false",
         }
         self._process = subprocess.Popen(
-            [sys.executable, __file__, *(["deepspeed"] if deepspeed else [])],
+            [sys.executable, "-m", "tests.support.forking", *(["deepspeed"] if deepspeed else [])],
+            cwd=Path(__file__).parents[2],
             env={**os.environ, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
 
-    def __enter__(self) -> "Nursery":
+    def __enter__(self) -> "ForkServer":
         return self
 
     def __exit__(
@@ -120,7 +121,7 @@ class Nursery:
         processes: int,
         hook: str = "",
         grace: float = GRACE,
-    ) -> Family:
+    ) -> ForkedRun:
         """Starts a run.
 
         Args:
@@ -155,7 +156,7 @@ class Nursery:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
-        return Family(self, self.answer()["pids"], logs)
+        return ForkedRun(self, self.answer()["pids"], logs)
 
     def answer(self) -> dict:
         """The next line that the process says."""
@@ -193,7 +194,7 @@ def _run(entry, arguments: list[str], environment: Mapping[str, str], log: Path,
     code = 0
     try:
         if "ACCELERATE_USE_FSDP" in environment:
-            from pretended_gpus import pretend_gpus
+            from .pretended_gpus import pretend_gpus
 
             pretend_gpus()
         exec(hook, {"RANK": rank})

@@ -1,7 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What runs on every process of `engines.py`: entry points, one after the other, each of them watched.
+"""What runs on every process of `benchmarks/engines.py`: entry points, one after the other, each of them watched.
 
-    ... benchmarks/engine_worker.py PLAN.json
+    ... -m tests.support.engine_worker PLAN.json
 
 The plan is a list of objects with `entry_point` (a module of `t5_experimental.training`), `flags` of its command line,
 `record` (folder that gets what was seen) and `spoil` (a name in [`SPOILERS`], for runs that must not pass, or null).
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pretended_gpus import pretend_gpus
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
@@ -25,6 +24,8 @@ from t5_experimental.training import finetune, pretrain
 from t5_experimental.training.engines.engine import describe_engine, optimizer_bytes, parameter_bytes
 from t5_experimental.training.engines.fsdp2 import whole
 from t5_experimental.training.trainer.trainer import T5Trainer
+
+from .pretended_gpus import pretend_gpus
 
 
 def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

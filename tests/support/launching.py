@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Starts a script on several processes under an engine, for benchmarks and tests, and leaves no process behind."""
+"""Starts a script or module on several processes under an engine, for tests and benchmarks; no process outlives it."""
 
 import contextlib
 import os
@@ -15,7 +15,8 @@ from types import TracebackType
 import psutil
 
 
-CONFIGS = Path(__file__).parents[1] / "training" / "configs"
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = REPOSITORY / "training" / "configs"
 
 # Seconds after which what has not ended is taken for what never will, on a machine however busy.
 LIMIT = 1800.0
@@ -43,7 +44,7 @@ class Run:
 
     Args:
         engine: see [`launcher_command`].
-        script: to run.
+        script: path of a script, or name of a module of this repository, such as "tests.support.engine_worker".
         arguments: of the script.
         processes: how many.
         environment: variables besides those of this process.
@@ -58,15 +59,21 @@ class Run:
         processes: int = 2,
         environment: Mapping[str, str] | None = None,
     ):
-        self.command = [*launcher_command(engine, processes), str(script), *map(str, arguments)]
         self._script = str(script)
-        # Files, since nobody reads from pipes while the processes run.
+        is_module = not self._script.endswith(".py")
+        program = ["-m", self._script] if is_module else [self._script]
+        self.command = [*launcher_command(engine, processes), *program, *map(str, arguments)]
+        # Files, since no reader empties pipes while the processes run.
         self._folder = tempfile.TemporaryDirectory()
         self._outputs = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
         quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
         with self._outputs[0].open("w") as stdout, self._outputs[1].open("w") as stderr:
             self.launcher = subprocess.Popen(
-                self.command, env={**os.environ, **quiet, **(environment or {})}, stdout=stdout, stderr=stderr
+                self.command,
+                env={**os.environ, **quiet, **(environment or {})},
+                cwd=REPOSITORY if is_module else None,
+                stdout=stdout,
+                stderr=stderr,
             )
 
     def __enter__(self) -> "Run":
@@ -105,7 +112,7 @@ class Run:
         end = time.monotonic() + timeout
         while not any(text in output for output in self.read()):
             if self.launcher.poll() is not None or time.monotonic() > end:
-                raise AssertionError(f"Waited for {text!r} in vain:\n" + "\n".join(self.read()))
+                raise AssertionError(f"{text!r} was not printed:\n" + "\n".join(self.read()))
             time.sleep(0.05)
 
     def wait(self, timeout: float = LIMIT) -> subprocess.CompletedProcess[str]:

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 
@@ -58,7 +59,7 @@ class ForkedRun:
         pids: by rank.
     """
 
-    def __init__(self, server: "ForkServer", pids: list[int], logs: list[Path]):
+    def __init__(self, server: "ForkServer", pids: list[int], logs: list[tuple[Path, Path]]):
         self._server, self._logs, self.pids = server, logs, pids
 
     def kill(self, ranks: Sequence[int], number: int = signal.SIGKILL) -> None:
@@ -71,9 +72,14 @@ class ForkedRun:
         """Return codes by rank, when all have ended; that of a signal is its negative number."""
         return self._server.answer()["codes"]
 
+    def printed(self, rank: int = 0) -> tuple[str, str]:
+        """stdout and stderr of a process so far."""
+        stdout, stderr = (path.read_text(errors="replace") for path in self._logs[rank])
+        return stdout, stderr
+
     def read(self, rank: int = 0) -> str:
-        """What a process has printed and complained so far."""
-        return self._logs[rank].read_text(errors="replace")
+        """All that a process has printed so far, stderr last."""
+        return "".join(self.printed(rank))
 
 
 class ForkServer:
@@ -142,15 +148,16 @@ class ForkServer:
             together = {**meeting, **{name: str(value) for name, value in place.items()}} if engine != "single" else {}
             environments.append({**ENGINES[engine], **together})
         self._count += 1
-        logs = [self._folder / f"run-{self._count}-{rank}.log" for rank in range(processes)]
-        for path in logs:
+        names = [f"run-{self._count}-{rank}" for rank in range(processes)]
+        logs = [(self._folder / f"{name}.stdout", self._folder / f"{name}.stderr") for name in names]
+        for path in chain.from_iterable(logs):
             path.touch()  # the processes take a moment to come to it
         order = {
             "entry": entry,
             "arguments": [str(argument) for argument in arguments],
             "environments": environments,
             "hook": hook,
-            "logs": [str(path) for path in logs],
+            "logs": [[str(stdout), str(stderr)] for stdout, stderr in logs],
             "grace": grace,
         }
         assert self._process.stdin is not None
@@ -180,17 +187,16 @@ def main(with_deepspeed: bool) -> None:
         for rank, (environment, log) in enumerate(zip(order["environments"], order["logs"], strict=True)):
             pid = os.fork()
             if pid == 0:
-                _run(entries[order["entry"]], order["arguments"], environment, Path(log), order["hook"], rank)
+                _run(entries[order["entry"]], order["arguments"], environment, log, order["hook"], rank)
             pids.append(pid)
         print(json.dumps({"pids": pids}), flush=True)
         print(json.dumps({"codes": _wait(pids, order["grace"])}), flush=True)
 
 
-def _run(entry, arguments: list[str], environment: Mapping[str, str], log: Path, hook: str, rank: int) -> None:
+def _run(entry, arguments: list[str], environment: Mapping[str, str], log: list[str], hook: str, rank: int) -> None:
     os.environ.update(environment)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
+    for descriptor, path in enumerate(log, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     code = 0
     try:
         if "ACCELERATE_USE_FSDP" in environment:

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""`training/finetune.py` as users start it: through accelerate, in processes of its own."""
+"""`training/finetune.py` from its flags to its files; tests/engines and README start it with the launcher."""
 
 import ast
 import json
@@ -42,9 +42,9 @@ def batch_loss(folder: Path) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["t5_v1_1", "t5_lm_adapted", "t5_talking_heads", "t5_first_layers_narrow"])
-def test_every_family_trains_and_reloads(model_type, tiny_models, launch, tmp_path):
+def test_every_family_trains_and_reloads(model_type, tiny_models, forked, tmp_path):
     model, output = tiny_models[model_type], tmp_path / "output"
-    result = launch(
+    result = forked(
         model_name_or_path=model,
         output_dir=output,
         validation_file=DATA / "restaurants_validation.jsonl",
@@ -66,7 +66,7 @@ def test_every_family_trains_and_reloads(model_type, tiny_models, launch, tmp_pa
 
 
 @pytest.mark.slow
-def test_learns_resumes_and_reports_exact_match(tiny_models, launch, tmp_path):
+def test_learns_resumes_and_reports_exact_match(tiny_models, forked, tmp_path):
     model, output = tiny_models["t5_v1_1"], tmp_path / "output"
     options = {
         "model_name_or_path": model,
@@ -78,21 +78,21 @@ def test_learns_resumes_and_reports_exact_match(tiny_models, launch, tmp_path):
         "save_steps": 60,
         "predict_with_generate": True,
     }
-    losses = logged_losses(launch(**options, output_dir=output, max_steps=120, logging_steps=20))
+    losses = logged_losses(forked(**options, output_dir=output, max_steps=120, logging_steps=20))
     assert losses[-1] < losses[0] / 2
     assert batch_loss(output) < batch_loss(model) / 2
     metrics = json.loads((output / "test_results.json").read_text())
     assert 0 <= metrics["test_exact_match"] <= 100
 
     checkpoint, resumed = output / "checkpoint-60", tmp_path / "resumed"
-    result = launch(**options, output_dir=resumed, max_steps=120, logging_steps=20, resume_from_checkpoint=checkpoint)
+    result = forked(**options, output_dir=resumed, max_steps=120, logging_steps=20, resume_from_checkpoint=checkpoint)
     assert logged_losses(result) == losses[3:]
 
     # "True" is the last checkpoint of the output folder, whatever its name sorts as.
     continued = tmp_path / "continued"
     shutil.copytree(checkpoint, continued / "checkpoint-60")
     (continued / "checkpoint-7").mkdir()
-    result = launch(**options, output_dir=continued, max_steps=120, logging_steps=20, resume_from_checkpoint=True)
+    result = forked(**options, output_dir=continued, max_steps=120, logging_steps=20, resume_from_checkpoint=True)
     assert logged_losses(result) == losses[3:]
     assert (continued / "config.json").is_file()
 
@@ -119,7 +119,7 @@ def test_dropout_is_what_was_asked_for(tiny_models, tmp_path, monkeypatch, capsy
 
 
 @pytest.mark.slow
-def test_two_processes_and_accumulation_equal_one_large_batch(tiny_models, launch, tmp_path):
+def test_two_processes_and_accumulation_equal_one_large_batch(tiny_models, forked, tmp_path):
     options = {
         "model_name_or_path": tiny_models["t5_talking_heads"],
         "validation_file": DATA / "restaurants_validation.jsonl",
@@ -130,14 +130,14 @@ def test_two_processes_and_accumulation_equal_one_large_batch(tiny_models, launc
         "save_strategy": "no",
         "predict_with_generate": True,
     }
-    one = launch(**options, output_dir=tmp_path / "one", per_device_train_batch_size=8)
-    two = launch(
+    one = forked(**options, output_dir=tmp_path / "one", per_device_train_batch_size=8)
+    two = forked(
         processes=2,
         **options,
         output_dir=tmp_path / "two",
         per_device_train_batch_size=4,
     )
-    accumulated = launch(
+    accumulated = forked(
         **options, output_dir=tmp_path / "accumulated", per_device_train_batch_size=2, gradient_accumulation_steps=4
     )
     expected = logged_losses(one)
@@ -157,7 +157,7 @@ def test_two_processes_and_accumulation_equal_one_large_batch(tiny_models, launc
 
 
 @pytest.mark.slow
-def test_evaluation_counts_every_example_once(tiny_models, launch, tmp_path):
+def test_evaluation_counts_every_example_once(tiny_models, forked, tmp_path):
     """Two processes with batches of two fill five examples up to eight, with the first ones."""
     model = AutoModelForSeq2SeqLM.from_pretrained(tiny_models["t5_v1_1"]).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_models["t5_v1_1"])
@@ -166,7 +166,7 @@ def test_evaluation_counts_every_example_once(tiny_models, launch, tmp_path):
     rows = [{"source": "The Amber Anchor serves Thai food", "target": produced}]
     rows += [{"source": f"{number} Anchors", "target": "by the harbour"} for number in range(4)]
     (tmp_path / "five.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    result = launch(
+    result = forked(
         processes=2,
         model_name_or_path=tiny_models["t5_v1_1"],
         output_dir=tmp_path / "output",
@@ -202,9 +202,9 @@ def test_evaluation_counts_every_example_once(tiny_models, launch, tmp_path):
         {"save_strategy": "no"},
     ],
 )
-def test_non_finite_loss_stops_the_run(options, tiny_models, launch, tmp_path):
+def test_non_finite_loss_stops_the_run(options, tiny_models, forked, tmp_path):
     model, output = tiny_models["t5_v1_1"], tmp_path / "output"
-    result = launch(model_name_or_path=model, output_dir=output, learning_rate=1e30, max_steps=6, **options)
+    result = forked(model_name_or_path=model, output_dir=output, learning_rate=1e30, max_steps=6, **options)
     assert result.returncode != 0
     assert re.search(
         r"finetune: In step 2, the loss .*became infinite or not a number: nothing more is saved", result.stderr
@@ -213,13 +213,11 @@ def test_non_finite_loss_stops_the_run(options, tiny_models, launch, tmp_path):
 
 
 @pytest.mark.slow
-def test_non_finite_loss_of_one_process_stops_all(tiny_models, launch, tmp_path):
+def test_non_finite_loss_of_one_process_stops_all(tiny_models, forked, tmp_path):
     """Only the second process sees the loss; neither saves, both end, and the first one says why."""
-    script = tmp_path / "script.py"
-    script.write_text(ONE_BROKEN_LOSS)
-    result = launch(
+    result = forked(
         processes=2,
-        script=script,
+        hook=ONE_BROKEN_LOSS,
         model_name_or_path=tiny_models["t5_v1_1"],
         output_dir=tmp_path / "output",
         max_steps=6,
@@ -234,8 +232,6 @@ def test_non_finite_loss_of_one_process_stops_all(tiny_models, launch, tmp_path)
 # The loss that the trainer is told is not the one that the gradients came from, so that all weights stay finite.
 ONE_BROKEN_LOSS = """
 from transformers import Seq2SeqTrainer
-from t5_experimental.training import finetune
-from t5_experimental.training.trainer import nonfinite
 
 right = Seq2SeqTrainer.training_step
 
@@ -247,7 +243,6 @@ def training_step(self, *args, **kwargs):
 
 
 Seq2SeqTrainer.training_step = training_step
-finetune.main()
 """
 
 

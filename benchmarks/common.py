@@ -1,6 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """What all benchmarks share: turns, medians, a description of the machine, and files for the results."""
 
+import argparse
 import datetime
 import json
 import multiprocessing
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 import transformers
 from transformers import T5Config, T5ForConditionalGeneration
+
+from t5_experimental import T5ExperimentalConfig, preset_config
 
 
 COLOURS = {"transformers": "#9aa5b1", "CTranslate2": "#5b8db8", "t5_experimental": "#d1603d", "products": "#d8dee4"}
@@ -81,6 +84,18 @@ def in_turns(
 def ratio(seconds: Mapping[str, list[float]], name: str, base: str) -> float:
     """Median over the rounds of one contestant's time divided by another's in the same round."""
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Which model to measure, for `chosen_config`."""
+    parser.add_argument("--preset", default="t5.1.1.base", help="a t5.1.1 size, which all contestants can express")
+    parser.add_argument("--quick", action="store_true", help="two layers, 1,024 pieces: tries the benchmark itself")
+
+
+def chosen_config(arguments: argparse.Namespace, **overrides: Any) -> T5ExperimentalConfig:
+    """Configuration of the model that the options name."""
+    size = {"num_layers": 2, "vocab_size": 1024} if arguments.quick else {}
+    return preset_config(arguments.preset, **size, **overrides)
 
 
 def peak_memory(prepare: Callable[..., Callable[[], object]], *arguments: object) -> int:

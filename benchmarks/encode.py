@@ -19,9 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM
 
-from t5_experimental import preset_config
-
-from .common import draw_bars, in_turns, ragged_mask, stock_twin, summary, write_json
+from .common import add_model_options, chosen_config, draw_bars, in_turns, ragged_mask, stock_twin, summary, write_json
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -29,7 +27,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--preset", default="t5.1.1.base", help="a t5.1.1 size, which both can express")
+    add_model_options(parser)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--ragged", action="store_true", help="rows of different lengths; ours leaves out padding")
@@ -55,7 +53,7 @@ def bare_products(encoder: nn.Module, tokens: int) -> Callable[[], None]:
 def measure(dtype: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Times of one type of numbers, and the largest difference between the outputs of both contestants."""
     torch.manual_seed(0)
-    ours = AutoModelForSeq2SeqLM.from_config(preset_config(arguments.preset)).eval()
+    ours = AutoModelForSeq2SeqLM.from_config(chosen_config(arguments)).eval()
     stock = stock_twin(ours).to(DTYPES[dtype])
     ours = copy.deepcopy(ours).to(DTYPES[dtype])
     input_ids = torch.randint(3, ours.config.vocab_size, (arguments.batch_size, arguments.length))

@@ -29,9 +29,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
-from t5_experimental import decoding_session, preset_config
+from t5_experimental import decoding_session
 
-from .common import draw_bars, stock_twin, write_json
+from .common import add_model_options, chosen_config, draw_bars, stock_twin, write_json
 
 
 Contestant = Callable[[torch.Tensor], list[list[int]]]
@@ -40,7 +40,7 @@ Contestant = Callable[[torch.Tensor], list[list[int]]]
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--preset", default="t5.1.1.base", help="a t5.1.1 size, which all contestants can express")
+    add_model_options(parser)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--source-length", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64)
@@ -111,7 +111,7 @@ def ctranslate2_contestant(folder: Path, compute_type: str, threads: int, new_to
 def build_contestants(arguments: argparse.Namespace, scratch: Path, sessions: ExitStack) -> dict[str, Contestant]:
     """Every contestant by name, which is the library and the type of the numbers; `sessions` ends what they share."""
     torch.manual_seed(0)
-    ours = AutoModelForSeq2SeqLM.from_config(preset_config(arguments.preset)).eval()
+    ours = AutoModelForSeq2SeqLM.from_config(chosen_config(arguments)).eval()
     stock = stock_twin(ours)
     (scratch / "config").mkdir()
     # A twin of its own, as the converter changes the numbers that it is given.
@@ -141,7 +141,7 @@ def build_contestants(arguments: argparse.Namespace, scratch: Path, sessions: Ex
 def measure(contestants: dict[str, Contestant], arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Milliseconds per generated token of every contestant and batch size."""
     generator = torch.Generator().manual_seed(1)
-    vocab_size = preset_config(arguments.preset).vocab_size
+    vocab_size = chosen_config(arguments).vocab_size
     rows = []
     for batch_size in arguments.batch_sizes:
         input_ids = torch.randint(3, vocab_size - 100, (batch_size, arguments.source_length), generator=generator)

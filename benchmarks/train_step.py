@@ -16,9 +16,17 @@ import torch
 import transformers
 from transformers import AutoModelForSeq2SeqLM
 
-from t5_experimental import preset_config
-
-from .common import draw_bars, in_turns, peak_memory, ragged_mask, stock_twin, summary, write_json
+from .common import (
+    add_model_options,
+    chosen_config,
+    draw_bars,
+    in_turns,
+    peak_memory,
+    ragged_mask,
+    stock_twin,
+    summary,
+    write_json,
+)
 
 
 CONTESTANTS = ("transformers", "t5_experimental")
@@ -28,7 +36,7 @@ KEEPING = "t5_experimental keep_attention"
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--preset", default="t5.1.1.base", help="a t5.1.1 size, which both can express")
+    add_model_options(parser)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--source-length", type=int, default=512)
     parser.add_argument("--target-length", type=int, default=114)
@@ -45,7 +53,7 @@ def training_step(name: str, arguments: argparse.Namespace) -> Callable[[], floa
     """A function that makes one step of a contestant and returns the loss before it."""
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    config = preset_config(arguments.preset, dropout_rate=arguments.dropout)
+    config = chosen_config(arguments, dropout_rate=arguments.dropout)
     model = AutoModelForSeq2SeqLM.from_config(config)
     options = {"skip_logits": True}
     if name == "transformers":

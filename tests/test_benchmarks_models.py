@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RAGGED = ("--batch-size 2 --length 80 --ragged", 110)
-SMALL = "--preset t5.1.1.small --rounds 1 --threads 1"
+SMALL = "--preset t5.1.1.small --quick --rounds 1 --threads 1"
 
 pytestmark = pytest.mark.slow
 

@@ -15,7 +15,7 @@ import torch
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from .blockwise_attention_t5_experimental import attention_operator
-from .calls_t5_experimental import LOOKS_AWAY
+from .calls_t5_experimental import OPERATOR_AGNOSTIC
 
 
 # Kernels of `F.scaled_dot_product_attention` on CPUs and CUDA devices.
@@ -35,7 +35,7 @@ def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any
     kernels = [getattr(torch.ops.aten, name).default for name in _KERNELS if hasattr(torch.ops.aten, name)]
     contexts = create_selective_checkpoint_contexts([attention_operator(), *kernels])
     for mode in contexts:  # torch modes that do not touch other operators
-        setattr(mode, LOOKS_AWAY, True)
+        setattr(mode, OPERATOR_AGNOSTIC, True)
     return contexts
 
 

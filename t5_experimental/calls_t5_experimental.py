@@ -17,8 +17,8 @@ from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 
-LOOKS_AWAY = "_t5_experimental_looks_away"
-"""Attribute of a torch mode that does not depend on which operators compute a linear layer."""
+OPERATOR_AGNOSTIC = "_t5_experimental_operator_agnostic"
+"""Attribute of torch modes that do not depend on which operators compute a linear layer."""
 
 
 def is_transformed() -> bool:
@@ -45,7 +45,7 @@ def may_read_values(values: torch.Tensor, wait: bool = True) -> bool:
     return device == "cpu" or (wait and device == "cuda" and not torch.cuda.is_current_stream_capturing())
 
 
-def is_watched() -> bool:
+def is_observed() -> bool:
     """Whether something observes or changes calls or operators everywhere: transforms, torch modes such as
     `FlopCounterMode`, global module hooks. For compilation see [`is_traced`]."""
     return not torch.compiler.is_compiling() and (
@@ -58,12 +58,12 @@ def is_watched() -> bool:
 
 def _any_observes(modes: list[Any]) -> bool:
     # `torch.set_default_device` enters a mode that only sets the device of new tensors.
-    return not all(type(mode) is DeviceContext or getattr(mode, LOOKS_AWAY, False) for mode in modes)
+    return not all(type(mode) is DeviceContext or getattr(mode, OPERATOR_AGNOSTIC, False) for mode in modes)
 
 
 def is_untouched(module: nn.Module, *types: type[nn.Module]) -> bool:
     """Whether a module has one of `types` exactly (parametrizations and adapters create subclasses), and its call runs
-    only the `forward` of its class. Check [`is_watched`], too."""
+    only the `forward` of its class. Check [`is_observed`], too."""
     attributes = vars(module)  # wrappers put their own `forward` here
     return (
         type(module) in types
@@ -87,7 +87,7 @@ def hooks_of(module: nn.Module) -> tuple[Any, ...]:
 def is_bare_linear(linear: nn.Module) -> bool:
     """Whether calling `linear` is `states @ linear.weight.T`, with a weight that is a plain tensor."""
     return (
-        not is_watched()
+        not is_observed()
         and is_untouched(linear, nn.Linear)
         and linear.bias is None
         # Read the weight last: DeepSpeed's ZeRO-3 then gathers it, and all processes must take part, however many rows

@@ -61,7 +61,7 @@ class LayerSpec:
         attention_type: `"multi_head"` or `"talking_heads"`.
         num_heads: heads of the softmax, and of the relative position bias.
         num_key_heads: heads of queries and keys (differs from `num_heads` only with talking heads).
-        num_value_heads: heads of values and of the output projection (the same).
+        num_value_heads: heads of values and of the output projection (see `num_key_heads`).
         d_k: size of one query or key head.
         d_v: size of one value head.
         d_ff: hidden size of the feed-forward.

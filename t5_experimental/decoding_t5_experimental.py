@@ -37,7 +37,7 @@ from .block_t5_experimental import (
     T5LayerSelfAttention,
 )
 from .cache_t5_experimental import INITIAL_CAPACITY, GrowingLayer, storage_dtype
-from .calls_t5_experimental import hooks_of, is_untouched, is_watched
+from .calls_t5_experimental import hooks_of, is_observed, is_untouched
 from .onednn_t5_experimental import is_tanh_gelu, multiply, multiply_and_add, multiply_gated, pack, supports
 from .stack_t5_experimental import T5Stack
 from .visibility_t5_experimental import Visibility, masked_bias, visibility
@@ -263,7 +263,7 @@ class StepDecoder:
         self.bias_dtype = storage_dtype(self.embedding.dtype, self.embedding.device)  # that of the keys
         self._biases: dict[int, torch.Tensor] = {}  # by head count, (1, h, 1, distances), the largest first
         self._cache: Callable[[], Any] = lambda: None  # weak reference to the last one; the two below belong to it
-        self._takes_cache = False
+        self._supports_cache = False
         self._encoder_masks: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)  # as given, as a bias
 
     @property
@@ -272,11 +272,11 @@ class StepDecoder:
         parts = [part for layer in self.layers for part in layer]
         return [linear for part in parts for linear in (part.inputs, part.output)] + [self.classifier]
 
-    def takes(self, cache: Any) -> bool:
+    def supports_cache(self, cache: Any) -> bool:
         """Whether a cache holds the encoder's keys and values, and has growing layers for self-attention."""
-        if self._cache() is not cache or not self._takes_cache:
+        if self._cache() is not cache or not self._supports_cache:
             count = len(self.layers)
-            self._takes_cache = (
+            self._supports_cache = (
                 isinstance(cache, EncoderDecoderCache)
                 and len(cache.self_attention_cache.layers) == count
                 and all(type(layer) is GrowingLayer for layer in cache.self_attention_cache.layers)
@@ -284,7 +284,7 @@ class StepDecoder:
             )
             self._cache = weakref.ref(cache)
             self._encoder_masks = (None, None)
-        return self._takes_cache
+        return self._supports_cache
 
     def __call__(
         self,
@@ -330,9 +330,9 @@ class StepDecoder:
         if bias is None or bias.shape[-1] <= position:
             length = max(INITIAL_CAPACITY, 1 << position.bit_length())
             # Bias of the last of `length` positions; that of an earlier position is the end of it.
-            furthest = Visibility(1, length, past_length=length - 1, causal=True)
+            last_position = Visibility(1, length, past_length=length - 1, causal=True)
             attention = self.layers[self.head_counts.index(head_count)][0].attention
-            bias = attention.self_attention_bias(furthest, bidirectional=False, device=self.embedding.device)
+            bias = attention.self_attention_bias(last_position, bidirectional=False, device=self.embedding.device)
             self._biases[head_count] = bias = bias[None, :, None].to(self.bias_dtype).contiguous()
         bias = bias.narrow(-1, bias.shape[-1] - position - 1, position + 1)
         if bias.device.type != "cpu":  # fused GPU kernels need aligned rows
@@ -419,7 +419,7 @@ def next_token_logits(
     Args:
         model: a model for conditional generation, inside a [`decoding_session`].
         input_ids: `(b, 1)`; None for other lengths.
-        cache: see [`StepDecoder.takes`].
+        cache: see [`StepDecoder.supports_cache`].
         encoder_mask: as passed to the model; None unless 2-D.
         decoder_mask: as passed to the model; None unless 2-D.
     """
@@ -431,9 +431,9 @@ def next_token_logits(
         or any(mask is not None and mask.ndim != 2 for mask in (encoder_mask, decoder_mask))
         or torch.is_grad_enabled()
         or torch.is_autocast_enabled(input_ids.device.type)
-        or is_watched()
+        or is_observed()
         or any(decode.hooks)  # since the session was opened
-        or not decode.takes(cache)
+        or not decode.supports_cache(cache)
     ):
         return None
     return decode(input_ids, cache, encoder_mask, decoder_mask)

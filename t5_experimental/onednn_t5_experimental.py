@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers.activations import GELUTanh, NewGELUActivation
 
-from .calls_t5_experimental import is_bare_linear, is_untouched, is_watched, may_read_values
+from .calls_t5_experimental import is_bare_linear, is_observed, is_untouched, may_read_values
 
 
 _MIN_ROWS = 128
@@ -44,7 +44,7 @@ def is_eager_on_cpu(states: torch.Tensor) -> bool:
 
 
 def _has_many_rows(states: torch.Tensor) -> bool:
-    return states.shape[:-1].numel() >= _MIN_ROWS and is_eager_on_cpu(states) and not is_watched()
+    return states.shape[:-1].numel() >= _MIN_ROWS and is_eager_on_cpu(states) and not is_observed()
 
 
 def is_plain_inference(states: torch.Tensor) -> bool:
@@ -103,7 +103,7 @@ class _Linear(torch.autograd.Function):
         grad_states = grad_weight = None
         if ctx.needs_input_grad[0]:
             # A mode or hook may be active now that was not in the forward pass.
-            uses_onednn = is_eager_on_cpu(grad_output) and not is_watched()
+            uses_onednn = is_eager_on_cpu(grad_output) and not is_observed()
             grad_states = _Linear.apply(grad_output, weight.t()) if uses_onednn else grad_output @ weight
         if ctx.needs_input_grad[1]:
             # oneDNN is no faster here. `flatten` does not support batched gradients.

@@ -254,15 +254,18 @@ class T5Stack(T5ExperimentalPreTrainedModel):
             ValueError: both or neither of `input_ids` and `inputs_embeds` are given, or masks have wrong shapes.
         """
         require_one(input_ids, inputs_embeds, "", "decoder" if self.is_decoder else "encoder")
-        config = self.config
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = bool(self.config.output_hidden_states)
         stack_pass = self._prepare(
             self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds,
             (attention_mask, segment_ids),
             encoder_hidden_states,
             (encoder_attention_mask, encoder_segment_ids),
             past_key_values=self._cache(past_key_values, use_cache),
-            output_attentions=config.output_attentions if output_attentions is None else output_attentions,
-            output_hidden_states=config.output_hidden_states if output_hidden_states is None else output_hidden_states,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
             skip_padding=skip_padding,
             needed=needed,
         )

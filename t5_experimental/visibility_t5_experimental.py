@@ -80,10 +80,10 @@ def visibility(
     """Combines a padding mask, segment ids and causality.
 
     Args:
-        attention_mask: 2-D `(batch, keys)`, 0 at padding; it may be shorter than `key_length` if the cache has
-            free room. Or 3-D `(batch, queries, keys)` or 4-D `(batch, 1 or heads, queries, keys)`:
-            booleans or integers, nonzero where a key is visible, or floats in transformers' additive form, 0 where a
-            key is visible and -1000 or less elsewhere.
+        attention_mask: 2-D `(batch, keys)`, 0 at padding; it may be shorter than `key_length` if the cache has spare
+            positions. Or 3-D `(batch, queries, keys)` or 4-D `(batch, 1 or heads, queries, keys)`: booleans or
+            integers, nonzero where a key is visible, or floats in transformers' additive form, 0 where a key is visible
+            and -1000 or less elsewhere.
         query_segments: `(batch, queries)`, id of each query's packed example, 0 for padding.
         key_segments: `(batch, keys)`, the same for the keys.
         query_length: number of queries.
@@ -100,9 +100,9 @@ def visibility(
             mask = attention_mask[:, None, None, :] != 0
         else:
             mask = _visible_pairs(attention_mask if attention_mask.ndim == 4 else attention_mask[:, None])
-        free_room = key_length - mask.shape[-1]
-        if free_room > 0 and attention_mask.ndim == 2:
-            mask = torch.nn.functional.pad(mask, (0, free_room), value=False)
+        spare = key_length - mask.shape[-1]
+        if spare > 0 and attention_mask.ndim == 2:
+            mask = torch.nn.functional.pad(mask, (0, spare), value=False)
         if mask.shape[-1] != key_length or mask.shape[-2] not in (1, query_length):
             raise ValueError(
                 f"The attention mask of shape {tuple(attention_mask.shape)} does not fit {query_length} queries and "

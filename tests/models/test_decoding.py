@@ -322,7 +322,7 @@ def test_norms_of_a_step_are_those_of_the_forward_pass(dtype):
 class Counter(TorchDispatchMode):
     """Counts operators that compute or allocate, and the bytes of their results; views are neither."""
 
-    _t5_experimental_looks_away = True  # so that the steps go on as they are
+    _t5_experimental_operator_agnostic = True  # so that the steps go on as they are
 
     def __init__(self):
         super().__init__()

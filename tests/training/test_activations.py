@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import preset_config
-from t5_experimental.calls_t5_experimental import LOOKS_AWAY
+from t5_experimental.calls_t5_experimental import OPERATOR_AGNOSTIC
 from t5_experimental.training.memory.activations import Step, activation_bytes
 from t5_experimental.training.models.adapters import lora_config, lora_targets
 
@@ -28,7 +28,7 @@ class Held(TorchDispatchMode):
 
     def __init__(self, parameters: Iterable[torch.Tensor]):
         super().__init__()
-        setattr(self, LOOKS_AWAY, True)  # else the paths that are measured would stand back for it
+        setattr(self, OPERATOR_AGNOSTIC, True)  # else the paths that are measured would stand back for it
         self.bytes = self.most = 0
         tensors = [tensor for weight in parameters for tensor in (weight, weight.grad) if tensor is not None]
         self._known = {tensor.untyped_storage()._cdata for tensor in tensors}

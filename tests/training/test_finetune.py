@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from t5_experimental.training import finetune
-from t5_experimental.training.trainer import nonfinite
+from t5_experimental.training.engines.hooks import DeviceHooks, hooks_for
 from t5_experimental.training.trainer.arguments import bfloat16_is_fast
 from t5_experimental.training.trainer.trainer import T5Trainer
 
@@ -235,7 +235,6 @@ def test_non_finite_loss_of_one_process_stops_all(tiny_models, launch, tmp_path)
 ONE_BROKEN_LOSS = """
 from transformers import Seq2SeqTrainer
 from t5_experimental.training import finetune
-from t5_experimental.training.trainer import nonfinite
 
 right = Seq2SeqTrainer.training_step
 
@@ -276,8 +275,8 @@ def test_non_finite_weights_are_not_saved(tiny_models, tmp_path, monkeypatch):
 )
 def test_steps_wait_for_the_check_where_it_is_free(device, processes, expected, tiny_models, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    unseen = nonfinite.steps_unseen(torch.device(device), processes)
-    monkeypatch.setattr("t5_experimental.training.trainer.trainer.steps_unseen", lambda *unused: unseen)
+    steps = hooks_for(torch.device(device)).steps_between_checks(processes)
+    monkeypatch.setattr(DeviceHooks, "steps_between_checks", lambda *unused: steps)
     checks = []
     right = T5Trainer._holds_everywhere
 

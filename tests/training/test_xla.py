@@ -9,7 +9,8 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoModelForSeq2SeqLM
 
-from t5_experimental.training.engines import xla
+from t5_experimental.training.engines import hooks, xla
+from t5_experimental.training.engines.hooks import NEVER, XLAHooks, hooks_for
 from t5_experimental.training.engines.xla import FixedShapes, as_input, generate_greedily
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.trainer.nonfinite import FirstNonFinite
@@ -92,6 +93,53 @@ def test_the_number_of_a_step_is_no_scalar_of_its_program(monkeypatch):
     assert as_input(8, torch.device("cpu")) == 8
     watch.look(9, torch.zeros(()))
     assert made == [[8], [9]]
+
+
+class Log(list):
+    """What the hooks call of XLA, in order."""
+
+    def spread(self, values: torch.Tensor) -> None:
+        self.append(tuple(values.shape))
+
+    def state(self) -> SimpleNamespace:
+        self.append("saved")
+        return SimpleNamespace(restore=lambda: self.append("restored"))
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_hooks_of_xla(devices, monkeypatch):
+    log = Log()
+    monkeypatch.setattr(hooks, "devices_of_a_step", lambda: devices)
+    monkeypatch.setattr(hooks, "spread", log.spread)
+    monkeypatch.setattr(hooks, "RandomState", log.state)
+    found = hooks_for(torch.device("xla"))
+    assert isinstance(found, XLAHooks)
+    callbacks = [type(callback).__name__ for callback in found.callbacks()]
+    assert callbacks == (["SpreadCallback"] if devices > 1 else []) + ["StepBoundaries"]
+    batch = {"input_ids": torch.zeros(4, 8), "count": torch.zeros(()), "skip_logits": True}
+    assert found.prepare_inputs(batch) is batch
+    found.restore_random_state()
+    found.save_random_state()
+    found.restore_random_state()
+    found.restore_random_state()  # only the step after a checkpoint returns to its state
+    assert log == [*([(4, 8)] if devices > 1 else []), "saved", "restored"]
+    assert found.steps_between_checks(1) == NEVER
+    assert found.adamw == {"fused": False, "capturable": True}
+    collate = found.prepare_collator(
+        lambda rows: {"labels": torch.ones(1, 2)}, 2, {"labels": 3}, SimpleNamespace(pad_token_id=0)
+    )
+    assert collate([])["labels"].tolist() == [[1, 1, -100], [-100, -100, -100]]
+    with pytest.raises(TrainingError, match="--generation_num_beams 4 cannot be had through torch_xla"):
+        found.check_search(4)
+
+
+def test_other_devices_need_nothing():
+    found, batch = hooks_for(torch.device("cpu")), {"input_ids": torch.zeros(4, 8)}
+    assert found.prepare_inputs(batch) is batch
+    assert found.callbacks() == []
+    assert found.prepare_collator(list, 2, {}, None) is list
+    assert found.adamw == {"fused": True}
+    found.check_search(4)
 
 
 def test_accelerate_reads_the_configuration():

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import OptimizerNames
 from transformers.utils import is_torch_xla_available
 
 from ..errors import TrainingError
-from .xla import devices_of_a_step, is_xla, rows_held, spread_steps
+from .hooks import hooks_for
+from .xla import devices_of_a_step, spread_steps
 
 
 _NAMES = {DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.FSDP: "FSDP"}
@@ -182,7 +182,7 @@ def parameter_bytes(model: torch.nn.Module) -> tuple[int, int]:
     for parameter in model.parameters():
         whole += getattr(parameter, "ds_numel", parameter.numel()) * parameter.element_size()
         for part in (parameter, getattr(parameter, "ds_tensor", None)):
-            held += 0 if part is None else _local_bytes(part)
+            held += 0 if part is None else hooks_for(part.device).local_bytes(part)
     return held, whole
 
 
@@ -190,7 +190,7 @@ def optimizer_bytes(optimizer: Any) -> int:
     """Bytes of an optimizer's state that this process holds, without copies of parameters that an engine keeps."""
     while not isinstance(state := getattr(optimizer, "state", None), dict) or hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
-    return sum(_local_bytes(value) for value in _tensors(state))
+    return sum(hooks_for(value.device).local_bytes(value) for value in _tensors(state))
 
 
 def _tensors(values: dict[Any, Any]) -> Iterator[torch.Tensor]:
@@ -201,13 +201,6 @@ def _tensors(values: dict[Any, Any]) -> Iterator[torch.Tensor]:
             yield value
 
 
-def _local_bytes(tensor: torch.Tensor) -> int:
-    if is_xla(tensor.device) and tensor.dim():
-        return rows_held(tensor) * tensor[0].numel() * tensor.element_size()
-    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return local.numel() * local.element_size()
-
-
 class SayPartsCallback(TrainerCallback):
     """Says, when the engine has taken the model over, how much of it the first process holds."""
 
@@ -216,5 +209,5 @@ class SayPartsCallback(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero:
             held, whole = parameter_bytes(model)
-            who = "each device" if is_xla(next(model.parameters()).device) else "this process"
+            who = hooks_for(next(model.parameters()).device).holder
             print(f"{'parts':<11} {who} holds {held:,} of {whole:,} bytes of parameters", flush=True)

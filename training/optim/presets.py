@@ -24,7 +24,7 @@ from transformers import get_constant_schedule_with_warmup
 from t5_experimental.block_t5_experimental import T5LayerNorm
 
 from ..engines.fsdp2 import refuse_parts
-from ..engines.xla import is_xla
+from ..engines.hooks import hooks_for
 from ..errors import TrainingError
 from .adafactor import Adafactor, original_axes
 from .base import _WholeParameterOptimizer
@@ -81,9 +81,8 @@ def _make_adafactor(model: nn.Module, learning_rate: float, weight_decay: float)
 
 
 def _make_adamw(model: nn.Module, learning_rate: float, weight_decay: float, **moments: Any) -> Optimizer:
-    # XLA has no fused kernel; with its step on the device, no step takes a program of its own.
-    on_xla = is_xla(next(model.parameters()).device)
-    return AdamW(_with_decay(model, weight_decay), learning_rate, fused=not on_xla, capturable=on_xla, **moments)
+    suited = hooks_for(next(model.parameters()).device).adamw
+    return AdamW(_with_decay(model, weight_decay), learning_rate, **suited, **moments)
 
 
 def _make_rms_adamw(model: nn.Module, learning_rate: float, weight_decay: float, **moments: Any) -> Optimizer:

@@ -13,7 +13,6 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..data.arguments import DataArguments
 from ..data.examples import Split, source_features
 from ..data.metrics import compute_metrics
-from ..engines.xla import check_search, generate_greedily, is_xla
 from .trainer import T5Trainer
 
 
@@ -45,8 +44,7 @@ class FinetuningTrainer(T5Trainer):
         pairs = {split: features.pairs for split, features in splits.items()}
         super().__init__(train_dataset=pairs["train"], eval_dataset=pairs.get("eval"), **kwargs)
         self._splits, self._data, self._metrics = splits, data, metrics
-        if is_xla(self.args.device):
-            check_search(self.args.generation_num_beams)
+        self.hooks.check_search(self.args.generation_num_beams)
         # Losses come from a pass of their own, which does not generate.
         self.args.predict_with_generate = True
         source, target = data.max_source_length, data.max_target_length
@@ -91,8 +89,7 @@ class FinetuningTrainer(T5Trainer):
         tokenizer = cast(Any, self.processing_class)
         features = source_features(sources, self._data, tokenizer)
         loader = self.get_test_dataloader(cast(torch.utils.data.Dataset, features))
-        if is_xla(self.args.device):
-            self._gen_kwargs["custom_generate"] = generate_greedily
+        self._gen_kwargs |= self.hooks.generation
         output = super().evaluation_loop(loader, "Generation", prediction_loss_only=False, metric_key_prefix=prefix)
         ids = cast(np.ndarray, output.predictions)
         # Rows of unequal length come filled up with -100.

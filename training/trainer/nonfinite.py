@@ -8,19 +8,11 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
-from ..engines.xla import as_input, is_xla
+from ..engines.hooks import NEVER
+from ..engines.xla import as_input
 
 
-_NEVER = 2**40  # more steps than any run has
 _NAMED = 3  # tensors of a complaint that are named; the others are counted
-
-
-def steps_unseen(device: torch.device, processes: int) -> int:
-    """How many steps go by until somebody looks at what was found in them, besides logs and saves: one if it costs
-    nothing. Elsewhere a look waits for the device or for other processes, and on XLA's devices it takes a program."""
-    if is_xla(device):
-        return _NEVER
-    return 1 if device.type == "cpu" and processes == 1 else 10
 
 
 def non_finite(tensors: Iterable[torch.Tensor | None], device: torch.device) -> torch.Tensor:
@@ -56,7 +48,7 @@ class FirstNonFinite:
 
     def __init__(self, names: Sequence[str], device: torch.device):
         self._names = tuple(names)
-        self._step = torch.tensor(_NEVER, device=device)
+        self._step = torch.tensor(NEVER, device=device)
         self._loss = torch.tensor(False, device=device)
         self._gradients = torch.zeros(len(names), dtype=torch.bool, device=device)
 
@@ -78,7 +70,7 @@ class FirstNonFinite:
 
     def all_finite(self) -> torch.Tensor:
         """Whether nothing was found, a scalar on the device."""
-        return self._step == _NEVER
+        return self._step == NEVER
 
     def describe(self, accelerator: Accelerator) -> str | None:
         """What the first of the processes to find something found, or None; all processes call this."""
@@ -86,7 +78,7 @@ class FirstNonFinite:
             torch.cat([self._step.reshape(1), self._loss.reshape(1).long(), self._gradients.long()])[None]
         )
         step = records[:, 0].min()
-        if step == _NEVER:
+        if step == NEVER:
             return None
         at_first = records[records[:, 0] == step].amax(0).cpu()
         loss, gradients = bool(at_first[1]), at_first[2:].bool()

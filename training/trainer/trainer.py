@@ -4,7 +4,6 @@ save, and losses without the memory for all logits."""
 
 import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import Any, NoReturn, cast
 
 import torch
@@ -24,23 +23,13 @@ from ..engines.fsdp2 import (
     whole_prompt,
 )
 from ..engines.fsdp2_weights import cut_and_fill, is_empty
-from ..engines.xla import (
-    FixedShapes,
-    PlainLoader,
-    RandomState,
-    SpreadCallback,
-    StepBoundaries,
-    devices_of_a_step,
-    is_xla,
-    skipping_plainly,
-    spread,
-)
+from ..engines.hooks import hooks_for
 from ..errors import TrainingError
 from ..optim.presets import build_optimizer
 from .arguments import T5TrainingArguments
 from .generation import keeping_generation
 from .losses import loss_arguments, with_all_positions
-from .nonfinite import FirstNonFinite, named, non_finite, steps_unseen
+from .nonfinite import FirstNonFinite, named, non_finite
 from .same_run import use_learning_rate, write_record
 from .saving import SavingTrainer
 from .throughput import TokenMeter, TokenProgressCallback
@@ -61,16 +50,15 @@ class T5Trainer(SavingTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         check_engine(self.args, self.accelerator)
-        self._is_spread = is_xla(self.args.device) and devices_of_a_step() > 1
-        if self._is_spread:
-            self.add_callback(SpreadCallback())
-        self.add_callback(SayPartsCallback())
+        self.hooks = hooks_for(self.args.device)
+        for callback in (*self.hooks.callbacks(), SayPartsCallback()):
+            self.add_callback(callback)
         if self.accelerator.is_fsdp2:
             share_embedding(self.plain_model())
             if has_prompt(self.model):
                 keep_checkpoints_whole(self.accelerator)
         self._first_bad: FirstNonFinite | None = None
-        self._steps_unseen = steps_unseen(self.args.device, self.args.world_size)
+        self._steps_between_checks = self.hooks.steps_between_checks(self.args.world_size)
         self._makes_optimizer = self.optimizer is None
         self._parts: list[list[torch.nn.Parameter]] | None = None
         self._meter = TokenMeter(self.args.device)
@@ -83,9 +71,6 @@ class T5Trainer(SavingTrainer):
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TokenProgressCallback())
         self.fixed_lengths: Mapping[str, int] = {}
-        self._written_random_state: RandomState | None = None
-        if is_xla(self.args.device):
-            self.add_callback(StepBoundaries())
 
     def plain_model(self) -> PreTrainedModel:
         """The model itself, without adapters."""
@@ -93,27 +78,20 @@ class T5Trainer(SavingTrainer):
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> DataLoader:
-        if not is_xla(self.args.device):
-            return super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
-        collate, pad = self.data_collator, cast(int, cast(Any, self.processing_class).pad_token_id)
-        self.data_collator = FixedShapes(collate, batch_size, self.fixed_lengths, pad)
+        collate = self.data_collator
+        self.data_collator = self.hooks.prepare_collator(collate, batch_size, self.fixed_lengths, self.processing_class)
         try:
             loader = super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
-            return cast(DataLoader, PlainLoader(loader, self.args.device))
+            return self.hooks.prepare_loader(loader)
         finally:
             self.data_collator = collate
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        with skipping_plainly() if is_xla(self.args.device) else nullcontext():
+        with self.hooks.skipping_batches():
             super()._run_epoch(*args, **kwargs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        prepared = super()._prepare_inputs(inputs)
-        if self._is_spread:
-            for values in prepared.values():
-                if isinstance(values, torch.Tensor) and values.dim():
-                    spread(values)
-        return prepared
+        return self.hooks.prepare_inputs(super()._prepare_inputs(inputs))
 
     # What a step is watched for.
 
@@ -125,9 +103,7 @@ class T5Trainer(SavingTrainer):
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         self._meter.add(inputs)
-        if self._written_random_state is not None:
-            self._written_random_state.restore()
-            self._written_random_state = None
+        self.hooks.restore_random_state()
         loss = super().training_step(model, inputs, *args, **kwargs)
         if not self.args.logging_nan_inf_filter:
             self._look_for_bad_numbers(loss)
@@ -142,7 +118,7 @@ class T5Trainer(SavingTrainer):
         is_last = self.accelerator.sync_gradients and self.accelerator.scaler is None
         gradients = [weight.grad for weight in weights.values()] if is_last else None
         self._first_bad.look(self.state.global_step + 1, loss, gradients)
-        if self.accelerator.sync_gradients and (self.state.global_step + 1) % self._steps_unseen == 0:
+        if self.accelerator.sync_gradients and (self.state.global_step + 1) % self._steps_between_checks == 0:
             self._stop_at_bad_steps()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -179,8 +155,7 @@ class T5Trainer(SavingTrainer):
             super()._save_checkpoint(*args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        if is_xla(self.args.device):
-            self._written_random_state = RandomState()
+        self.hooks.save_random_state()
         super()._save_rng_state(output_dir)
 
     def _stop_at_bad_steps(self, *otherwise: str) -> None:

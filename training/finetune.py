@@ -31,6 +31,7 @@ from t5_experimental.training.run import run_trainer
 from t5_experimental.training.trainer.finetuning import FinetuningTrainer
 from t5_experimental.training.trainer.finetuning_arguments import FinetuningArguments
 from t5_experimental.training.trainer.generation import settle_generation
+from t5_experimental.training.trainer.settle import Run
 from t5_experimental.training.trainer.trainer import T5Trainer
 
 
@@ -44,34 +45,34 @@ ENTRY_POINT = EntryPoint(
 )
 
 
-def parse(arguments: Sequence[str] | None = None) -> Options:
-    """Options from the command line, checked; `arguments` instead of the process's own for tests and notebooks."""
-    return cast(Options, ENTRY_POINT.parse(arguments))
+def parse(arguments: Sequence[str] | None = None) -> Run[Options]:
+    """A run from the command line; `arguments` instead of the process's own for tests and notebooks."""
+    return ENTRY_POINT.parse(arguments)
 
 
 def build_trainer(
-    options: Options, adapt: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Any] | None = None
+    settled: Run[Options], adapt: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Any] | None = None
 ) -> tuple[FinetuningTrainer, dict[str, Split]]:
     """The trainer, and the examples by split. Whatever is wrong with the options or the data is found out here.
 
     Args:
-        options: of the run.
+        settled: the run.
         adapt: makes of the loaded model what is trained; by default, one with the adapters that the options ask for, or
             the model itself. Then processes that share its weights each read their own part, once training begins.
     """
-    model_options, data, training = options
+    model_options, data, training = settled.options
     if adapt is None and training.lora_rank:
         adapt = _with_lora(training.lora_rank)
     folder = model_options.model_name_or_path
     tokenizer = load_tokenizer(folder)
-    device_map = "meta" if adapt is None and reads_in_parts(folder) else None
+    device_map = "meta" if adapt is None and reads_in_parts(settled.engine, folder) else None
     model = load_model(folder, tokenizer, device_map=device_map, **model_options.dropout_fields())
     # The first process fills the cache of `datasets`, the others find it there.
     with training.main_process_first(desc="reading the data"):
         splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
-    training.check_data("eval" in splits, "test" in splits)
+    training.check_data(settled.given, "eval" in splits, "test" in splits)
     if training.metric and not {"eval", "test"} & set(splits):
-        asked = f"--metric {' '.join(training.metric)}" if "metric" in training.given else "--predict_with_generate"
+        asked = f"--metric {' '.join(training.metric)}" if "metric" in settled.given else "--predict_with_generate"
         raise TrainingError(f"{asked} needs references to compare with: give --validation_file or --test_file, too.")
     batch = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and len(splits["train"].pairs) < batch:
@@ -85,23 +86,23 @@ def build_trainer(
         data,
         training.metric,
         model=model if adapt is None else adapt(model, tokenizer),
-        args=training,
+        args=settled,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         processing_class=tokenizer,
     )
     return trainer, splits
 
 
-def run(options: Options) -> None:
+def run(settled: Run[Options]) -> None:
     """Trains, saves, evaluates, reports."""
-    model_options, data, training = options
+    model_options, data, training = settled.options
     if training.estimate is not None:
         config = load_config(model_options.model_name_or_path, **model_options.dropout_fields())
-        print_estimate(training, config, data.max_source_length, data.max_target_length, lora_rank=training.lora_rank)
+        print_estimate(settled, config, data.max_source_length, data.max_target_length, lora_rank=training.lora_rank)
         return
     warn_of_float16(training)
     set_seed(training.seed)
-    trainer, splits = build_trainer(options)
+    trainer, splits = build_trainer(settled)
     train_and_evaluate(trainer, splits, data)
 
 

@@ -34,14 +34,13 @@ def run_trainer(
         TrainingError: the checkpoint to go on from is another run's, or the run breaks down.
     """
     args = trainer.args
-    if args.resume_from_checkpoint is not None:
-        check_resumption(trainer, args.resume_from_checkpoint)
+    checkpoint = trainer.run.checkpoint
+    if checkpoint is not None:
+        check_resumption(trainer, checkpoint)
     facts = describe(trainer, more)
     if trainer.is_world_process_zero():
         print(facts_as_text(facts), flush=True)
-    metrics: dict[str, dict[str, float]] = {
-        "train": trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
-    }
+    metrics: dict[str, dict[str, float]] = {"train": trainer.train(resume_from_checkpoint=checkpoint).metrics}
     before_saving()
     trainer.save_finished_model()
     for split, rows in evaluated.items():

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from t5_experimental.training import finetune, pretrain
-from t5_experimental.training.engines.engine import describe_engine, optimizer_bytes, parameter_bytes
 from t5_experimental.training.engines.fsdp2 import whole
+from t5_experimental.training.engines.parts import optimizer_bytes, parameter_bytes
 from t5_experimental.training.trainer.trainer import T5Trainer
 
 from .pretended_gpus import pretend_gpus
@@ -94,7 +94,7 @@ class Recorder(TrainerCallback):
             trainer = self._trainer
             held, whole = parameter_bytes(trainer.model)  # type: ignore[arg-type]
             self._seen = {
-                "engine": describe_engine(trainer.accelerator),
+                "engine": trainer.run.engine.describe(trainer.accelerator),
                 "distributed_type": str(trainer.accelerator.distributed_type.value),
                 "wrapped": type(trainer.model_wrapped).__name__,
                 "processes": trainer.accelerator.num_processes,

@@ -26,6 +26,7 @@ from t5_experimental.training.trainer.checkpoint_folders import (
     remove_oldest,
     why_not_written,
 )
+from t5_experimental.training.trainer.settle import settle
 
 
 def make_checkpoint(
@@ -197,7 +198,7 @@ def test_what_has_the_name_of_unfinished_work_stops_a_run_before_it_begins(kind,
     make_foreign(kind, output / ASIDE, tmp_path / "elsewhere")
     before = seen(tmp_path)
     with pytest.raises(TrainingError, match=rf"{ASIDE} is in the way, .*: remove or rename it\.$"):
-        T5TrainingArguments(output_dir=str(output), use_cpu=True)
+        settle((T5TrainingArguments(output_dir=str(output), use_cpu=True),))
     assert seen(tmp_path) == before
     make_checkpoint(output, 8)
     with pytest.raises(OSError, match="made by another program"):
@@ -267,7 +268,7 @@ def test_a_report_is_not_written_through_a_link(tmp_path):
     for name in (".README.md.unfinished", ".report.html.unfinished"):
         (output / name).symlink_to(mine)
     config = T5V11Config(architectures=["T5V11ForConditionalGeneration"])
-    card = report.card_of_import(config, "model", T5TrainingArguments(output_dir=str(output), use_cpu=True))
+    card = report.card_of_import(config, "model", settle((T5TrainingArguments(output_dir=str(output), use_cpu=True),)))
     report._write(output, "model_card.md", "README.md", report=card)
     assert mine.read_text() == "mine"
     assert names(output) == [".README.md.unfinished", ".report.html.unfinished", "README.md"]

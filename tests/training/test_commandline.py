@@ -47,7 +47,7 @@ max_steps: 7
 """
     path = recipe(text)
     for given in ([path, *flags], [*flags, "--recipe", path], [f"--recipe={path}", *flags]):
-        _, data, training = finetune.parse([*given, "--max_steps", "9"])
+        _, data, training = finetune.parse([*given, "--max_steps", "9"]).options
         assert (data.source_prefix, data.input_column, data.target_column) == ("yes: -1 ", "on", "target")
         assert (training.learning_rate, training.weight_decay, training.bf16) == (3e-4, 0.01, False)
         assert training.label_names == ["labels", "more"]
@@ -112,12 +112,12 @@ def test_a_recipe_in_front_and_another_by_its_flag(flags):
 
 
 def test_values_that_look_like_options(flags):
-    _, data, training = finetune.parse([*flags, "--source_prefix", "--seed 1: ", "--label_names", "a", "-1"])
+    _, data, training = finetune.parse([*flags, "--source_prefix", "--seed 1: ", "--label_names", "a", "-1"]).options
     assert (data.source_prefix, training.seed, training.label_names) == ("--seed 1: ", 42, ["a", "-1"])
 
 
 def test_a_recipe_may_begin_with_a_byte_order_mark(flags, recipe):
-    _, _, training = finetune.parse([recipe("\ufeffmax_steps: 7\n"), *flags])
+    _, _, training = finetune.parse([recipe("\ufeffmax_steps: 7\n"), *flags]).options
     assert training.max_steps == 7
 
 
@@ -133,7 +133,7 @@ def test_columns_without_a_name(flags):
 
 
 def test_recipes_are_found_by_name(flags):
-    _, _, training = finetune.parse(["finetune.yaml", *flags])
+    _, _, training = finetune.parse(["finetune.yaml", *flags]).options
     assert training.per_device_train_batch_size == 128
     with pytest.raises(TrainingError, match=r"The recipe none.yaml does not exist: .*finetune.yaml"):
         finetune.parse(["none.yaml", *flags])
@@ -149,7 +149,7 @@ def test_every_recipe_opens_with_its_launch_command(path: Path, flags):
 
 
 def test_the_command_is_kept_without_tokens(flags):
-    _, _, training = finetune.parse([*flags, "--source_prefix", "a b", "--hub_token", "hf_1"])
-    assert training.command.startswith("finetune.py --model_name_or_path")
-    assert training.command.endswith("--source_prefix 'a b' --hub_token ...")
-    assert "command" not in training.to_dict()
+    run = finetune.parse([*flags, "--source_prefix", "a b", "--hub_token", "hf_1"])
+    assert run.command.startswith("finetune.py --model_name_or_path")
+    assert run.command.endswith("--source_prefix 'a b' --hub_token ...")
+    assert "command" not in run.training.to_dict()

@@ -328,7 +328,7 @@ def test_precision(launcher, flags, hardware, expected, tiny_models, tmp_path, m
     monkeypatch.setattr("t5_experimental.training.trainer.arguments.bfloat16_is_fast", lambda use_cpu: hardware)
     folders = f"--model_name_or_path {tiny_models['t5_v1_1']} --output_dir {tmp_path / 'output'}"
     data = f"--train_file {DATA / 'restaurants_train.jsonl'}"
-    _, _, training = finetune.parse(f"{folders} {data} --use_cpu {flags}".split())
+    _, _, training = finetune.parse(f"{folders} {data} --use_cpu {flags}".split()).options
     assert training.mixed_precision == expected
     assert isinstance(training.bf16, bool)
 

@@ -327,7 +327,7 @@ def test_dropout_as_the_original_drops(start, tiny_models, text, tmp_path):
 )
 def test_recipes(name, expected, tiny_models, text, tmp_path):
     needed = {"model_name_or_path": tiny_models["t5_v1_1"], "train_file": text, "output_dir": tmp_path / "output"}
-    model, data, training = pretrain.parse([name, *flags(needed)])
+    model, data, training = pretrain.parse([name, *flags(needed)]).options
     assert {option: getattr(data, option) for option in expected} == expected
     assert model.dropout_rate == 0
     assert (training.z_loss, training.optimizer_preset) == (1e-4, "pretrain")
@@ -336,7 +336,7 @@ def test_recipes(name, expected, tiny_models, text, tmp_path):
 
 def test_defaults_are_the_originals(tiny_models, text, tmp_path):
     needed = {"model_name_or_path": tiny_models["t5_v1_1"], "train_file": text, "output_dir": tmp_path / "output"}
-    options = pretrain.parse(flags({**needed, "max_steps": 1, "use_cpu": True, "max_source_length": 48}))
-    assert (options[2].max_grad_norm, options[2].loss_denominator) == (0, "positions")
-    facts = describe(pretrain.build_trainer(options), {})
+    run = pretrain.parse(flags({**needed, "max_steps": 1, "use_cpu": True, "max_source_length": 48}))
+    assert (run.training.max_grad_norm, run.training.loss_denominator) == (0, "positions")
+    facts = describe(pretrain.build_trainer(run), {})
     assert (facts["clipping"], facts["denominator"]) == ("none", "positions of a step")

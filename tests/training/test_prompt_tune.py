@@ -176,7 +176,7 @@ def test_the_recipe_is_the_paper(tiny_models, tmp_path):
     assert recipe.read_text().startswith(
         "# accelerate launch training/prompt_tune.py training/recipes/prompt_tune.yaml"
     )
-    model, prompt, _, training = prompt_tune.ENTRY_POINT.parse([str(recipe), *paper])
+    model, prompt, _, training = prompt_tune.ENTRY_POINT.parse([str(recipe), *paper]).options
     assert (prompt.prompt_length, prompt.prompt_init) == (100, "vocab")
     assert (training.learning_rate, training.weight_decay, training.max_grad_norm) == (0.3, 1e-5, 0)
     assert (training.per_device_train_batch_size, training.max_steps, model.dropout_rate) == (32, 30_000, 0.1)

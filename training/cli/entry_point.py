@@ -26,6 +26,7 @@ from ..errors import ProcessError, TrainingError, check_unicode, in_a_line, show
 from ..interruption import claim_word, end, leave, peer_was_interrupted, received, watched
 from ..trainer.arguments import T5TrainingArguments
 from ..trainer.checkpoint_folders import where_it_goes_on
+from ..trainer.settle import Run, settle
 from .own_command import as_text, own_command
 
 
@@ -75,8 +76,8 @@ class EntryPoint:
     """The options that nobody can do without; the generated line would name some hundred options of transformers."""
     options: tuple[type, ...]
 
-    def parse(self, arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
-        """One object of each dataclass, checked.
+    def parse(self, arguments: Sequence[str] | None = None) -> Run[Any]:
+        """A run with one object of each dataclass, checked and settled.
 
         A recipe is the first argument, or follows `--recipe`. What it says counts unless a flag says otherwise.
 
@@ -113,33 +114,26 @@ class EntryPoint:
             *options, unknown = parser.parse_args_into_dataclasses(
                 args=flags, return_remaining_strings=True, look_for_args_file=False
             )
+            if unknown:
+                _refuse_unknown(unknown[0].partition("=")[0], names)
+            command = as_text(own_command() if arguments is None else [f"{self.name}.py", *given])
+            return settle(tuple(options), command, frozenset(_names_of(flags, names)))
         except (ValueError, TypeError) as error:  # how transformers' own options complain
             raise TrainingError(in_a_line(error)) from error
-        if unknown:
-            flag = unknown[0].partition("=")[0]
-            name = flag.removeprefix("--").replace("-", "_")
-            hint = _INSTEAD.get(name) or f"the nearest is --{_nearest(name, names)}"
-            raise TrainingError(f"There is no option {flag}; {hint}, and --help lists all.")
-        for option in options:
-            if isinstance(option, T5TrainingArguments):
-                option.command = as_text(own_command() if arguments is None else [f"{self.name}.py", *given])
-                option.given = frozenset(_names_of(flags, names))
-        return tuple(options)
 
     def start(self, run: Callable[[Any], None], arguments: Sequence[str] | None = None) -> None:
-        """Runs `run` with the options; what the user can solve ends it with a sentence, from one process of each
-        machine."""
+        """Runs `run`; what the user can solve ends it with a sentence, from one process of each machine."""
         # transformers has another name for the option since 5.23, and takes both.
         warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
-        options: Any = ()
+        settled: Run[Any] | None = None
         try:
             with watched():
-                options = self.parse(arguments)
-                run(options)
+                settled = self.parse(arguments)
+                run(settled)
         except BaseException as error:
             # Not only of its own exception: what writes a file may put an error over it.
             if (number := received()) is not None:
-                end(self.name, number, _where_it_goes_on(options))
+                end(self.name, number, _where_it_goes_on(settled))
             self._explain(error)
             raise
 
@@ -165,16 +159,17 @@ class EntryPoint:
             sys.exit(f"{self.name}: {lost}")
 
 
-def _where_it_goes_on(options: Sequence[Any]) -> str:
-    """What the same command would do now, as a sentence.
+def _where_it_goes_on(run: Run[Any] | None) -> str:
+    """What the same command would do now, as a sentence; without a run if it was ended before it was settled."""
+    if run is None:
+        return "Nothing has been written: the same command begins anew."
+    return where_it_goes_on(Path(str(run.training.output_dir)), run.checkpoint, run.resumes)
 
-    Args:
-        options: of the run; empty if it was ended before it had them.
-    """
-    for option in options:
-        if isinstance(option, T5TrainingArguments):
-            return where_it_goes_on(Path(str(option.output_dir)), option.resume_from_checkpoint, option.goes_on)
-    return "Nothing has been written: the same command begins anew."
+
+def _refuse_unknown(flag: str, names: Sequence[str]) -> NoReturn:
+    name = flag.removeprefix("--").replace("-", "_")
+    hint = _INSTEAD.get(name) or f"the nearest is --{_nearest(name, names)}"
+    raise TrainingError(f"There is no option {flag}; {hint}, and --help lists all.")
 
 
 def _check_once(arguments: Sequence[str], names: Sequence[str]) -> None:

@@ -44,10 +44,8 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         for option in ("train_file", "validation_file", "test_file"):
-            if (name := getattr(self, option)) is not None:
-                if self.dataset_name is not None:
-                    raise TrainingError(f"--{option} and --dataset_name exclude each other: leave one of them out.")
-                _check_data_file(option, Path(name))
+            if getattr(self, option) is not None and self.dataset_name is not None:
+                raise TrainingError(f"--{option} and --dataset_name exclude each other: leave one of them out.")
         if self.dataset_config_name is not None and self.dataset_name is None:
             raise TrainingError("--dataset_config_name is of no use without --dataset_name: give both, or none.")
         for option in ("input_column", "target_column"):
@@ -56,6 +54,12 @@ class DataArguments:
         for option in ("max_source_length", "max_target_length"):
             if getattr(self, option) < 1:
                 raise TrainingError(f"--{option} is {getattr(self, option)}: it must be at least 1.")
+
+    def check_files(self) -> None:
+        """Refuses data files that do not exist, or of an unknown format."""
+        for option in ("train_file", "validation_file", "test_file"):
+            if (name := getattr(self, option)) is not None:
+                _check_data_file(option, Path(name))
 
 
 def _check_data_file(option: str, path: Path) -> None:

@@ -84,10 +84,15 @@ _PACKAGES = {"bleu": "sacrebleu", "rouge": "rouge_score"}
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Refuses what is no metric, or one whose package is missing."""
+    """Refuses a name that is not a metric."""
     for name in names:
         if name not in METRICS:
             raise TrainingError(f"--metric {name} does not exist: choose from {', '.join(METRICS)}.")
+
+
+def check_packages(names: Sequence[str]) -> None:
+    """Refuses a metric whose package is missing."""
+    for name in names:
         if name in _PACKAGES:
             try:
                 importlib.import_module(_PACKAGES[name])

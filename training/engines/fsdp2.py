@@ -13,49 +13,17 @@ from typing import Any, NoReturn, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from transformers import PreTrainedModel
-from transformers.training_args import OptimizerNames
 
 from ..errors import TrainingError
-from .engine import OF_WHOLE_PARAMETERS, optimizer_option
 
 
 # What FSDP of the first kind and DeepSpeed's ZeRO-3 leave on parameters that they have cut up.
 _MARK_OF_ZERO3 = "ds_id"
 _MARKS_OF_PARTS = ("_fsdp_flattened", _MARK_OF_ZERO3)
-
-
-def check_optimizer_under_fsdp(preset: str | None, optim: OptimizerNames | str, accelerator: Accelerator) -> None:
-    """Refuses, before anything is trained, optimizers that take means over whole parameters where FSDP of the first
-    kind makes flat pieces of these; and transformers' Adafactor, which does not know rows that are spread over
-    processes. DeepSpeed's are refused earlier, see [`check_optimizer`].
-
-    Args:
-        preset: name of ours, or None for `optim`.
-        optim: name of transformers'.
-        accelerator: knows the engine.
-
-    Raises:
-        TrainingError: it is one of them.
-    """
-    chosen = optimizer_option(preset, optim)
-    if accelerator.distributed_type != DistributedType.FSDP or chosen not in OF_WHOLE_PARAMETERS:
-        return
-    if not accelerator.is_fsdp2:
-        raise TrainingError(
-            f"FSDP of the first kind cuts parameters into flat pieces, but {chosen} takes means over the rows and "
-            "columns of whole ones: choose --optimizer_preset adamw, or another engine (training/configs/fsdp2.yaml or "
-            "ddp.yaml)."
-        )
-    if preset is None:
-        raise TrainingError(
-            f"FSDP spreads parameters over processes, which {chosen} (the default) does not know: choose "
-            "--optimizer_preset finetune, the original's Adafactor, or --optimizer_preset adamw."
-        )
 
 
 def share_embedding(model: PreTrainedModel) -> None:

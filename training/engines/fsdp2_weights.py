@@ -9,7 +9,6 @@ this: transformers loads for it on the first process alone, whose files are mapp
 module.
 """
 
-import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +33,7 @@ from torch.futures import Future
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..errors import TrainingError
+from .engine import Engine
 
 
 class PartsReader(HuggingFaceStorageReader):
@@ -83,12 +83,12 @@ def opened(path: str | Path) -> Any:
     return safe_open(path, "pt", backend="pread")
 
 
-def reads_in_parts(folder: str) -> bool:
-    """Whether the launcher asked for FSDP of the second kind, and the files of a model can be read in parts.
+def reads_in_parts(engine: Engine, folder: str) -> bool:
+    """Whether each process can read just its own shard of the weights in a model's folder.
 
     torch's reader takes all safetensors files of a folder, so there must be no others than the model's.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true" or os.environ.get("FSDP_VERSION") != "2":
+    if not engine.reads_in_parts:
         return False
     names = {path.name for path in Path(folder).glob("*.safetensors")}
     return names == {SAFE_WEIGHTS_NAME} or (SAFE_WEIGHTS_NAME not in names and _has_index(folder) and bool(names))

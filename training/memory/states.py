@@ -8,7 +8,7 @@ training/activations.py.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,14 +19,12 @@ from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.loss_t5_experimental import _CHUNK
 from t5_experimental.stack_t5_experimental import T5Block
 
+from ..engines.engine import Engine
 from ..errors import TrainingError
 from ..models.adapters import import_peft, lora_config, lora_targets
-from ..optim.presets import build_optimizer
+from ..optim.presets import OptimizerChoice, build_optimizer
 from .activations import Step, activation_bytes
 
-
-Engine = Literal["single", "ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3", "deepspeed_zero3_offload"]
-ENGINES: tuple[str, ...] = get_args(Engine)
 
 GPU_SIZES = (16, 24, 40, 48, 80, 141)
 """GB (10**9 bytes) of memory that devices are sold with. Most have up to 7 % more, which is left to the CUDA context
@@ -46,29 +44,19 @@ class Setup:
     """What is trained, and how.
 
     Attributes:
-        engine: as the files in `training/configs` are called.
-        processes: of all machines together, one for each device.
-        optimizer: a preset, or a name that transformers has for `--optim`.
+        engine: with one process per device.
+        optimizer: a preset, or one of transformers'.
         bf16: compute in bfloat16.
     """
 
-    engine: Engine = "single"
-    processes: int = 1
-    optimizer: str = "finetune"
+    engine: Engine
+    optimizer: OptimizerChoice
     bf16: bool = True
-
-    @property
-    def is_deepspeed(self) -> bool:
-        return self.engine.startswith("deepspeed")
-
-    @property
-    def cuts_parameters(self) -> bool:
-        return self.engine == "fsdp2" or self.engine.startswith("deepspeed_zero3")
 
     @property
     def keeps_half(self) -> bool:
         """Whether the model itself computes in bfloat16, without casts."""
-        return self.bf16 and (self.is_deepspeed or self.engine == "fsdp2")
+        return self.bf16 and self.engine.shards_state
 
 
 @dataclass
@@ -140,40 +128,40 @@ class _Weights:
     """Counts what is there all the time."""
 
     def __init__(self, model: nn.Module, setup: Setup):
-        self.setup, self.model = setup, model
+        self.setup, self.engine, self.model = setup, setup.engine, model
         self.all = list(model.parameters())
         self.trained = [weight for weight in self.all if weight.requires_grad]
-        self.size = 2 if setup.is_deepspeed and setup.bf16 else 4
+        self.size = 2 if setup.engine.is_deepspeed and setup.bf16 else 4
 
     def groups(self) -> list[list[nn.Parameter]]:
         """Trained parameters as the optimizer has them; DeepSpeed makes one flat tensor of each group."""
         scales = [weight for weight in self.trained if weight.ndim == 1]
-        if self.setup.optimizer not in ("adamw", "rms_adamw"):
+        if self.setup.optimizer.name not in ("adamw", "rms_adamw"):
             return [self.trained]
         return [group for group in ([weight for weight in self.trained if weight.ndim > 1], scales) if group]
 
     def local_numbers(self) -> list[int]:
         """Trained numbers of this process, of each tensor that the optimizer sees."""
-        setup, processes = self.setup, self.setup.processes
-        if setup.engine == "fsdp2":
+        engine, processes = self.engine, self.engine.processes
+        if engine.kind == "fsdp":
             return [torch.Size(_rows_of(weight, processes)).numel() for weight in self.trained]
-        if setup.engine == "deepspeed_zero2":
+        if not engine.is_deepspeed:
+            return [weight.numel() for weight in self.trained]
+        if engine.keeps_parameters_whole:
             totals = [sum(weight.numel() for weight in group) for group in self.groups()]
             unit = _ALIGNMENT * processes
             return [_split(total, unit) * unit // processes for total in totals]
-        if setup.is_deepspeed:
-            return [sum(_split(weight.numel(), processes) for weight in group) for group in self.groups()]
-        return [weight.numel() for weight in self.trained]
+        return [sum(_split(weight.numel(), processes) for weight in group) for group in self.groups()]
 
     def parameters(self) -> int:
         """Bytes that are never given back."""
-        setup, processes = self.setup, self.setup.processes
-        if setup.engine == "fsdp2":
+        engine, processes = self.engine, self.engine.processes
+        if engine.kind == "fsdp":
             return sum(torch.Size(_rows_of(weight, processes)).numel() for weight in self.all) * self.size
-        if setup.engine.startswith("deepspeed_zero3"):
+        if not engine.keeps_parameters_whole:
             cut = sum(_split(weight.numel(), processes) for weight in self.all)
             return (cut + sum(weight.numel() for weight in self.all if weight.numel() < _PERSISTENT)) * self.size
-        if setup.engine == "deepspeed_zero2":
+        if engine.is_deepspeed:
             frozen = sum(weight.numel() for weight in self.all if not weight.requires_grad)
             return (frozen + sum(self.local_numbers()) * processes) * self.size
         return sum(weight.numel() for weight in self.all) * self.size
@@ -183,26 +171,22 @@ class _Weights:
 
     def masters(self) -> int:
         """DeepSpeed's copy of its part in float32, which it has whatever the parameters are in."""
-        return sum(self.local_numbers()) * 4 if self.setup.is_deepspeed else 0
+        return sum(self.local_numbers()) * 4 if self.engine.is_deepspeed else 0
 
     def _state_bytes(self, state: torch.Tensor, weight: torch.Tensor) -> int:
         """Of a state that FSDP2 spreads as its parameter if it has as many rows, see
         [`~t5_experimental.training.engines.fsdp2.placed_with`]."""
-        if self.setup.engine != "fsdp2" or state.shape[0] != weight.shape[0]:
+        if self.engine.kind != "fsdp" or state.shape[0] != weight.shape[0]:
             return state.nbytes
-        return torch.Size(_rows_of(state, self.setup.processes)).numel() * state.element_size()
+        return torch.Size(_rows_of(state, self.engine.processes)).numel() * state.element_size()
 
     def optimizer(self) -> int:
         """State as it is after the first step."""
-        name, setup = self.setup.optimizer, self.setup
+        self.engine.check(self.setup.optimizer)
+        name = self.setup.optimizer.name
         local = self.local_numbers()
         counts = 4 * len(local)  # steps
-        if name in ("finetune", "pretrain", "rms_adamw"):
-            if setup.is_deepspeed:
-                raise TrainingError(
-                    f"--optimizer_preset {name} looks at whole parameters, which {setup.engine} cuts up: choose adamw, "
-                    "or another engine."
-                )
+        if self.setup.optimizer.preset is not None and self.setup.optimizer.takes_means:
             optimizer, _ = build_optimizer(name, self.model)
             weights = [(weight, group) for group in optimizer.param_groups for weight in group["params"]]
             return counts + sum(
@@ -211,8 +195,6 @@ class _Weights:
                 for state in cast(Any, optimizer).fresh_state(weight, group, place).values()
             )
         if name == OptimizerNames.ADAFACTOR.value:
-            if setup.is_deepspeed:
-                return 4 * sum(local)
             return sum(map(_factored, self._local_shapes()))
         if name.startswith("adamw") and not any(kind in name for kind in ("8bit", "4bit", "fp8", "anyprecision")):
             return counts + 8 * sum(local)
@@ -224,7 +206,7 @@ class _Weights:
 
     def _local_shapes(self) -> Iterator[tuple[int, ...]]:
         for weight in self.trained:
-            yield _rows_of(weight, self.setup.processes) if self.setup.engine == "fsdp2" else tuple(weight.shape)
+            yield _rows_of(weight, self.engine.processes) if self.engine.kind == "fsdp" else tuple(weight.shape)
 
 
 def _factored(shape: tuple[int, ...]) -> int:
@@ -246,10 +228,10 @@ def _largest_unit(model: nn.Module) -> int:
 def _gathered(model: nn.Module, setup: Setup) -> int:
     """Whole parameters of the modules that compute, and of the next."""
     size = 2 if setup.bf16 else 4
-    if not setup.cuts_parameters:
+    if setup.engine.keeps_parameters_whole:
         return 0
     total = sum(weight.numel() for weight in model.parameters())
-    if setup.is_deepspeed:
+    if setup.engine.is_deepspeed:
         return min(total, _LIVE + _largest_unit(model)) * size
     return min(2 * _largest_unit(model), total) * size
 
@@ -257,11 +239,11 @@ def _gathered(model: nn.Module, setup: Setup) -> int:
 def _sent(weights: _Weights) -> int:
     """Gradients on their way to other processes."""
     setup = weights.setup
-    if setup.engine == "ddp":
+    if setup.engine.config == "ddp":
         return sum(weight.numel() for weight in weights.trained) * 4
-    if setup.is_deepspeed:
+    if setup.engine.is_deepspeed:
         return _REDUCE_BUCKET * weights.size
-    return _largest_unit(weights.model) * (2 if setup.bf16 else 4) if setup.engine == "fsdp2" else 0
+    return _largest_unit(weights.model) * (2 if setup.bf16 else 4) if setup.engine.kind == "fsdp" else 0
 
 
 def _logits(config: T5ExperimentalConfig, step: Step) -> int:
@@ -298,7 +280,7 @@ def estimate(model: nn.Module, config: T5ExperimentalConfig, setup: Setup, step:
     """
     weights = _Weights(model, setup)
     result = Estimate()
-    offloaded = result.host if setup.engine == "deepspeed_zero3_offload" else result.device
+    offloaded = result.host if setup.engine.config == "deepspeed_zero3_offload" else result.device
     offloaded["parameters"] = weights.parameters()
     offloaded["gradients"] = weights.gradients()
     if masters := weights.masters():

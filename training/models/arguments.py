@@ -68,8 +68,11 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        check_model_folder(self.model_name_or_path)
         check_dropout_rate(self.dropout_rate)
+
+    def check_files(self) -> None:
+        """Refuses a folder without a model."""
+        check_model_folder(self.model_name_or_path)
 
     def dropout_fields(self) -> dict[str, float | bool]:
         """What the model's configuration shall say of dropout."""
@@ -124,13 +127,16 @@ class PretrainingModelArguments:
                 raise TrainingError(f"--preset {self.preset} does not exist: choose one of {', '.join(PRESETS)}.")
             if self.tokenizer_name is None:
                 raise TrainingError("--preset needs a vocabulary: give --tokenizer_name, too.")
-        else:
-            check_model_folder(str(self.model_name_or_path))
-            if self.overrides():
-                raise TrainingError("--config_overrides is for --preset; a checkpoint has its own configuration.")
+        elif self.overrides():
+            raise TrainingError("--config_overrides is for --preset; a checkpoint has its own configuration.")
+        check_dropout_rate(self.dropout_rate)
+
+    def check_files(self) -> None:
+        """Refuses a folder without a model, and a vocabulary that does not exist."""
+        if self.model_name_or_path is not None:
+            check_model_folder(self.model_name_or_path)
         if self.tokenizer_name is not None and not Path(self.tokenizer_name).exists():
             raise TrainingError(f"--tokenizer_name {self.tokenizer_name} does not exist: give a folder or a file.")
-        check_dropout_rate(self.dropout_rate)
 
     def overrides(self) -> dict[str, Any]:
         """`config_overrides`, read."""

@@ -6,12 +6,21 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Seq2SeqTrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from ..errors import TrainingError
-from .presets import PRESETS, check_preset, has_own_schedule, preset_learning_rate
+from .presets import (
+    PRESETS,
+    OptimizerChoice,
+    build_optimizer,
+    check_preset,
+    has_own_schedule,
+    plateau_of,
+    preset_learning_rate,
+)
 from .slots import slots_step
 
 
@@ -68,6 +77,31 @@ class OptimizerArguments(Seq2SeqTrainingArguments):
         default=None, metadata={"help": "AdamW's epsilon. Default: 1e-8, and 1e-6 with the preset rms_adamw."}
     )
 
+    def chosen_optimizer(self) -> OptimizerChoice:
+        """What the options choose. Transformers' own Adafactor does not know sharded parameters."""
+        optim = OptimizerNames(self.optim)
+        knows_shards = self.optimizer_preset is not None or optim != OptimizerNames.ADAFACTOR
+        return OptimizerChoice(self.optimizer_preset, optim.value, knows_shards)
+
+    def build_preset(self, model: torch.nn.Module) -> tuple[torch.optim.Optimizer, LambdaLR | None]:
+        """The preset's optimizer and schedule, see [`build_optimizer`]; there must be a preset."""
+        assert self.optimizer_preset is not None
+        return build_optimizer(
+            self.optimizer_preset,
+            model,
+            learning_rate=self.learning_rate,
+            warmup_steps=int(self.warmup_steps) or None,
+            weight_decay=self.weight_decay,
+            slots=self.optimizer_slots,
+            moments=self.moments(),
+        )
+
+    def plateau(self) -> int | None:
+        """Steps for which the original's schedule is constant; None for any other schedule."""
+        if self.optimizer_preset is None:
+            return None
+        return plateau_of(self.optimizer_preset, int(self.warmup_steps) or None)
+
     def moments(self) -> dict[str, Any]:
         """`betas` and `eps` for an AdamW of a preset; nothing for Adafactor, and no `eps` where the preset's own
         holds."""
@@ -83,8 +117,17 @@ class OptimizerArguments(Seq2SeqTrainingArguments):
         assert self.optimizer_preset is not None
         return preset_learning_rate(self.optimizer_preset, int(self.warmup_steps) or None)
 
+    def check_slots(self) -> None:
+        """Makes sure that `--optimizer_slots` can be read.
+
+        Raises:
+            TrainingError: there is no such file, or it is broken.
+        """
+        if self.optimizer_slots is not None:
+            slots_step(self.optimizer_slots)
+
     def settle_optimizer(self) -> None:
-        """Checks the options and puts defaults in place of what was not given.
+        """Checks the options, but no file, and puts defaults in place of what was not given.
 
         Raises:
             TrainingError: an option that has no effect beside the others, or a number out of range.
@@ -157,8 +200,6 @@ class OptimizerArguments(Seq2SeqTrainingArguments):
                 f"--warmup_steps {self.warmup_steps} is a share of the run, which --optimizer_preset does not know: "
                 "give a number of steps."
             )
-        if self.optimizer_slots is not None:
-            slots_step(self.optimizer_slots)
         self.lr_scheduler_type = SchedulerType.CONSTANT  # nobody asks for it
 
     def _settle_schedule(self) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_constant_schedule_with_warmup
+from transformers.training_args import OptimizerNames
 
 from t5_experimental.block_t5_experimental import T5LayerNorm
 
@@ -67,12 +68,14 @@ class _Preset:
         learning_rate: unless the caller says otherwise; None if it follows from the plateau.
         plateau: steps for which the original's schedule, `1 / sqrt(max(n, plateau))`, is constant; None for another.
         has_schedule: or is used with the caller's.
+        takes_means: over entire parameters, so that engines which cut these into flat pieces refuse it.
     """
 
     make: Callable[..., Optimizer]
     learning_rate: float | None
     plateau: int | None = None
     has_schedule: bool = True
+    takes_means: bool = True
 
 
 def _make_adafactor(model: nn.Module, learning_rate: float, weight_decay: float) -> Optimizer:
@@ -106,10 +109,46 @@ def _with_decay(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 _PRESETS = {
     "finetune": _Preset(_make_adafactor, 1e-3),
     "pretrain": _Preset(_make_adafactor, None, plateau=10_000),
-    "adamw": _Preset(_make_adamw, 3e-4, has_schedule=False),
+    "adamw": _Preset(_make_adamw, 3e-4, has_schedule=False, takes_means=False),
     "rms_adamw": _Preset(_make_rms_adamw, 2e-2, has_schedule=False),
 }
 PRESETS = tuple(_PRESETS)
+
+
+@dataclass(frozen=True)
+class OptimizerChoice:
+    """The optimizer that the options choose.
+
+    Attributes:
+        preset: name of ours; None for `optim`.
+        optim: name of transformers'.
+        knows_shards: its means over parameters are right where FSDP2 shards these by rows.
+    """
+
+    preset: str | None
+    optim: str = OptimizerNames.ADAFACTOR.value
+    knows_shards: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.preset or self.optim
+
+    @property
+    def option(self) -> str:
+        """The option that chooses it."""
+        return f"--optim {self.optim}" if self.preset is None else f"--optimizer_preset {self.preset}"
+
+    @property
+    def takes_means(self) -> bool:
+        """Whether it takes means over entire parameters."""
+        if self.preset is None:
+            return self.optim == OptimizerNames.ADAFACTOR.value
+        return _PRESETS[self.preset].takes_means
+
+    @property
+    def is_original_adafactor(self) -> bool:
+        """Whether it is a preset of the original's Adafactor, which has its own schedule."""
+        return self.preset is not None and has_own_schedule(self.preset)
 
 
 def has_own_schedule(preset: str) -> bool:

@@ -24,6 +24,7 @@ from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from ..interruption import held_back
 from ..trainer.arguments import T5TrainingArguments
 from ..trainer.checkpoint_folders import ASIDE, remove_aside
+from ..trainer.settle import Run
 from ..trainer.trainer import T5Trainer
 from .charts import Points, chart
 
@@ -88,7 +89,7 @@ def report_of(
         model_type=model.config.model_type,
         is_adapter=hasattr(trainer.model, "peft_config"),
         source=Path(str(model.config.name_or_path)).name,
-        command=args.command,
+        command=trainer.run.command,
         facts=facts,
         metrics=metrics,
         samples=samples,
@@ -97,7 +98,7 @@ def report_of(
     )
 
 
-def card_of_import(config: T5ExperimentalConfig, model_folder: str, args: T5TrainingArguments) -> Report:
+def card_of_import(config: T5ExperimentalConfig, model_folder: str, run: Run[Any]) -> Report:
     """What the model card of a released prompt says, which nothing here has trained."""
     return Report(
         title="A prompt for prompt tuning",
@@ -105,12 +106,12 @@ def card_of_import(config: T5ExperimentalConfig, model_folder: str, args: T5Trai
         model_type=config.model_type,
         is_adapter=True,
         source=Path(model_folder).resolve().name,
-        command=args.command,
+        command=run.command,
         facts={},
         metrics={},
         samples=(),
         history=(),
-        versions=_versions(args),
+        versions=_versions(run.training),
     )
 
 

@@ -7,12 +7,9 @@ from typing import cast
 
 import torch
 from transformers.trainer_utils import SchedulerType
-from transformers.training_args import OptimizerNames
 
 from t5_experimental.original import VOCAB_DIVISOR
 
-from ..engines.engine import describe_engine
-from ..optim.presets import plateau_of
 from ..optim.slots import slots_step
 from ..trainer.arguments import T5TrainingArguments
 from ..trainer.same_run import learning_rate_of
@@ -40,15 +37,15 @@ def describe(trainer: T5Trainer, more: Mapping[str, str]) -> dict[str, str]:
         precision += " (bfloat16 is slow on most CPUs; --bf16 True asks for it)"
     return {
         "model": f"{type(model).__name__} ({model.config.model_type}), {_describe_parameters(trainer)}",
-        "engine": describe_engine(trainer.accelerator),
+        "engine": trainer.run.engine.describe(trainer.accelerator),
         "dropout": f"{model.config.dropout_rate:g}{', the same at all positions' * model.config.broadcast_dropout}",
         "precision": f"weights float32, computation {precision}",
-        "optimizer": _describe_optimizer(args),
+        "optimizer": _describe_optimizer(trainer),
         "clipping": f"gradients to norm {args.max_grad_norm:g}" if args.max_grad_norm else "none",
         "denominator": f"{args.loss_denominator} of a step",
         **_describe_vocabulary(trainer),
         **more,
-        **({"beginning": args.beginning} if args.beginning else {}),
+        **({"beginning": trainer.run.beginning} if trainer.run.beginning else {}),
     }
 
 
@@ -73,23 +70,23 @@ def _describe_vocabulary(trainer: T5Trainer) -> dict[str, str]:
     return {"vocabulary": f"{ids:,} ids for {rows:,} embedding rows: make sure that it is this model's own"}
 
 
-def _describe_optimizer(args: T5TrainingArguments) -> str:
-    preset, decay = args.optimizer_preset, f", decay {args.weight_decay:g}" if args.weight_decay else ""
-    name = OptimizerNames(args.optim).value if preset is None else f"preset {preset}"
-    return f"{name}, {describe_learning_rate(args)}{decay}{_describe_slots(args)}"
+def _describe_optimizer(trainer: T5Trainer) -> str:
+    args = trainer.args
+    chosen, decay = args.chosen_optimizer(), f", decay {args.weight_decay:g}" if args.weight_decay else ""
+    name = chosen.optim if chosen.preset is None else f"preset {chosen.preset}"
+    return f"{name}, {describe_learning_rate(trainer)}{decay}{_describe_slots(args)}"
 
 
-def describe_learning_rate(args: T5TrainingArguments) -> str:
+def describe_learning_rate(trainer: T5Trainer) -> str:
     """The highest learning rate, also that of a checkpoint to go on from if it is another one, and the schedule."""
-    rate, checkpoint = args.highest_learning_rate(), args.resume_from_checkpoint
+    rate, checkpoint = trainer.args.highest_learning_rate(), trainer.run.checkpoint
     before = None if checkpoint is None else learning_rate_of(checkpoint)
     changed = "" if before in (None, rate) else f" ({before:g} up to the checkpoint)"
-    return f"learning rate {rate:g}{changed}, schedule {_describe_schedule(args)}"
+    return f"learning rate {rate:g}{changed}, schedule {_describe_schedule(trainer.args)}"
 
 
 def _describe_schedule(args: T5TrainingArguments) -> str:
-    steps, preset = args.warmup_steps, args.optimizer_preset
-    plateau = None if preset is None else plateau_of(preset, int(steps) or None)
+    steps, plateau = args.warmup_steps, args.plateau()
     if plateau is not None:
         return f"constant up to step {plateau:,}, then inverse square root"
     warmup = f", warm-up {steps:.0%} of the steps" if steps < 1 else f", warm-up {steps:,.0f} steps"
@@ -97,10 +94,10 @@ def _describe_schedule(args: T5TrainingArguments) -> str:
 
 
 def _describe_slots(args: T5TrainingArguments) -> str:
-    folder, preset = args.optimizer_slots, args.optimizer_preset
-    if folder is None or preset is None:
+    folder = args.optimizer_slots
+    if folder is None:
         return ""
-    step, plateau = slots_step(folder), plateau_of(preset, int(args.warmup_steps) or None)
+    step, plateau = slots_step(folder), args.plateau()
     there = "" if plateau is None else f" ({args.highest_learning_rate() * (plateau / max(step, plateau)) ** 0.5:.3g})"
     return f", from the state in {folder} of step {step:,}{there}"
 

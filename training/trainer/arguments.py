@@ -1,71 +1,25 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Options that the entry points share, as dataclasses that the command line is parsed into."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-import torch
-from transformers.integrations import (
-    get_available_reporting_integrations,
-    get_reporting_integration_callbacks,
-    is_tensorboard_available,
-)
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from t5_experimental.activation_checkpointing_t5_experimental import OPTION
 
-from ..engines.engine import check_optimizer, settle_engine
-from ..engines.lost_processes import join_on_cpu
 from ..errors import TrainingError
 from ..optim.arguments import OptimizerArguments
-from .checkpoint_folders import check_aside, choose_checkpoint, find_checkpoints
 from .losses import LossDenominator, check_loss_options
 
 
 # What `--estimate` without a value means: the engine and the processes that there are.
 LAUNCHED = "launched"
 
-# Files that make a folder what it is, and are written last.
-FINISHED = {"config.json": "a model", "adapter_config.json": "an adapter"}
 # Keys of `--gradient_checkpointing_kwargs`: ours, and those of torch's checkpoint function.
 _CHECKPOINTING = {OPTION, "use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop"}
-# The last things that a run writes.
-_REPORT = ("report.html", "README.md")
-
-
-def bfloat16_is_fast(use_cpu: bool) -> bool:
-    """Whether bfloat16 is worth being the default: on CUDA devices with circuits for it.
-
-    On the CPU it is not. Most processors emulate it, so that it takes longer than float32 and is less exact.
-    """
-    return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def _check_output(folder: Path) -> None:
-    """Refuses a folder that cannot be written to or already holds a model; checkpoints may be there, and also a model
-    from which its run has not got as far as the report."""
-    try:
-        if folder.is_file():
-            raise TrainingError(f"--output_dir {folder} is a file: give a folder.")
-        is_finished = all((folder / name).exists() for name in _REPORT)
-        for name, what in FINISHED.items():
-            if (folder / name).exists() and (is_finished or not find_checkpoints(folder)):
-                finished = ", and its run is finished" if is_finished else ""
-                raise TrainingError(
-                    f"--output_dir {folder} already holds {what}{finished}: give another folder, or remove it."
-                )
-        check_aside(folder)
-        # Tried out, since permissions alone do not tell. Nothing stays behind where another check fails, and the name
-        # is random, so that processes that check at the same time do not meet.
-        with TemporaryDirectory(dir=next(path for path in (folder, *folder.parents) if path.exists())):
-            pass
-    except OSError as error:
-        raise TrainingError(
-            f"--output_dir {folder} cannot be written to ({error.strerror}): give a folder where you may write."
-        ) from error
 
 
 def _check_reporters(names: list[str]) -> None:
@@ -153,62 +107,49 @@ class T5TrainingArguments(OptimizerArguments):
             "the weights and of the optimizer's state, and its part of the batch, whose size is that of all."
         },
     )
-    bf16_there: bool = field(default=False, init=False)
-    """Whether the devices that `estimate` names compute in bfloat16: unless another precision is asked for."""
-    command: str = field(default="", init=False)
-    """The command line that these came from, to be shown in the report."""
-    given: frozenset[str] = field(default=frozenset(), init=False)
-    """Names of the options on it and in its recipe."""
-    goes_on: bool = field(default=True, init=False)
-    """Whether the same command, given once more, goes on from the newest checkpoint in `output_dir`."""
-    beginning: str = field(default="", init=False)
-    """What is to be said of the checkpoint that the run goes on from, or of those that it cannot use."""
 
     def __post_init__(self) -> None:
+        """Checks the options by themselves. Transformers' own `__post_init__`, which joins the processes, is called by
+        [`~t5_experimental.training.trainer.settle.settle`]."""
         if self.output_dir is None:
             raise TrainingError("--output_dir is missing: give the folder that the model shall be written to.")
-        float32_wanted = self.bf16 is False
-        if self.estimate not in (None, LAUNCHED):
-            self.bf16_there, self.bf16 = not float32_wanted and not self.fp16, False
-        if self.bf16 is None:
-            # What `accelerate launch` was told; it says "no" when it was told nothing.
-            unspecified = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no" and not self.fp16
-            self.bf16 = unspecified and bfloat16_is_fast(self.use_cpu)
         self._check_amount()
         if self.load_best_model_at_end and str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
             raise TrainingError(
                 "--load_best_model_at_end needs evaluations to compare: give --validation_file and --eval_strategy."
             )
-        if isinstance(self.deepspeed, str) and self.deepspeed.endswith(".json") and not Path(self.deepspeed).is_file():
-            raise TrainingError(f"--deepspeed {self.deepspeed} does not exist: give the path of a configuration.")
         check_loss_options(self.z_loss, self.label_smoothing_factor)
         self.settle_optimizer()
-        if self.report_to is None:
-            self.report_to = "tensorboard" if is_tensorboard_available() else "none"
-        settle_engine(self, self.xla_spmd)
-        if self.use_cpu:
-            join_on_cpu(self.ddp_backend, self.ddp_timeout_delta)
-        super().__post_init__()
-        check_optimizer(self, self.optimizer_preset)
-        if float32_wanted and self.mixed_precision == "bf16":
-            self.mixed_precision = "no"  # the launcher's word, but the script's own option counts more
-        _check_output(Path(self.output_dir))
-        self.goes_on = str(self.resume_from_checkpoint).lower() in ("auto", "true")
-        self.resume_from_checkpoint, self.beginning = choose_checkpoint(
-            self.resume_from_checkpoint, Path(self.output_dir)
-        )
+
+    def check_files(self) -> None:
+        """Refuses options that name files which are not there.
+
+        Raises:
+            TrainingError: a file does not exist, or cannot be read.
+        """
+        if isinstance(self.deepspeed, str) and self.deepspeed.endswith(".json") and not Path(self.deepspeed).is_file():
+            raise TrainingError(f"--deepspeed {self.deepspeed} does not exist: give the path of a configuration.")
+        self.check_slots()
+
+    def check_packages(self) -> None:
+        """Refuses options that need a package which is not installed.
+
+        Raises:
+            TrainingError: one is missing.
+        """
         _check_reporters(cast(list[str], self.report_to))
 
-    def check_data(self, has_validation: bool, has_test: bool) -> None:
+    def check_data(self, given: Collection[str], has_validation: bool, has_test: bool) -> None:
         """Refuses what these options ask for, if there is no data for it, and what the data contradicts.
 
         Args:
+            given: names of the options that the user gave.
             has_validation: whether there are examples to evaluate on.
             has_test: whether there are others, for the end alone.
         """
         if self.eval_strategy != "no" and not has_validation:
             raise TrainingError("--eval_strategy needs examples to evaluate on: give --validation_file, too.")
-        if "eval_steps" in self.given and self.eval_strategy == "no":
+        if "eval_steps" in given and self.eval_strategy == "no":
             raise TrainingError("--eval_steps has no effect without --eval_strategy steps: give both, or none.")
         if self.gradient_checkpointing_kwargs is not None and not self.gradient_checkpointing:
             raise TrainingError(

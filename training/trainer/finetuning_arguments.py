@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from transformers.trainer_utils import SchedulerType
 
-from ..data.metrics import check_metrics, figures_of
+from ..data.metrics import check_metrics, check_packages, figures_of
 from ..errors import TrainingError
 from .arguments import T5TrainingArguments
 
@@ -50,11 +50,14 @@ class FinetuningArguments(T5TrainingArguments):
         self.check_best_metric(["loss", *figures_of(self.metric)])
         if self.lora_rank < 0:
             raise TrainingError(f"--lora_rank is {self.lora_rank}: it must be at least 1, or 0 for all weights.")
-        if self.lora_rank and self.optimizer_preset in ("finetune", "pretrain"):
+        if self.lora_rank and (chosen := self.chosen_optimizer()).is_original_adafactor:
             raise TrainingError(
-                f"--lora_rank begins with matrices of zeros, and the Adafactor of --optimizer_preset "
-                f"{self.optimizer_preset} scales its steps by the size of a parameter: choose adamw "
-                "there, or leave the option out."
+                f"--lora_rank begins with matrices of zeros, and the Adafactor of {chosen.option} scales its steps by "
+                "the size of a parameter: choose adamw there, or leave the option out."
             )
         if self.merge_lora and not self.lora_rank:
             raise TrainingError("--merge_lora is of no use without --lora_rank: give both, or none.")
+
+    def check_packages(self) -> None:
+        super().check_packages()
+        check_packages(self.metric)

@@ -1,8 +1,9 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Options of a run that tunes a prompt."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from ..optim.presets import OptimizerChoice
 from .finetuning_arguments import FinetuningArguments
 
 
@@ -23,3 +24,7 @@ class PromptTrainingArguments(FinetuningArguments):
     merge_lora: bool = field(default=False, init=False)
     optimizer_preset: str | None = field(default=None, init=False)
     optimizer_slots: str | None = field(default=None, init=False)
+
+    def chosen_optimizer(self) -> OptimizerChoice:
+        """Here, `--optim adafactor` is ours, see [`~t5_experimental.training.optim.adafactor.PromptAdafactor`]."""
+        return replace(super().chosen_optimizer(), knows_shards=True)

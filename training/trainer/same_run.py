@@ -14,7 +14,6 @@ from typing import Any, cast
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer_utils import SchedulerType
-from transformers.training_args import OptimizerNames
 
 from ..errors import TrainingError
 from ..models.loading import vocabulary_digest
@@ -99,15 +98,13 @@ def _record(trainer: Trainer) -> dict[str, Any]:
     model, args = cast(Any, trainer.model), trainer.args
     assert isinstance(args, OptimizerArguments)
     config = model.get_base_model().config if hasattr(model, "get_base_model") else model.config
-    preset, schedule = args.optimizer_preset, SchedulerType(args.lr_scheduler_type)
+    schedule = SchedulerType(args.lr_scheduler_type)
     record = {
         "family": config.model_type,
         **{name: getattr(config, name, None) for name in _SHAPE},
         **_record_of_adapters(model),
         "vocabulary": vocabulary_digest(cast(Any, trainer.processing_class)),
-        "optimizer": f"--optim {OptimizerNames(args.optim).value}"
-        if preset is None
-        else f"--optimizer_preset {preset}",
+        "optimizer": args.chosen_optimizer().option,
         "step of --optimizer_slots": "none" if args.optimizer_slots is None else slots_step(args.optimizer_slots),
         "--weight_decay": args.weight_decay,
         **{f"--{name}": getattr(args, name) for name in ("adam_beta1", "adam_beta2", "adam_epsilon")},

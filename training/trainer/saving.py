@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -22,7 +22,7 @@ from ..engines.fsdp2 import saving_whole
 from ..errors import ProcessError, TrainingError
 from ..interruption import check, held_back
 from ..permissions import share_as_usual
-from .arguments import FINISHED
+from .arguments import T5TrainingArguments
 from .checkpoint_folders import (
     ASIDE,
     STATE,
@@ -38,16 +38,24 @@ from .checkpoint_folders import (
     remove_oldest,
     why_not_written,
 )
+from .settle import FINISHED, Run, settle
 
 
 _LOSSES = "losses.json"
 
 
 class SavingTrainer(Seq2SeqTrainer):
-    """`Seq2SeqTrainer` that writes aside and renames, see [`~t5_experimental.training.trainer.checkpoint_folders`]."""
+    """`Seq2SeqTrainer` that writes aside and renames, see [`~t5_experimental.training.trainer.checkpoint_folders`].
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    Args:
+        model: to train.
+        args: a settled run, or options, which are settled here.
+        kwargs: as of transformers' `Seq2SeqTrainer`.
+    """
+
+    def __init__(self, model: Any = None, *, args: T5TrainingArguments | Run[Any], **kwargs: Any) -> None:
+        self.run = args if isinstance(args, Run) else settle((args,))
+        super().__init__(model, self.run.training, **kwargs)
         self._aside: Path | None = None  # while a checkpoint is written
         self._losses_begin = 0  # after this step
         self.add_callback(_RestoreLosses(self))
@@ -73,19 +81,16 @@ class SavingTrainer(Seq2SeqTrainer):
             )
         if checkpoint is not None:
             examples = None if self.args.ignore_data_skip else self._examples()
-            check_same_run(checkpoint, self._engine(), self.args.world_size, examples)
+            check_same_run(checkpoint, self._sharded_by(), self.args.world_size, examples)
 
     def _examples(self) -> int:
         """In a step, of all processes."""
         args = self.args
         return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
-    def _engine(self) -> str:
-        """What spreads parameters and optimizer over the processes."""
-        state = cast(Any, self.accelerator.state)
-        if self.is_deepspeed_enabled:
-            return f"DeepSpeed ZeRO-{state.deepspeed_plugin.zero_stage}"
-        return f"FSDP{state.fsdp_plugin.fsdp_version}" if self.is_fsdp_enabled else ""
+    def _sharded_by(self) -> str:
+        """The engine that shards optimizer or parameters, as in [`Record`]; empty for none."""
+        return self.run.engine.name if self.run.engine.shards_state else ""
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step < self.state.max_steps:
@@ -159,7 +164,7 @@ class SavingTrainer(Seq2SeqTrainer):
 
     def _record(self, folder: Path) -> Record:
         args = self.args
-        return Record(file_sizes(folder), args.world_size, self._examples(), self._engine(), args.save_only_model)
+        return Record(file_sizes(folder), args.world_size, self._examples(), self._sharded_by(), args.save_only_model)
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._aside is None else str(self._aside)

@@ -14,18 +14,12 @@ from transformers.trainer_utils import EvalLoopOutput
 from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from t5_experimental.seq2seq_t5_experimental import T5ExperimentalForConditionalGeneration
 
-from ..engines.engine import SayPartsCallback, check_engine
-from ..engines.fsdp2 import (
-    check_optimizer_under_fsdp,
-    has_prompt,
-    keep_checkpoints_whole,
-    share_embedding,
-    whole_prompt,
-)
+from ..engines.engine import check_engine
+from ..engines.fsdp2 import has_prompt, keep_checkpoints_whole, share_embedding, whole_prompt
 from ..engines.fsdp2_weights import cut_and_fill, is_empty
 from ..engines.hooks import hooks_for
+from ..engines.parts import SayPartsCallback
 from ..errors import TrainingError
-from ..optim.presets import build_optimizer
 from .arguments import T5TrainingArguments
 from .generation import keeping_generation
 from .losses import loss_arguments, with_all_positions
@@ -49,11 +43,11 @@ class T5Trainer(SavingTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        check_engine(self.args, self.accelerator)
+        check_engine(self.run.engine, self.accelerator)
         self.hooks = hooks_for(self.args.device)
         for callback in (*self.hooks.callbacks(), SayPartsCallback()):
             self.add_callback(callback)
-        if self.accelerator.is_fsdp2:
+        if self.run.engine.is_fsdp2:
             share_embedding(self.plain_model())
             if has_prompt(self.model):
                 keep_checkpoints_whole(self.accelerator)
@@ -96,8 +90,6 @@ class T5Trainer(SavingTrainer):
     # What a step is watched for.
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        if self.optimizer_cls_and_kwargs is None:  # else it is one of ours
-            check_optimizer_under_fsdp(self.args.optimizer_preset, self.args.optim, self.accelerator)
         self._meter.read()
         return super().train(*args, **kwargs)
 
@@ -217,18 +209,9 @@ class T5Trainer(SavingTrainer):
         return optimizer
 
     def _create_optimizer(self, model: torch.nn.Module | None) -> torch.optim.Optimizer:
-        args = self.args
-        if args.optimizer_preset is None or self.optimizer is not None:
+        if self.args.chosen_optimizer().preset is None or self.optimizer is not None:
             return super().create_optimizer(model)
-        self.optimizer, schedule = build_optimizer(
-            args.optimizer_preset,
-            cast(torch.nn.Module, self.model if model is None else model),
-            learning_rate=args.learning_rate,
-            warmup_steps=int(args.warmup_steps) or None,
-            weight_decay=args.weight_decay,
-            slots=args.optimizer_slots,
-            moments=args.moments(),
-        )
+        self.optimizer, schedule = self.args.build_preset(cast(torch.nn.Module, self.model if model is None else model))
         if self.lr_scheduler is None:
             self.lr_scheduler = schedule  # if there is none, transformers makes the one of --lr_scheduler_type
         return self.optimizer
@@ -285,7 +268,7 @@ class T5Trainer(SavingTrainer):
             inputs["labels"] = self._without_fillers(inputs["labels"])
         if prediction_loss_only and self._skips_logits:
             inputs["skip_logits"] = True
-        if self.accelerator.is_fsdp2:
+        if self.run.engine.is_fsdp2:
             # Each token gathers parameters from all processes, so one whose texts are finished goes on until all are.
             # transformers does so if it sees FSDP, but not that of the second kind.
             self._gen_kwargs = {**getattr(self, "_gen_kwargs", {}), "synced_gpus": True}

@@ -29,6 +29,14 @@ def shown(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
+def check_at_least(options: Any, lowest: float, *names: str) -> None:
+    """Refuses options, given by name, that are lower; None was not given."""
+    for name in names:
+        if (value := getattr(options, name)) is not None and not value >= lowest:
+            given = f"{value:g}" if isinstance(value, float) else value
+            raise TrainingError(f"--{name} is {given}: it must be at least {lowest:g}.")
+
+
 def check_unicode(text: str, where: str) -> str:
     """The text, unless it has half of a surrogate pair, which JSON can spell and no tokenizer takes."""
     try:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import TrainingError
+from ..errors import TrainingError, check_at_least
 from .objectives import Objective, PlainLM, PrefixLM, SpanCorruption, noise_counts, span_corruption_lengths
 
 
@@ -51,9 +51,7 @@ class DataArguments:
         for option in ("input_column", "target_column"):
             if not getattr(self, option).strip():
                 raise TrainingError(f"--{option} is empty: name a column of the data.")
-        for option in ("max_source_length", "max_target_length"):
-            if getattr(self, option) < 1:
-                raise TrainingError(f"--{option} is {getattr(self, option)}: it must be at least 1.")
+        check_at_least(self, 1, "max_source_length", "max_target_length")
 
     def check_files(self) -> None:
         """Refuses data files that do not exist, or of an unknown format."""
@@ -129,18 +127,12 @@ class PretrainingDataArguments:
     )
 
     def __post_init__(self) -> None:
-        for option in ("validation_rows", "max_source_length", "max_target_length", "documents_together"):
-            if (value := getattr(self, option)) is not None and value < 1:
-                raise TrainingError(f"--{option} is {value}: it must be at least 1.")
+        check_at_least(self, 1, "validation_rows", "max_source_length", "max_target_length", "documents_together")
+        check_at_least(self, 1, "mean_noise_span_length")
         if self.shuffle_megabytes <= 0:
             raise TrainingError(f"--shuffle_megabytes is {self.shuffle_megabytes}: it must be more than 0.")
-        if self.mean_noise_span_length is not None:
-            if self.mean_noise_span_length < 1:
-                raise TrainingError(
-                    f"--mean_noise_span_length is {self.mean_noise_span_length}: it must be at least 1."
-                )
-            if self.objective != "span_corruption":
-                raise TrainingError(f"--objective {self.objective} has no spans: leave --mean_noise_span_length out.")
+        if self.mean_noise_span_length is not None and self.objective != "span_corruption":
+            raise TrainingError(f"--objective {self.objective} has no spans: leave --mean_noise_span_length out.")
         if self.objective == "lm" and self.max_source_length is not None:
             raise TrainingError("--objective lm has no inputs: leave --max_source_length out.")
         if self.objective == "lm" and self.pack:

@@ -32,7 +32,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.futures import Future
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..errors import TrainingError
+from ..errors import TrainingError, in_a_line
 from .engine import Engine
 
 
@@ -133,5 +133,5 @@ def cut_and_fill(model: nn.Module, folder: str, accelerator: Accelerator) -> Non
     except (dcp.CheckpointException, SafetensorError, OSError, RuntimeError, ValueError) as error:
         # torch's own message is a traceback of every process.
         causes = error.failures.values() if isinstance(error, dcp.CheckpointException) else ()
-        reason = " ".join(str(next((cause for cause, _ in causes), error)).split())[:500]
+        reason = in_a_line(next((cause for cause, _ in causes), error))
         raise TrainingError(f"The weights of {folder} do not load: {reason}") from error

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from t5_experimental.presets import PRESETS
 
-from ..errors import TrainingError, in_a_line
+from ..errors import TrainingError, check_at_least, in_a_line
 
 
 @dataclass
@@ -34,8 +34,7 @@ class PromptArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.prompt_length < 1:
-            raise TrainingError(f"--prompt_length is {self.prompt_length}: it must be at least 1.")
+        check_at_least(self, 1, "prompt_length")
         if self.prompt_init is None:
             self.prompt_init = "vocab" if self.class_labels is None else "labels"
         if self.prompt_init == "labels" and self.class_labels is None:

@@ -20,11 +20,7 @@ from transformers import (
 
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 
-from ..errors import TrainingError
-
-
-def _in_a_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+from ..errors import TrainingError, in_a_line
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
@@ -45,7 +41,7 @@ def refusals(what: str) -> Iterator[None]:
         # What panics in Rust arrives as a `PanicException`, which is no `Exception` and cannot be imported.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise TrainingError(f"{what}: {_in_a_line(error)}") from error
+        raise TrainingError(f"{what}: {in_a_line(error)}") from error
 
 
 def vocabulary_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
@@ -64,7 +60,7 @@ def load_config(folder: str, **fields: Any) -> T5ExperimentalConfig:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, **fields)
     except Exception as error:  # of whatever kind its values make transformers raise
         # Around what the configuration says itself there may be an exception that says where it was said.
-        reason = _in_a_line(error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error)
+        reason = in_a_line(error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error)
         raise TrainingError(f"The config.json of {folder} does not describe a model: {reason}") from error
     if not isinstance(config, T5ExperimentalConfig):
         raise TrainingError(
@@ -129,7 +125,7 @@ def load_model(
             ignore_mismatched_sizes=True,  # the error that it would raise does not say which
         )
     except Exception as error:  # of whatever kind headers and indexes make the libraries raise
-        raise TrainingError(f"The weights of {folder} do not load: {_in_a_line(error)}") from error
+        raise TrainingError(f"The weights of {folder} do not load: {in_a_line(error)}") from error
     if mismatched := sorted(report["mismatched_keys"]):
         name, found, expected = mismatched[0]
         raise TrainingError(

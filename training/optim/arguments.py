@@ -11,7 +11,7 @@ from transformers import Seq2SeqTrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from ..errors import TrainingError
+from ..errors import TrainingError, check_at_least
 from .presets import (
     PRESETS,
     OptimizerChoice,
@@ -142,10 +142,7 @@ class OptimizerArguments(Seq2SeqTrainingArguments):
         self.adam_beta2 = 0.999 if self.adam_beta2 is None else self.adam_beta2
 
     def _check_numbers(self) -> None:
-        for option in ("learning_rate", "weight_decay", "warmup_steps", "adam_epsilon"):
-            value = getattr(self, option)
-            if value is not None and not value >= 0:
-                raise TrainingError(f"--{option} is {value:g}: it must be at least 0.")
+        check_at_least(self, 0, "learning_rate", "weight_decay", "warmup_steps", "adam_epsilon")
         for option in ("adam_beta1", "adam_beta2"):
             value = getattr(self, option)
             if value is not None and not 0 <= value < 1:

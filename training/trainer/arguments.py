@@ -10,7 +10,7 @@ from transformers.integrations import get_available_reporting_integrations, get_
 
 from t5_experimental.activation_checkpointing_t5_experimental import OPTION
 
-from ..errors import TrainingError
+from ..errors import TrainingError, check_at_least
 from ..optim.arguments import OptimizerArguments
 from .losses import LossDenominator, check_loss_options
 
@@ -35,6 +35,12 @@ def _check_reporters(names: list[str]) -> None:
             ) from error
 
 
+OF_DENOMINATOR = {
+    "help": "What the summed loss of a step is divided by: the tokens to predict, or, as in the original, all target "
+    "positions, padding included. Evaluation always divides by tokens."
+}
+
+
 @dataclass
 class T5TrainingArguments(OptimizerArguments):
     """Transformers' own options, with the defaults that every training of these models shares, checked."""
@@ -44,13 +50,7 @@ class T5TrainingArguments(OptimizerArguments):
         default=0.0,
         metadata={"help": "Weight of the squared log-normaliser in the loss of training; the original's is 1e-4."},
     )
-    loss_denominator: LossDenominator = field(
-        default="tokens",
-        metadata={
-            "help": "What the summed loss of a step is divided by: the tokens to predict, or, as in the original, all "
-            "target positions, padding included. Evaluation always divides by tokens."
-        },
-    )
+    loss_denominator: LossDenominator = field(default="tokens", metadata=OF_DENOMINATOR)
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={
@@ -183,19 +183,9 @@ class T5TrainingArguments(OptimizerArguments):
         )
 
     def _check_amount(self) -> None:
-        for option in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if (value := getattr(self, option)) < 1:
-                raise TrainingError(f"--{option} is {value}: it must be at least 1.")
-        least = {
-            "dataloader_num_workers": 0,
-            "seed": 0,
-            "data_seed": 0,
-            "generation_num_beams": 1,
-            "generation_max_length": 1,
-        }
-        for option, lowest in least.items():
-            if (value := getattr(self, option)) is not None and value < lowest:
-                raise TrainingError(f"--{option} is {value}: it must be at least {lowest}.")
+        check_at_least(self, 0, "dataloader_num_workers", "seed", "data_seed")
+        check_at_least(self, 1, "generation_num_beams", "generation_max_length", "gradient_accumulation_steps")
+        check_at_least(self, 1, "per_device_train_batch_size", "per_device_eval_batch_size")
         for option in ("save_steps", "eval_steps", "logging_steps"):
             if (value := getattr(self, option)) is not None and not value > 0:
                 raise TrainingError(f"--{option} is {value:g}: it must be more than 0.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from ..errors import TrainingError
+from ..errors import TrainingError, in_a_line
 
 
 _SPECIAL_TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
@@ -50,7 +50,7 @@ def settle_generation(model: PreTrainedModel, args: Seq2SeqTrainingArguments, lo
         config.validate(strict=True)
     except ValueError as error:
         raise TrainingError(
-            f"The settings of generation contradict each other ({_in_a_line(error)}): change generation_config.json "
+            f"The settings of generation contradict each other ({in_a_line(error)}): change generation_config.json "
             "in the model's folder, --generation_config, or the options of this run."
         ) from error
     model.generation_config = config
@@ -61,13 +61,9 @@ def _load(name: Any) -> Any:
         return Seq2SeqTrainer.load_generation_config(name)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise TrainingError(
-            f"--generation_config {name} does not load ({_in_a_line(error)}): give a generation_config.json, or the "
+            f"--generation_config {name} does not load ({in_a_line(error)}): give a generation_config.json, or the "
             "folder of one."
         ) from error
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
 
 
 @contextmanager

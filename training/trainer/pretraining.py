@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 
 from ..errors import TrainingError
-from .arguments import T5TrainingArguments
+from .arguments import OF_DENOMINATOR, T5TrainingArguments
 from .losses import LossDenominator
 
 
@@ -22,14 +22,7 @@ class PretrainingArguments(T5TrainingArguments):
         default=1e-4,
         metadata={"help": "Weight of the squared log-normaliser in the loss of training, as in the original."},
     )
-
-    loss_denominator: LossDenominator = field(
-        default="positions",
-        metadata={
-            "help": "What the summed loss of a step is divided by: the tokens to predict, or, as in the original, all "
-            "target positions, padding included. Evaluation always divides by tokens."
-        },
-    )
+    loss_denominator: LossDenominator = field(default="positions", metadata=OF_DENOMINATOR)
     max_grad_norm: float = field(
         default=0.0, metadata={"help": "Gradients are scaled down to this norm; 0 for never, as in the original."}
     )

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -119,7 +120,7 @@ class SavingTrainer(Seq2SeqTrainer):
         losses = json.loads(path.read_text())
         since_log = losses["since_log"]
         # Of other processes, only the mean makes sense; it is all that is ever logged.
-        mine = since_log[self.args.process_index] if len(since_log) == self.args.world_size else _mean(since_log)
+        mine = since_log[self.args.process_index] if len(since_log) == self.args.world_size else fmean(since_log)
         self._tr_loss += mine
         self._globalstep_last_logged, self._total_loss_scalar = losses["logged_until"], losses["logged"]
         self._losses_begin = losses["begin"]
@@ -255,7 +256,3 @@ class _EndWhenTold(TrainerCallback):
 
     def on_prediction_step(self, *unused: Any, **more: Any) -> None:
         check()
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -19,7 +19,7 @@ from ..engines.fsdp2 import has_prompt, keep_checkpoints_whole, share_embedding,
 from ..engines.fsdp2_weights import cut_and_fill, is_empty
 from ..engines.hooks import hooks_for
 from ..engines.parts import SayPartsCallback
-from ..errors import TrainingError
+from ..errors import TrainingError, in_a_line
 from .arguments import T5TrainingArguments
 from .generation import keeping_generation
 from .losses import loss_arguments, with_all_positions
@@ -191,10 +191,9 @@ class T5Trainer(SavingTrainer):
         try:
             super().init_hf_repo(token)
         except Exception as error:  # the hub's client has errors of several libraries
-            reason = " ".join(str(error).split())[:300]
             raise TrainingError(
-                f"--push_to_hub cannot make the repository ({reason}): log in with `hf auth login`, or leave it out "
-                "and upload the finished folder later."
+                f"--push_to_hub cannot make the repository ({in_a_line(error)}): log in with `hf auth login`, or "
+                "leave it out and upload the finished folder later."
             ) from error
 
     # The optimizer.

@@ -15,7 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from t5_experimental.training import finetune
 from t5_experimental.training.engines.hooks import DeviceHooks, hooks_for
-from t5_experimental.training.trainer.arguments import bfloat16_is_fast
+from t5_experimental.training.trainer.settle import bfloat16_is_fast
 from t5_experimental.training.trainer.trainer import T5Trainer
 
 

@@ -31,7 +31,7 @@ def run_trainer(
         before_saving: what is to be done to the trained model first.
 
     Raises:
-        TrainingError: the checkpoint to go on from is another run's, or the run breaks down.
+        TrainingError: the checkpoint to resume from is another run's, or the run breaks down.
     """
     args = trainer.args
     checkpoint = trainer.run.checkpoint

@@ -63,10 +63,10 @@ def test_fsdp_without_an_accelerator_ends_before_anything_is_loaded(monkeypatch,
     words = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit, match=r"^finetune: FSDP spreads a model over GPUs, and torch finds none here: "):
+    with pytest.raises(SystemExit, match=r"^finetune: FSDP shards a model across GPUs, and torch finds none here: "):
         finetune.main(words)
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
-    with pytest.raises(SystemExit, match="FSDP spreads a model over GPUs, and torch finds none here: "):
+    with pytest.raises(SystemExit, match="FSDP shards a model across GPUs, and torch finds none here: "):
         finetune.main([*words, "--fsdp", "full_shard"])
     assert not (tmp_path / "output").exists()
     assert "Traceback" not in "".join(capfd.readouterr())
@@ -80,7 +80,7 @@ def test_the_launcher_asks_for_fsdp_without_an_accelerator(launching, tiny_model
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
     outcome = launching.launch("fsdp2", script, flags, processes=2, environment=hidden)
     assert outcome.returncode != 0
-    assert outcome.stderr.count("finetune: FSDP spreads a model over GPUs") == 1, outcome.stderr
+    assert outcome.stderr.count("finetune: FSDP shards a model across GPUs") == 1, outcome.stderr
     assert outcome.stderr.count("Traceback") == 1, outcome.stderr  # the launcher's own
     assert not (tmp_path / "output").exists()
 
@@ -115,7 +115,7 @@ def test_sharding_by_xla_without_it():
 
 def test_optimizers_of_whole_parameters_are_refused_under_zero():
     zero2 = Engine("deepspeed", 2, 2)
-    with pytest.raises(TrainingError, match="--optim adafactor takes means over whole parameters"):
+    with pytest.raises(TrainingError, match="--optim adafactor takes means over full parameters"):
         zero2.check(OptimizerChoice(None, "adafactor"))
     for preset in ("finetune", "pretrain", "rms_adamw"):
         with pytest.raises(TrainingError, match=f"--optimizer_preset {preset} takes .* ZeRO-2 leaves pieces: choose"):

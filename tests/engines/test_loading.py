@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Weights that every process reads its own part of, under FSDP of the second kind: see `training/loading.py`."""
+"""Weights that every process reads its own part of, under FSDP2: see `training/loading.py`."""
 
 import json
 import subprocess

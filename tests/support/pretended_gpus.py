@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Lets processes on a CPU run FSDP of the second kind through accelerate's own code for GPUs.
+"""Lets processes on a CPU run FSDP2 through accelerate's own code for GPUs.
 
 All that accelerate lacks for it: its `AcceleratorState` turns FSDP on for a list of devices that the processor is not
 in. So it is told of GPUs here, with gloo between the processes and tensors on the processor; and our own

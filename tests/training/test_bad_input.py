@@ -183,7 +183,7 @@ def test_missing_files(option, model, train_file, tmp_path):
         ({"max_stepz": 1}, "There is no option --max_stepz; the nearest is --max_steps"),
         ({"fp16": True, "bf16": True}, "At most one of fp16 and bf16"),
         ({"report_to": "carrier_pigeon"}, "carrier_pigeon is not supported"),
-        ({"resume_from_checkpoint": "checkpoint-1"}, "checkpoint-1 is not a whole checkpoint"),
+        ({"resume_from_checkpoint": "checkpoint-1"}, "checkpoint-1 is not a complete checkpoint"),
         ({"resume_from_checkpoint": True}, "needs a checkpoint in --output_dir"),
         ({"load_best_model_at_end": True, "save_strategy": "steps"}, "needs evaluations to compare: give --valid"),
         (
@@ -291,7 +291,7 @@ def test_resuming_is_checked_before_anything_is_loaded(model, train_file, tmp_pa
     options = {"model_name_or_path": model, "train_file": train_file}
     for wanted in (True, output / "checkpoint-2"):
         message = complaint(output, **options, resume_from_checkpoint=wanted)
-        assert "checkpoint-2 is not a whole checkpoint (it has no trainer_state.json)" in message
+        assert "checkpoint-2 is not a complete checkpoint (it has no trainer_state.json)" in message
 
 
 def test_only_one_process_of_a_machine_speaks(tmp_path, monkeypatch, capsys):

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Which checkpoint a run goes on from, and which ones stay."""
+"""Which checkpoint a run resumes from, and which ones stay."""
 
 import os
 import re
@@ -49,24 +49,24 @@ def test_the_newest_whole_one_is_chosen(tmp_path):
     oldest, middle, newest = (make_checkpoint(tmp_path, step) for step in (9, 10, 200))
     (tmp_path / "checkpoint-best").mkdir()
     for wanted in ("auto", "True"):
-        assert choose_checkpoint(wanted, tmp_path) == (str(newest), f"goes on from {newest}")
+        assert choose_checkpoint(wanted, tmp_path) == (str(newest), f"resumes from {newest}")
     (newest / "shards" / "weights").write_text("1")
     (middle / "shards" / "weights").unlink()
     for wanted in ("auto", "True"):
         chosen, said = choose_checkpoint(wanted, tmp_path)
         assert chosen == str(oldest)
         assert said == (
-            f"goes on from {oldest}, since checkpoint-200 is not a whole checkpoint (its shards/weights has 1 bytes "
-            "instead of 2,000) and checkpoint-10 is not a whole checkpoint (it has no shards/weights)"
+            f"resumes from {oldest}, since checkpoint-200 is not a complete checkpoint (its shards/weights has 1 bytes "
+            "instead of 2,000) and checkpoint-10 is not a complete checkpoint (it has no shards/weights)"
         )
-    with pytest.raises(TrainingError, match=r"checkpoint-10 is not a whole checkpoint \(it has no shards/weights\)"):
+    with pytest.raises(TrainingError, match=r"checkpoint-10 is not a complete checkpoint \(it has no shards/weights\)"):
         choose_checkpoint(str(middle), tmp_path)
     assert choose_checkpoint(str(oldest), tmp_path)[0] == str(oldest)
     (oldest / "trainer_state.json").write_text("{")
     chosen, said = choose_checkpoint("auto", tmp_path)
     assert chosen is None
-    assert said.startswith("begins anew, since checkpoint-200 is not")
-    assert said.endswith("checkpoint-9 is not a whole checkpoint (its trainer_state.json cannot be read)")
+    assert said.startswith("starts over, since checkpoint-200 is not")
+    assert said.endswith("checkpoint-9 is not a complete checkpoint (its trainer_state.json cannot be read)")
     with pytest.raises(TrainingError, match=r"needs a checkpoint in --output_dir .* which has none that is whole"):
         choose_checkpoint("true", tmp_path)
 

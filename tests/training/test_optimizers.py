@@ -516,7 +516,7 @@ def test_columns_in_parts_are_refused(preset: str, one_process: Any) -> None:
 
 @pytest.mark.parametrize("mark", ["ds_id", "_fsdp_flattened", None])
 def test_parts_of_other_engines_are_refused(mark: str | None) -> None:
-    """ZeRO-3 and FSDP of the first kind mark what they cut; ZeRO-1 and 2 put flat tensors in the optimizer's groups."""
+    """ZeRO-3 and FSDP1 mark what they cut; ZeRO-1 and 2 put flat tensors in the optimizer's groups."""
     model = torch.nn.Linear(4, 4)
     if mark is not None:
         setattr(model.weight, mark, True)

@@ -140,7 +140,7 @@ def test_an_imported_prompt_is_written_as_peft_would(tiny_models, tmp_path, monk
         (np.zeros(32, np.float32), "has the shape (32,)"),
         (np.zeros((2, 4, 32), np.float32), "has the shape (2, 4, 32)"),
         (np.zeros((0, 32), np.float32), "has the shape (0, 32)"),
-        (np.full((4, 32), np.nan, np.float32), "infinite or not a number"),
+        (np.full((4, 32), np.nan, np.float32), "infinite or NaN"),
         (np.full((4, 32), {}, object), "is not a numpy file of numbers"),
     ],
 )

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Files of slots that cannot be gone on from; test_optimizers.py goes on from good ones."""
+"""Files of slots that cannot be gone on from; test_optimizers.py resumes from good ones."""
 
 import json
 from collections.abc import Callable

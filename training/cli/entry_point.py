@@ -151,7 +151,7 @@ class EntryPoint:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             sys.exit(
                 f"{self.name}: {error.filename or 'A file'} cannot be written ({error.strerror}): make room and run "
-                "the same command again, which goes on from the last checkpoint."
+                "the same command again, which resumes from the last checkpoint."
             )
         if (lost := lost_peer(error)) is not None:
             if peer_was_interrupted():
@@ -162,7 +162,7 @@ class EntryPoint:
 def _where_it_goes_on(run: Run[Any] | None) -> str:
     """What the same command would do now, as a sentence; without a run if it was ended before it was settled."""
     if run is None:
-        return "Nothing has been written: the same command begins anew."
+        return "Nothing has been written: the same command starts over."
     return where_it_goes_on(Path(str(run.training.output_dir)), run.checkpoint, run.resumes)
 
 

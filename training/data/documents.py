@@ -20,7 +20,7 @@ JSON_FORMATS = (".jsonl", ".json")
 DOCUMENT_FORMATS = (".txt", *JSON_FORMATS)
 
 MOST_BYTES = 64_000_000
-"""Of a document, which is held in memory as a whole, and more than once while it is tokenised."""
+"""Of a document, which is held in memory as a whole, and more than once while it is tokenized."""
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,7 @@ def source_features(sources: list[str], options: DataArguments, tokenizer: PreTr
 def make_split(examples: Dataset, options: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Split:
     """Token ids of examples with the columns `source` and `targets`."""
 
-    def tokenise(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def tokenize(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         sources = [options.source_prefix + source for source in batch["source"]]
         counts = [len(targets) for targets in batch["targets"]]
         all_inputs, all_input_lengths = _token_ids(tokenizer, sources, options.max_source_length)
@@ -260,7 +260,7 @@ def make_split(examples: Dataset, options: DataArguments, tokenizer: PreTrainedT
             "target_length": target_lengths,
         }
 
-    pairs = examples.map(tokenise, batched=True, remove_columns=examples.column_names)
+    pairs = examples.map(tokenize, batched=True, remove_columns=examples.column_names)
     limits = {"input": options.max_source_length, "target": options.max_target_length}
     cut = {}
     for kind, limit in limits.items():

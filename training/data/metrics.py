@@ -17,7 +17,7 @@ _ROUGE_TYPES = ("rouge1", "rouge2", "rougeLsum")
 
 
 def bleu(predictions: Sequence[str], references: References) -> dict[str, float]:
-    """Corpus BLEU, as sacrebleu computes it by default (case counts, tokenisation 13a)."""
+    """Corpus BLEU, as sacrebleu computes it by default (case counts, tokenization 13a)."""
     from sacrebleu.metrics import BLEU
 
     most = max(map(len, references))

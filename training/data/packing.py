@@ -3,7 +3,7 @@
 
 Packed as in the original, `trim_and_pack_dataset` of seqio: an example goes into the open row if inputs and targets
 both fit there, else that row is finished. Segment ids count the examples of a row from 1 and are 0 at padding.
-Positions, which start anew in every example, are the original's too; models with relative positions do not want them.
+Positions, which start over in every example, are the original's too; models with relative positions do not want them.
 """
 
 from collections.abc import Iterable, Iterator

@@ -31,7 +31,7 @@ from .packing import model_features, pack
 Features = dict[str, np.ndarray]
 T = TypeVar("T")
 
-# Texts that are tokenised at once; the original joins as many.
+# Texts that are tokenized at once; the original joins as many.
 _TEXTS = 128
 
 
@@ -151,11 +151,11 @@ class TextStream(IterableDataset):
     def _chunks(self, window: int) -> Iterator[np.ndarray]:
         together = self.objective.documents_together
         for texts in _batches(self.windows.documents(window), max(together, _TEXTS // together * together)):
-            documents = [tokens for tokens in self._tokenise(texts) if len(tokens)]
+            documents = [tokens for tokens in self._tokenize(texts) if len(tokens)]
             for group in _batches(documents, together):
                 yield from self.objective.chunks(group)
 
-    def _tokenise(self, texts: list[str]) -> Iterator[np.ndarray]:
+    def _tokenize(self, texts: list[str]) -> Iterator[np.ndarray]:
         encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         for ids in cast(list[list[int]], encoded["input_ids"]):
             tokens = np.array(ids, dtype=np.int32)
@@ -245,7 +245,7 @@ def restore(stream: TextStream, checkpoint: Path) -> None:
     Raises:
         TrainingError: the checkpoint does not know, or the stream has other settings now.
     """
-    start_anew = "or let the data begin anew with --ignore_data_skip"
+    start_anew = "or let the data start over with --ignore_data_skip"
     path = _state_path(checkpoint, stream.process)
     if not path.is_file():
         raise TrainingError(

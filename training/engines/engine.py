@@ -125,16 +125,16 @@ class Engine:
         option = optimizer.option
         if self.is_deepspeed:
             raise TrainingError(
-                f"{option} takes means over whole parameters, of which DeepSpeed's ZeRO-{self.stage} leaves pieces: "
+                f"{option} takes means over full parameters, of which DeepSpeed's ZeRO-{self.stage} leaves pieces: "
                 "choose --optimizer_preset adamw (in prompt_tune --optim adamw_torch), or another of the configs."
             )
         if self.is_fsdp2:
             raise TrainingError(
-                f"FSDP spreads parameters over processes, which {option} (the default) does not know: choose "
+                f"FSDP shards parameters across processes, which {option} (the default) does not know: choose "
                 "--optimizer_preset finetune, the original's Adafactor, or --optimizer_preset adamw."
             )
         raise TrainingError(
-            f"FSDP of the first kind cuts parameters into flat pieces, but {option} takes means over the rows and "
+            f"FSDP1 cuts parameters into flat pieces, but {option} takes means over the rows and "
             "columns of whole ones: choose --optimizer_preset adamw (in prompt_tune --optim adamw_torch), or another "
             "engine (training/configs/fsdp2.yaml or ddp.yaml)."
         )
@@ -212,7 +212,7 @@ def prepare_engine(args: TrainingArguments, is_spread: bool = False) -> None:
         return
     if kind == "fsdp":
         raise TrainingError(
-            "FSDP spreads a model over GPUs, and torch finds none here: take configs/ddp.yaml or one of the "
+            "FSDP shards a model across GPUs, and torch finds none here: take configs/ddp.yaml or one of the "
             "deepspeed configs, which train on the CPU, too, or install a build of torch for the hardware."
         )
     if kind == "deepspeed":

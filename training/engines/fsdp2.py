@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Parameters that FSDP of the second kind has spread over processes, row by row: means over them, and what needs whole
+"""Parameters that FSDP2 has spread over processes, row by row: means over them, and what needs whole
 ones.
 
 Such a parameter is torch's `DTensor`: it has the shape of the whole, and what is computed of it is computed of the
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from ..errors import TrainingError
 
 
-# What FSDP of the first kind and DeepSpeed's ZeRO-3 leave on parameters that they have cut up.
+# What FSDP1 and DeepSpeed's ZeRO-3 leave on parameters that they have cut up.
 _MARK_OF_ZERO3 = "ds_id"
 _MARKS_OF_PARTS = ("_fsdp_flattened", _MARK_OF_ZERO3)
 
@@ -120,7 +120,7 @@ def refuse() -> NoReturn:
     """Says that parameters are in parts that no mean of the whole can be taken of."""
     raise TrainingError(
         "An engine has cut the parameters into parts without rows and columns, but this optimizer takes means over "
-        "these: choose --optimizer_preset adamw, or FSDP of the second kind (training/configs/fsdp2.yaml)."
+        "these: choose --optimizer_preset adamw, or FSDP2 (training/configs/fsdp2.yaml)."
     )
 
 

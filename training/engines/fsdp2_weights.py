@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Weights for FSDP of the second kind: every process reads its own part of the safetensors files, and nothing else.
+"""Weights for FSDP2: every process reads its own part of the safetensors files, and nothing else.
 
 Otherwise every process has the whole model in the host's memory before accelerate cuts it up: 45 GB for t5.1.1.xxl,
 times the number of GPUs. Here the model is made without memory, cut up as accelerate cuts it, and filled by torch's
@@ -112,7 +112,7 @@ def cut_and_fill(model: nn.Module, folder: str, accelerator: Accelerator) -> Non
     Args:
         model: with all parameters on the device "meta".
         folder: of the model.
-        accelerator: with a plugin for FSDP of the second kind; leaves the model as it is when it prepares it.
+        accelerator: with a plugin for FSDP2; leaves the model as it is when it prepares it.
 
     Raises:
         TrainingError: the files lack a weight, or have one of another shape.

@@ -33,7 +33,7 @@ def lost_peer(error: BaseException) -> ProcessError | None:
     if not (isinstance(error, RuntimeError) and torch.distributed.is_available()):
         return None
     text, me = str(error), f"Process {os.environ.get('RANK', '0')}"
-    again = "then run the same command again, which goes on from the last checkpoint."
+    again = "then run the same command again, which resumes from the last checkpoint."
     if any(sign in text for sign in _GONE):
         return ProcessError(
             f"{me} lost the connection to another process of this run, which has died: see what that one printed, or "

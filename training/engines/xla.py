@@ -112,7 +112,7 @@ class RandomState:
     """What XLA's random numbers depend on, as it was when it was read.
 
     It changes with the end of every program, and so while a checkpoint is written: the run that has written one has to
-    go on from what it wrote, as a run that goes on from the checkpoint does.
+    go on from what it wrote, as a run that resumes from the checkpoint does.
     """
 
     def __init__(self) -> None:

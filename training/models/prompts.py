@@ -158,7 +158,7 @@ def read_prompt(path: Path, config: T5ExperimentalConfig) -> torch.Tensor:
         raise TrainingError(f"{said} became shorter while it was read: try again when nothing writes to it.")
     prompt = torch.from_numpy(numbers.reshape(rows.shape, order="F" if rows.flags.fnc else "C"))
     if not torch.isfinite(prompt).all():
-        raise TrainingError(f"{said} has numbers that are infinite or not a number: export the prompt once more.")
+        raise TrainingError(f"{said} has numbers that are infinite or NaN: export the prompt once more.")
     return prompt
 
 

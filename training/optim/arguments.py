@@ -54,7 +54,7 @@ class OptimizerArguments(Seq2SeqTrainingArguments):
         default=None,
         metadata={
             "help": "Folder with the optimizer.safetensors that `t5-experimental convert --with-optimizer` wrote: the "
-            "preset goes on from the original's state instead of a fresh one."
+            "preset resumes from the original's state instead of a fresh one."
         },
     )
     learning_rate: float | None = field(  # type: ignore[assignment]  # the preset knows its own
@@ -182,7 +182,7 @@ class OptimizerArguments(Seq2SeqTrainingArguments):
         if not has_own_schedule(preset):
             if self.optimizer_slots is not None:
                 raise TrainingError(
-                    f"--optimizer_slots is Adafactor's state, which --optimizer_preset {preset} cannot go on from: "
+                    f"--optimizer_slots is Adafactor's state, which --optimizer_preset {preset} cannot resume from: "
                     "choose finetune or pretrain, or leave the slots out."
                 )
             self._settle_schedule()

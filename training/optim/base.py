@@ -23,7 +23,7 @@ class _WholeParameterOptimizer(Optimizer, ABC):
     """What optimizers have in common whose update of a number depends on others of its parameter.
 
     States are in at least float32, whatever the parameters are in; `step` counts the updates of a parameter and stays
-    on the CPU. FSDP of the second kind puts distributed tensors in place of the parameters, between construction and
+    on the CPU. FSDP2 puts distributed tensors in place of the parameters, between construction and
     the first step; their states are distributed, too. So what is known of a parameter goes by its place in the groups.
 
     Attributes:

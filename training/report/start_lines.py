@@ -78,7 +78,7 @@ def _describe_optimizer(trainer: T5Trainer) -> str:
 
 
 def describe_learning_rate(trainer: T5Trainer) -> str:
-    """The highest learning rate, also that of a checkpoint to go on from if it is another one, and the schedule."""
+    """The highest learning rate, also that of a checkpoint to resume from if it is another one, and the schedule."""
     rate, checkpoint = trainer.args.highest_learning_rate(), trainer.run.checkpoint
     before = None if checkpoint is None else learning_rate_of(checkpoint)
     changed = "" if before in (None, rate) else f" ({before:g} up to the checkpoint)"

@@ -48,7 +48,7 @@ class T5TrainingArguments(OptimizerArguments):
     logging_steps: float = field(default=50, metadata={"help": "Steps between two logs of the loss."})
     z_loss: float = field(
         default=0.0,
-        metadata={"help": "Weight of the squared log-normaliser in the loss of training; the original's is 1e-4."},
+        metadata={"help": "Weight of the squared log-normalizer in the loss of training; the original's is 1e-4."},
     )
     loss_denominator: LossDenominator = field(default="tokens", metadata=OF_DENOMINATOR)
     logging_nan_inf_filter: bool = field(
@@ -71,8 +71,8 @@ class T5TrainingArguments(OptimizerArguments):
     resume_from_checkpoint: str | None = field(
         default="auto",
         metadata={
-            "help": "Folder of the checkpoint to go on from. By default, auto, it is the newest whole one in "
-            "--output_dir, so that the same command goes on with a run that has died; where there is none, the run "
+            "help": "Folder of the checkpoint to resume from. By default, auto, it is the newest whole one in "
+            "--output_dir, so that the same command resumes a run that has died; where there is none, the run "
             "begins. True insists on one, False on there being none."
         },
     )

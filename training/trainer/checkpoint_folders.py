@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Folders of checkpoints: what makes one whole, which one a run goes on from, and how one takes its place.
+"""Folders of checkpoints: what makes one whole, which one a run resumes from, and how one takes its place.
 
 A checkpoint is written aside. Its last file lists the others with their sizes; then everything is forced to the disk,
 and a single rename puts the folder where it is looked for: whatever a run dies of, `checkpoint-N` is whole, or it is
@@ -136,15 +136,15 @@ def choose_checkpoint(wanted: str | None, folder: Path) -> tuple[str | None, str
 
     Args:
         wanted: `"auto"` is the newest checkpoint of the folder that is whole, if there is one, `"true"` insists on it,
-            `"false"` or nothing begins anew; else it is the path of a checkpoint.
+            `"false"` or nothing starts over; else it is the path of a checkpoint.
         folder: that the run writes into.
 
     Returns:
-        The checkpoint to go on from, or nothing; and what the user should know about the choice, which may be nothing.
+        The checkpoint to resume from, or nothing; and what the user should know about the choice, which may be nothing.
 
     Raises:
         TrainingError: there is no such checkpoint, it is not whole, or it does not suffice to go on; or a run that is
-            to begin anew would meet checkpoints of another one.
+            to start over would meet checkpoints of another one.
     """
     choice = (wanted or "false").lower()
     if choice == "false":
@@ -153,24 +153,24 @@ def choose_checkpoint(wanted: str | None, folder: Path) -> tuple[str | None, str
     if choice not in ("auto", "true"):
         if (problem := damage(Path(str(wanted)))) is not None:
             raise TrainingError(
-                f"--resume_from_checkpoint {wanted} is not a whole checkpoint ({problem}): give the path of one that "
-                "the trainer has finished."
+                f"--resume_from_checkpoint {wanted} is not a complete checkpoint ({problem}): give the path of one "
+                "that the trainer has finished."
             )
         _check_suffices(Path(str(wanted)))
         _check_places(folder, after=Path(str(wanted)))
-        return wanted, f"goes on from {wanted}"
+        return wanted, f"resumes from {wanted}"
     newest, passed_over = _newest_whole(folder)
     if newest is None and choice == "true":
         seen = f" ({passed_over})" if passed_over else ""
         raise TrainingError(
             f"--resume_from_checkpoint {wanted} needs a checkpoint in --output_dir {folder}, which has none that is "
-            f"whole{seen}: leave the option out to start anew, or give the path of a checkpoint."
+            f"whole{seen}: leave the option out to start over, or give the path of a checkpoint."
         )
     _check_places(folder, after=newest)
     if newest is None:
-        return None, passed_over and f"begins anew, since {passed_over}"
+        return None, passed_over and f"starts over, since {passed_over}"
     _check_suffices(newest)
-    return str(newest), f"goes on from {newest}" + (passed_over and f", since {passed_over}")
+    return str(newest), f"resumes from {newest}" + (passed_over and f", since {passed_over}")
 
 
 def where_it_goes_on(folder: Path, begun_from: str | None, goes_on: bool) -> str:
@@ -185,10 +185,10 @@ def where_it_goes_on(folder: Path, begun_from: str | None, goes_on: bool) -> str
     if newest is None and begun_from is None:
         if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
             return f"The training was finished, and {folder} holds what it was for; only the evaluation is missing."
-        return "No checkpoint had been written: the same command begins anew."
+        return "No checkpoint had been written: the same command starts over."
     if goes_on or newest is None:
-        return f"The same command goes on from {newest or begun_from}."
-    return f"The same command without --resume_from_checkpoint goes on from {newest}."
+        return f"The same command resumes from {newest or begun_from}."
+    return f"The same command without --resume_from_checkpoint resumes from {newest}."
 
 
 def _newest_whole(folder: Path) -> tuple[Path | None, str]:
@@ -198,7 +198,7 @@ def _newest_whole(folder: Path) -> tuple[Path | None, str]:
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint, " and ".join(problems)
-        problems.append(f"{checkpoint.name} is not a whole checkpoint ({problem})")
+        problems.append(f"{checkpoint.name} is not a complete checkpoint ({problem})")
     return None, " and ".join(problems)
 
 
@@ -206,7 +206,7 @@ def _check_suffices(checkpoint: Path) -> None:
     record = read_record(checkpoint)
     if record is not None and record.model_only:
         raise TrainingError(
-            f"{checkpoint} was written with --save_only_model, so a run cannot go on from it: give another "
+            f"{checkpoint} was written with --save_only_model, so a run cannot resume from it: give another "
             "--output_dir, and the checkpoint as --model_name_or_path if its weights shall be trained further."
         )
 
@@ -230,15 +230,15 @@ def _check_no_checkpoints(folder: Path) -> None:
     if found := find_checkpoints(folder):
         raise TrainingError(
             f"--output_dir {folder} holds {found[-1].name} of an earlier run: give another folder or remove it to "
-            "begin anew, or leave --resume_from_checkpoint out to go on."
+            "start over, or leave --resume_from_checkpoint out to go on."
         )
 
 
 def check_same_run(checkpoint: Path, engine: str, processes: int, examples: int | None) -> None:
-    """Refuses a checkpoint that other processes, or others in number, cannot go on from exactly.
+    """Refuses a checkpoint that other processes, or others in number, cannot resume from exactly.
 
     Args:
-        checkpoint: to go on from.
+        checkpoint: to resume from.
         engine: as in [`Record`], now.
         processes: how many, now.
         examples: of all processes together in a step, now; nothing if the data do not depend on it.
@@ -260,7 +260,7 @@ def check_same_run(checkpoint: Path, engine: str, processes: int, examples: int 
         raise TrainingError(
             f"{checkpoint} was written with {record.examples} examples in a step, and now there are {examples}: choose "
             "--per_device_train_batch_size and --gradient_accumulation_steps so that the number of processes times "
-            "both is the same, or let the data begin anew with --ignore_data_skip."
+            "both is the same, or let the data start over with --ignore_data_skip."
         )
 
 

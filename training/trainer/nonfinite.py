@@ -85,4 +85,4 @@ class FirstNonFinite:
         what = ["the loss"] if loss else []
         if gradients.any():
             what.append(f"the gradients of {named(self._names, gradients)}")
-        return f"In step {step.item()}, {' and '.join(what)} became infinite or not a number"
+        return f"In step {step.item()}, {' and '.join(what)} became infinite or NaN"

@@ -20,7 +20,7 @@ class PretrainingArguments(T5TrainingArguments):
     )
     z_loss: float = field(
         default=1e-4,
-        metadata={"help": "Weight of the squared log-normaliser in the loss of training, as in the original."},
+        metadata={"help": "Weight of the squared log-normalizer in the loss of training, as in the original."},
     )
     loss_denominator: LossDenominator = field(default="positions", metadata=OF_DENOMINATOR)
     max_grad_norm: float = field(

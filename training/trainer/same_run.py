@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What a checkpoint must have in common with the run that goes on from it, and the one thing that may change: the
+"""What a checkpoint must have in common with the run that resumes from it, and the one thing that may change: the
 learning rate.
 
 transformers loads whatever state it finds: with another optimizer or model that ends in a traceback if the shapes
@@ -41,7 +41,7 @@ def write_record(trainer: Trainer, checkpoint: str) -> None:
 
 
 def check_resumption(trainer: Trainer, checkpoint: str) -> None:
-    """Compares a run with the checkpoint that it is to go on from, before anything of it is loaded.
+    """Compares a run with the checkpoint that it resumes from, before anything of it is loaded.
 
     Raises:
         TrainingError: the checkpoint's state is not this run's.
@@ -60,7 +60,7 @@ def check_resumption(trainer: Trainer, checkpoint: str) -> None:
         named = ", ".join(f"{name} ({before.get(name)} then, {now[name]} now)" for name in names[:_NAMED])
         more = f" and {len(names) - _NAMED} more settings" if len(names) > _NAMED else ""
         raise TrainingError(
-            f"{checkpoint} was written with another {named}{more}: use the same, or start anew in another --output_dir."
+            f"{checkpoint} was written with another {named}{more}: use the same, or start over in another --output_dir."
         )
 
 

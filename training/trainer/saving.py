@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""A trainer whose checkpoints and model appear as a whole, and which goes on from a checkpoint as if nothing had been.
+"""A trainer whose checkpoints and model appear as a whole, and which resumes from a checkpoint as if nothing had been.
 
 What transformers' own trainer forgets over a resumption: the losses since the last log, so that the next one is the
 mean of fewer steps; the losses of the whole run, whose mean is `train_loss`; and that no step is left, if the
@@ -195,7 +195,7 @@ class SavingTrainer(Seq2SeqTrainer):
                 raise
             output = Path(str(self.args.output_dir))
             last = find_checkpoints(output)
-            then = f"goes on from {last[-1].name}" if last else "begins anew"
+            then = f"resumes from {last[-1].name}" if last else "starts over"
             raise ProcessError(
                 f"{what} cannot be written ({why}): make room in {output} and run the same command again, which {then}."
             ) from error

@@ -34,7 +34,7 @@ class Run(Generic[Options]):
     Attributes:
         options: one object of each dataclass of options.
         engine: what spreads the run over processes.
-        checkpoint: the checkpoint to resume from; None to begin anew.
+        checkpoint: the checkpoint to resume from; None to start over.
         beginning: what the user should know about the choice of the checkpoint; may be empty.
         resumes: whether the same command, given once more, resumes from the newest checkpoint in the output folder.
         estimates_bf16: whether the devices that `--estimate` names compute in bfloat16.

@@ -33,7 +33,7 @@ class T5Trainer(SavingTrainer):
     """`Seq2SeqTrainer` that counts every example and token once, saves no broken weights, and the final model all at
     once.
 
-    A loss or gradient that is infinite or not a number ends the run: at once if it is one process on a CPU, and else
+    A loss or gradient that is infinite or NaN ends the run: at once if it is one process on a CPU, and else
     within ten steps (through XLA, when something is logged), and before anything is logged or saved.
     Every process only sees the losses of its own examples, so they agree before one of them stops: the others would
     wait for it forever.
@@ -168,7 +168,7 @@ class T5Trainer(SavingTrainer):
         bad = non_finite([getattr(weight, "ds_tensor", weight) for weight in weights], self.args.device)
         if not self._holds_everywhere(~bad.any()):
             bad = self.accelerator.gather(bad.int()[None]).amax(0).bool()
-            self._stop(f"After step {self.state.global_step}, {named(names, bad)} became infinite or not a number")
+            self._stop(f"After step {self.state.global_step}, {named(names, bad)} became infinite or NaN")
 
     def _holds_everywhere(self, finite: torch.Tensor) -> bool:
         """Whether `finite`, a scalar, is true on every process; all processes call this."""

@@ -4,10 +4,10 @@
     accelerate launch training/finetune.py --model_name_or_path MODEL --train_file train.jsonl --output_dir OUTPUT
 
 `python -m t5_experimental.training.finetune` takes the same options, and `--help` lists them: ours first, then all of
-transformers' `Seq2SeqTrainingArguments`. A YAML file of options, such as those in `recipes/`, may stand first. The
+transformers' `Seq2SeqTrainingArguments`. A YAML file of options, such as those in `recipes/`, may come first. The
 output folder gets the model (or its adapters) and tokenizer, the metrics as `train_results.json`, `eval_results.json`
 (of the validation file), `test_results.json` and `all_results.json`, `report.html` with curves and samples, a model
-card that links to it, and meanwhile the trainer's checkpoints.
+card that links to it, and the trainer's checkpoints.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,19 +46,19 @@ ENTRY_POINT = EntryPoint(
 
 
 def parse(arguments: Sequence[str] | None = None) -> Run[Options]:
-    """A run from the command line; `arguments` instead of the process's own for tests and notebooks."""
+    """A settled run from the command line; `arguments` replace it in tests and notebooks."""
     return ENTRY_POINT.parse(arguments)
 
 
 def build_trainer(
     settled: Run[Options], adapt: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Any] | None = None
 ) -> tuple[FinetuningTrainer, dict[str, Split]]:
-    """The trainer, and the examples by split. Whatever is wrong with the options or the data is found out here.
+    """The trainer, and the examples by split. Finds out everything that is wrong with the options or the data.
 
     Args:
         settled: the run.
-        adapt: makes of the loaded model what is trained; by default, one with the adapters that the options ask for, or
-            the model itself. Then processes that share its weights each read their own part, once training begins.
+        adapt: turns the loaded model into the one to train. By default, adds the adapters that the options ask for, or
+            none; without adapters, processes that shard the weights each read their own shard when training starts.
     """
     model_options, data, training = settled.options
     if adapt is None and training.lora_rank:
@@ -67,7 +67,7 @@ def build_trainer(
     tokenizer = load_tokenizer(folder)
     device_map = "meta" if adapt is None and reads_in_parts(settled.engine, folder) else None
     model = load_model(folder, tokenizer, device_map=device_map, **model_options.dropout_fields())
-    # The first process fills the cache of `datasets`, the others find it there.
+    # The first process fills the cache of `datasets` for the others.
     with training.main_process_first(desc="reading the data"):
         splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
     training.check_data(settled.given, "eval" in splits, "test" in splits)
@@ -77,8 +77,8 @@ def build_trainer(
     batch = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and len(splits["train"].pairs) < batch:
         raise TrainingError(
-            f"--dataloader_drop_last leaves nothing of {len(splits['train'].pairs)} examples, of which {batch} make a "
-            "batch: leave it out, or lower --per_device_train_batch_size."
+            f"--dataloader_drop_last drops all of {len(splits['train'].pairs)} examples, since {batch} make a batch: "
+            "leave it out, or lower --per_device_train_batch_size."
         )
     settle_generation(model, training, data.max_target_length)
     trainer = FinetuningTrainer(
@@ -107,7 +107,7 @@ def run(settled: Run[Options]) -> None:
 
 
 def _with_lora(rank: int) -> Callable[[PreTrainedModel, PreTrainedTokenizerBase], Any]:
-    """What puts adapters of this rank beside all linear layers of a model."""
+    """Returns a function that adds adapters of this rank to all linear layers of a model."""
 
     def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
         config = lora_config(model, rank, lora_targets(model), model.config.dropout_rate)
@@ -123,14 +123,14 @@ def train_and_evaluate(
     title: str = "Fine-tuning",
     more: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Says what is about to happen, trains, saves, evaluates, reports.
+    """Describes the run, trains, saves, evaluates, reports.
 
     Args:
-        trainer: with all that it trains on.
-        splits: what it evaluates on, by prefix of the metrics.
-        data: where that comes from.
+        trainer: of the run.
+        splits: what to evaluate on, by prefix of the metrics.
+        data: options of the splits.
         title: of the report.
-        more: what else to say before, by heading, see [`~t5_experimental.training.report.start_lines.describe`].
+        more: additional facts, by heading, see [`~t5_experimental.training.report.start_lines.describe`].
     """
     training = cast(FinetuningArguments, trainer.args)
     run_trainer(
@@ -151,27 +151,21 @@ def _describe_data(trainer: T5Trainer, splits: dict[str, Split], data: DataArgum
         "examples": f"{sizes}; at most {data.max_source_length} tokens in, {data.max_target_length} out",
         "step": describe_step(trainer, inputs, targets),
     }
+    kinds = [(f"{split} {kind}", cut) for split, features in splits.items() for kind, cut in features.cut.items()]
     cuts = [
-        f"{cut.count:,} of {cut.total:,} {split} {kind}, the longest has {cut.longest:,} tokens"
-        for split, features in splits.items()
-        for kind, cut in features.cut.items()
+        f"{cut.count:,} of {cut.total:,} {kind}, the longest has {cut.longest:,} tokens"
+        for kind, cut in kinds
         if cut.count
     ]
     if cuts:
         lines["cut off"] = f"{'; '.join(cuts)} (--max_source_length and --max_target_length are the limits)"
-    empty = [
-        f"{cut.empty:,} {split} {kind}"
-        for split, features in splits.items()
-        for kind, cut in features.cut.items()
-        if cut.empty
-    ]
-    if empty:
+    if empty := [f"{cut.empty:,} {kind}" for kind, cut in kinds if cut.empty]:
         lines["empty"] = f"{', '.join(empty)} have no text"
     return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs with a command line; what the user can solve ends it with a sentence, from one process of each machine."""
+    """Runs a command line; a problem that the user can solve ends it with a sentence, from one process per machine."""
     ENTRY_POINT.start(run, arguments)
 
 

@@ -1,13 +1,13 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Pre-trains on plain text: span corruption, prefix LM (which LM adaptation is) or plain LM.
+"""Pre-trains on plain text: span corruption, prefix LM (as for LM adaptation) or plain LM.
 
     accelerate launch training/pretrain.py --preset t5.1.1.small --tokenizer_name sentencepiece.model \\
         --train_file 'text/*.txt' --max_steps 100000 --output_dir OUTPUT
 
 `python -m t5_experimental.training.pretrain` takes the same options, and `--help` lists them: ours first, then all of
-transformers' `Seq2SeqTrainingArguments`. The text may be of any size; it is streamed, shuffled, and distributed over
-processes and workers, and `--resume_from_checkpoint` goes on at the very row. The output folder gets the model and its
-tokenizer, metrics and a report as in fine-tuning.
+transformers' `Seq2SeqTrainingArguments`. The text may have any size; it is streamed, shuffled, and distributed over
+processes and workers, and a run resumes at the exact row. The output folder gets the model and its tokenizer, metrics
+and a report as in fine-tuning.
 """
 
 import os
@@ -52,7 +52,7 @@ ENTRY_POINT = EntryPoint(
 )
 
 
-# Of transformers' options: nothing is generated, and the stream has an order and a number of rows of its own.
+# Options of transformers without effect: nothing is generated, and the stream has its own order and number of rows.
 _IDLE = {
     *("num_train_epochs", "train_sampling_strategy", "length_column_name", "dataloader_drop_last"),
     *("generation_max_length", "generation_num_beams", "generation_config"),
@@ -60,7 +60,7 @@ _IDLE = {
 
 
 def parse(arguments: Sequence[str] | None = None) -> Run[Options]:
-    """A run from the command line; `arguments` instead of the process's own for tests and notebooks."""
+    """A settled run from the command line; `arguments` replace it in tests and notebooks."""
     return ENTRY_POINT.parse(arguments)
 
 
@@ -73,7 +73,7 @@ def _make_loader(settled: Run[Options], tokenizer: PreTrainedTokenizerBase, obje
     _, data, training = settled.options
     workers = training.dataloader_num_workers
     if workers:
-        # The workers are forked, which its threads would not survive.
+        # The tokenizer's threads would not survive the fork of the workers.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     stream = TextStream(
         _windows("train_file", data.train_file, data, least=max(workers, 1) * training.world_size),
@@ -87,7 +87,7 @@ def _make_loader(settled: Run[Options], tokenizer: PreTrainedTokenizerBase, obje
     )
     if settled.checkpoint is not None and not training.ignore_data_skip:
         restore(stream, Path(settled.checkpoint))
-    # The stream begins where it should: transformers has nothing to skip.
+    # The stream starts at the right row: transformers has nothing to skip.
     training.ignore_data_skip = True
     options: dict[str, Any] = {"pin_memory": training.dataloader_pin_memory and torch.cuda.is_available()}
     if workers:
@@ -96,12 +96,12 @@ def _make_loader(settled: Run[Options], tokenizer: PreTrainedTokenizerBase, obje
 
 
 def build_trainer(settled: Run[Options]) -> PretrainingTrainer:
-    """The trainer. Whatever is wrong with the options or the beginning of each file is found out here."""
+    """The trainer. Finds out everything that is wrong with the options or the beginning of each file."""
     model_options, data, training = settled.options
     training.check_data(settled.given, data.validation_file is not None, has_test=False)
     training.check_best_metric(["loss"])
     if idle := sorted(settled.given & _IDLE):
-        raise TrainingError(f"--{idle[0]} has no effect on a stream of text without end: leave it out.")
+        raise TrainingError(f"--{idle[0]} has no effect on an endless stream of text: leave it out.")
     folder = model_options.model_name_or_path
     tokenizer_name = model_options.tokenizer_name
     tokenizer = load_tokenizer(str(folder)) if tokenizer_name is None else load_any_tokenizer(tokenizer_name)
@@ -189,7 +189,7 @@ def run(settled: Run[Options]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs with a command line; what the user can solve ends it with a sentence, from one process of each machine."""
+    """Runs a command line; a problem that the user can solve ends it with a sentence, from one process per machine."""
     ENTRY_POINT.start(run, arguments)
 
 

@@ -1,12 +1,12 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Tunes a soft prompt for a frozen model on pairs of texts, or makes an adapter of a prompt that Google released.
+"""Tunes a soft prompt for a frozen model on pairs of texts, or converts a prompt that Google released to an adapter.
 
     accelerate launch training/prompt_tune.py --model_name_or_path MODEL --train_file train.jsonl --output_dir ADAPTER
     python training/prompt_tune.py --model_name_or_path MODEL --import_prompt sst2.npy --output_dir ADAPTER
 
 `python -m t5_experimental.training.prompt_tune` takes the same options, and `--help` lists them. The defaults are those
-of https://arxiv.org/abs/2104.08691, which tunes 100 rows in front of the encoder's input of an LM-adapted model; all
-families work. The output folder gets the prompt as an adapter of peft:
+of https://arxiv.org/abs/2104.08691, which tunes 100 rows before the encoder's input of an LM-adapted model; all
+families work. The output folder gets the prompt as a peft adapter:
 
     model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(MODEL), ADAPTER)
     model.generate(**tokenizer(texts, padding=True, return_tensors="pt"))
@@ -15,7 +15,7 @@ families work. The output folder gets the prompt as an adapter of peft:
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -25,7 +25,7 @@ from t5_experimental.training import finetune
 from t5_experimental.training.cli.entry_point import EntryPoint
 from t5_experimental.training.data.arguments import DataArguments
 from t5_experimental.training.data.examples import Split
-from t5_experimental.training.engines.fsdp2 import whole
+from t5_experimental.training.engines.fsdp2 import full_copy
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.memory.estimate import print_estimate
 from t5_experimental.training.models.adapters import add_prompt, import_peft
@@ -54,7 +54,7 @@ ENTRY_POINT = EntryPoint(
 )
 
 
-# What has a meaning where nothing is trained; that nothing is reported is none of the import's business.
+# Options with an effect on an import, which trains nothing. It ignores where to report.
 _FOR_IMPORT = {"model_name_or_path", "import_prompt", "output_dir", "use_cpu", "report_to", "disable_tqdm"}
 
 
@@ -75,7 +75,7 @@ def run(settled: Run[Options]) -> None:
 
 
 def import_released(settled: Run[Options]) -> None:
-    """Writes a prompt from a file as an adapter; only the model's configuration is read for it."""
+    """Writes a prompt from a file as an adapter; reads only the model's configuration."""
     model, prompt, _, training = settled.options
     config = load_config(model.model_name_or_path)
     rows = read_prompt(Path(str(prompt.import_prompt)), config)
@@ -86,24 +86,25 @@ def import_released(settled: Run[Options]) -> None:
 
 
 def build_trainer(settled: Run[Options]) -> tuple[FinetuningTrainer, dict[str, Split], dict[str, str]]:
-    """The trainer, the examples by split, and what to say of the prompt, by heading; see `finetune.build_trainer`."""
+    """The trainer, the examples by split, and facts about the prompt, by heading; see `finetune.build_trainer`."""
     model_options, prompt, data, training = settled.options
 
     def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "PeftModel":
         draws = torch.Generator().manual_seed(training.seed)
-        embedding = whole(cast(torch.nn.Embedding, model.get_input_embeddings()).weight)
+        embedding = full_copy(cast(torch.nn.Embedding, model.get_input_embeddings()).weight)
         rows = initial_rows(str(prompt.prompt_init), prompt.labels, embedding, tokenizer, prompt.prompt_length, draws)
         return add_prompt(model, rows)
 
-    trainer, splits = finetune.build_trainer(replace(settled, options=(model_options, data, training)), adapt)
-    said = {"prompt": f"{prompt.prompt_length} rows, begun with {prompt.prompt_init}; all else is frozen"}
+    inner: Run[finetune.Options] = replace(cast(Any, settled), options=(model_options, data, training))
+    trainer, splits = finetune.build_trainer(inner, adapt)
+    facts = {"prompt": f"{prompt.prompt_length} rows, initialized with {prompt.prompt_init}; all else is frozen"}
     if OptimizerNames(training.optim) == OptimizerNames.ADAFACTOR:
         settings = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
         trainer.optimizer_cls_and_kwargs = (PromptAdafactor, settings)
-        said["optimizer"] = (
+        facts["optimizer"] = (
             f"adafactor without parameter scaling, {describe_learning_rate(trainer)}, decay {training.weight_decay:g}"
         )
-    return trainer, splits, said
+    return trainer, splits, facts
 
 
 def tune(settled: Run[Options]) -> None:
@@ -116,12 +117,12 @@ def tune(settled: Run[Options]) -> None:
         return
     warn_of_float16(training)
     set_seed(training.seed)
-    trainer, splits, said = build_trainer(settled)
-    finetune.train_and_evaluate(trainer, splits, data, "Prompt tuning", said)
+    trainer, splits, facts = build_trainer(settled)
+    finetune.train_and_evaluate(trainer, splits, data, "Prompt tuning", facts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs with a command line; what the user can solve ends it with a sentence, from one process of each machine."""
+    """Runs a command line; a problem that the user can solve ends it with a sentence, from one process per machine."""
     ENTRY_POINT.start(run, arguments)
 
 

@@ -88,7 +88,7 @@ def test_the_launcher_asks_for_fsdp_without_an_accelerator(launching, tiny_model
 def test_processes_know_of_each_other(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_engine(Engine("ddp", 0, 2), accelerator(DistributedType.MULTI_CPU, 2))
-    with pytest.raises(TrainingError, match="2 processes were started, but accelerate knows of 1: each would train"):
+    with pytest.raises(TrainingError, match="2 processes were started, but accelerate sees 1: each would train"):
         check_engine(Engine(), accelerator(DistributedType.NO, 1))
 
 
@@ -108,8 +108,8 @@ def test_processes_without_gpus_talk_over_gloo(monkeypatch):
 
 def test_sharding_by_xla_without_it():
     with pytest.raises(TrainingError, match="--xla_spmd needs the package torch_xla"):
-        prepare_engine(arguments(), is_spread=True)
-    with pytest.raises(TrainingError, match="leave --fsdp and --fsdp_config out, and give --xla_spmd"):
+        prepare_engine(arguments(), is_spmd=True)
+    with pytest.raises(TrainingError, match="leave --fsdp and --fsdp_config out, give --xla_spmd"):
         prepare_engine(arguments(fsdp="full_shard", fsdp_config='{"xla": true, "xla_fsdp_v2": true}'))
 
 
@@ -118,7 +118,7 @@ def test_optimizers_of_whole_parameters_are_refused_under_zero():
     with pytest.raises(TrainingError, match="--optim adafactor takes means over full parameters"):
         zero2.check(OptimizerChoice(None, "adafactor"))
     for preset in ("finetune", "pretrain", "rms_adamw"):
-        with pytest.raises(TrainingError, match=f"--optimizer_preset {preset} takes .* ZeRO-2 leaves pieces: choose"):
+        with pytest.raises(TrainingError, match=f"--optimizer_preset {preset} takes .* ZeRO-2 flattens and shards"):
             zero2.check(OptimizerChoice(preset))
     zero2.check(OptimizerChoice("adamw"))
     zero2.check(OptimizerChoice(None, "adamw_torch"))

@@ -239,7 +239,7 @@ def test_other_number_of_processes(server, tiny_models, tmp_path):
     assert run.wait() == [-9]
     run = server.start("finetune", options(model, output, "ddp"), "ddp", 2)
     assert 1 in run.wait()
-    assert "checkpoint-4 was written with 4 examples in a step, and now there are 8: choose" in run.read()
+    assert "checkpoint-4 was written with 4 examples per step, but now there are 8: choose" in run.read()
     arguments = options(model, output, "ddp", gradient_accumulation_steps=1)
     run = server.start("finetune", arguments, "ddp", 2)
     assert run.wait() == [0, 0], run.read()

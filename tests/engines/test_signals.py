@@ -152,7 +152,7 @@ def test_what_the_same_command_does(server, tiny_models, tmp_path):
     arguments = options(tiny_models["t5_v1_1"], output, save_strategy="no")
     run = server.start("finetune", arguments, "single", 1, hook("T5Trainer", "evaluation_loop"))
     assert run.wait() == [143]
-    assert f"The training was finished, and {output} holds what it was for; only the eval" in run.read()
+    assert f"Training was finished, and {output} has its result; only the eval" in run.read()
     assert "Traceback" not in run.read()
 
     output = tmp_path / "first"

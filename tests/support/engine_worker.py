@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from t5_experimental.training import finetune, pretrain
-from t5_experimental.training.engines.fsdp2 import whole
+from t5_experimental.training.engines.fsdp2 import full_copy
 from t5_experimental.training.engines.parts import optimizer_bytes, parameter_bytes
 from t5_experimental.training.trainer.trainer import T5Trainer
 
@@ -30,7 +30,7 @@ from .pretended_gpus import pretend_gpus
 
 def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Copies of all parameters, put together from the parts of all processes; all processes call this."""
-    return {name: whole(parameter) for name, parameter in model.named_parameters()}
+    return {name: full_copy(parameter) for name, parameter in model.named_parameters()}
 
 
 def _mean_of_means(trainer: T5Trainer) -> None:

@@ -67,7 +67,7 @@ def test_the_newest_whole_one_is_chosen(tmp_path):
     assert chosen is None
     assert said.startswith("starts over, since checkpoint-200 is not")
     assert said.endswith("checkpoint-9 is not a complete checkpoint (its trainer_state.json cannot be read)")
-    with pytest.raises(TrainingError, match=r"needs a checkpoint in --output_dir .* which has none that is whole"):
+    with pytest.raises(TrainingError, match=r"needs a checkpoint in --output_dir .* which has no complete one"):
         choose_checkpoint("true", tmp_path)
 
 
@@ -101,10 +101,10 @@ def test_weights_alone_are_not_gone_on_from(tmp_path):
     [
         ("", ("", 1, 8), None),
         ("", ("", 4, None), None),
-        ("", ("", 4, 16), "was written with 8 examples in a step, and now there are 16: choose"),
+        ("", ("", 4, 16), "was written with 8 examples per step, but now there are 16: choose"),
         ("", ("FSDP2", 2, 8), "was written without DeepSpeed or FSDP, and this run is with FSDP2"),
         ("DeepSpeed ZeRO-2", ("DeepSpeed ZeRO-2", 2, 8), None),
-        ("DeepSpeed ZeRO-2", ("DeepSpeed ZeRO-2", 4, 8), "by 2 processes, and DeepSpeed ZeRO-2 cannot deal its parts"),
+        ("DeepSpeed ZeRO-2", ("DeepSpeed ZeRO-2", 4, 8), "by 2 processes, and DeepSpeed ZeRO-2 cannot reshard it for"),
         (
             "DeepSpeed ZeRO-2",
             ("DeepSpeed ZeRO-3", 2, 8),
@@ -197,7 +197,7 @@ def test_what_has_the_name_of_unfinished_work_stops_a_run_before_it_begins(kind,
     output.mkdir()
     make_foreign(kind, output / ASIDE, tmp_path / "elsewhere")
     before = seen(tmp_path)
-    with pytest.raises(TrainingError, match=rf"{ASIDE} is in the way, .*: remove or rename it\.$"):
+    with pytest.raises(TrainingError, match=rf"{ASIDE} is in the way of .*: remove or rename it\.$"):
         settle((T5TrainingArguments(output_dir=str(output), use_cpu=True),))
     assert seen(tmp_path) == before
     make_checkpoint(output, 8)

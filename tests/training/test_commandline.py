@@ -61,7 +61,7 @@ max_steps: 7
     [
         ("max_stepz: 1\n", "line 1: there is no option 'max_stepz'; the nearest is 'max_steps'"),
         ("\nrecipe: other.yaml\n", "line 2: there is no option 'recipe'"),
-        ("max_steps: 1\nmax_steps: 2\n", "line 2: 'max_steps' stands there twice"),
+        ("max_steps: 1\nmax_steps: 2\n", "line 2: 'max_steps' is there twice"),
         ("max_steps: many\n", "invalid int value: 'many'"),
         ("lr_scheduler_kwargs:\n  num_cycles: 1\n", "line 1: 'lr_scheduler_kwargs' has a nested value"),
         ("- max_steps\n", "does not consist of lines `option: value`"),
@@ -90,7 +90,7 @@ def test_what_is_wrong_with_a_recipe(text, complaint, flags, recipe):
         ("--train_file other.jsonl", "--train_file is given twice, and only one of the two would count: leave one out"),
         ("--train_file=other.jsonl", "--train_file is given twice"),
         ("--train-file other.jsonl", "--train_file is given twice"),
-        ("--metric bleu --metric rouge", "--metric is given twice, .* give all its values behind one"),
+        ("--metric bleu --metric rouge", "--metric is given twice, .* give all of them after one"),
         ("--save_only_model --save_only_model", "--save_only_model is given twice"),
         ("--gradient_checkpointing --activation_checkpointing False", "are two names of one option: leave one out"),
         ("--bf16 False --bf16", "--bf16 is given twice"),
@@ -122,7 +122,7 @@ def test_a_recipe_may_begin_with_a_byte_order_mark(flags, recipe):
 
 
 def test_names_that_are_not_unicode(flags):
-    with pytest.raises(TrainingError, match=r"The command line has '/tmp/.udcff': not text in Unicode"):
+    with pytest.raises(TrainingError, match=r"The command line has '/tmp/.udcff': not Unicode text"):
         finetune.parse([*flags, "--test_file", "/tmp/\udcff"])
 
 

@@ -212,7 +212,7 @@ def complaint(output: Path, **options: object) -> str:
         ("broken.jsonl", b"{\n", "line at byte 0: not JSON"),
         ("list.jsonl", b"[]\n", "line at byte 0: not a JSON object"),
         ("latin1.txt", "caf\u00e9".encode("latin-1"), "text from byte 0 on: byte 4 is not UTF-8 text"),
-        ("packed.jsonl.gz", b"", "unknown ending '.gz'"),
+        ("packed.jsonl.gz", b"", "unknown extension '.gz'"),
     ],
 )
 def test_text_files(name, content, expected, tiny_models, tmp_path):
@@ -258,7 +258,7 @@ def test_missing_files(tiny_models, text, tmp_path):
         ({"max_steps": -1}, "--max_steps is missing"),
         ({"optim": "adamw_torch"}, "or give --optimizer_preset '' where a preset is the default"),
         ({"eval_strategy": "steps"}, "give --validation_file"),
-        ({"num_train_epochs": 2}, "--num_train_epochs has no effect on a stream of text without end"),
+        ({"num_train_epochs": 2}, "--num_train_epochs has no effect on an endless stream of text"),
         ({"generation_num_beams": 3}, "--generation_num_beams has no effect"),
         ({"do_predict": True}, "--do_predict needs examples"),
         ({"metric_for_best_model": "bleu"}, "--metric_for_best_model bleu is not computed, only loss"),

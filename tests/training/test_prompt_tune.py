@@ -70,7 +70,7 @@ def test_a_prompt_learns_loads_and_generates(tiny_models, tmp_path):
         timeout=1800,
     )
     assert result.returncode == 0, result.stderr
-    assert "prompt      20 rows, begun with labels; all else is frozen\n" in result.stdout
+    assert "prompt      20 rows, initialized with labels; all else is frozen\n" in result.stdout
     assert "adafactor without parameter scaling, learning rate 0.3, schedule constant, decay 1e-05\n" in result.stdout
     assert "32 examples on 1 process(es)" in result.stdout
     assert "dropout     0.1\n" in result.stdout

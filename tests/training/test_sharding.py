@@ -21,7 +21,7 @@ NEEDS_WHOLE = [
 @pytest.mark.parametrize("chosen", NEEDS_WHOLE, ids=lambda chosen: chosen.option)
 def test_flat_pieces_have_no_rows(chosen):
     assert not FSDP1.allows(chosen)
-    message = f"FSDP1 cuts .* {chosen.option} takes .* choose --optimizer_preset adamw"
+    message = f"FSDP1 flattens and shards .* {chosen.option} takes .* choose --optimizer_preset adamw"
     with pytest.raises(TrainingError, match=message):
         FSDP1.check(chosen)
 

@@ -1,9 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""The engine of a run: what spreads it over processes, what that means for models and optimizers, and the certainty
-that what was asked for is what runs.
+"""The engine of a run: how it uses several processes, and what that means for models and optimizers.
 
-`accelerate` itself goes on without a word where it cannot do what it was asked: with `--use_cpu` it leaves FSDP and
-DeepSpeed out, and without a GPU it lets processes train side by side that never exchange a gradient.
+`accelerate` silently ignores what it cannot do: with `--use_cpu` it skips FSDP and DeepSpeed, and without a GPU it lets
+processes train side by side that never exchange a gradient. The checks here refuse such runs.
 """
 
 import os
@@ -17,12 +16,12 @@ from transformers import TrainingArguments
 from transformers.utils import is_torch_xla_available
 
 from ..errors import TrainingError
-from .xla import devices_of_a_step, is_xla, spread_steps
+from .xla import enable_spmd, is_xla, spmd_devices
 
 
 Kind = Literal["single", "ddp", "fsdp", "deepspeed", "xla"]
 
-# What DeepSpeed compiles for processes on a CPU: an addition that only its inference uses.
+# The only operator that DeepSpeed compiles for CPU processes: an all-reduce that only its inference uses.
 _UNUSED_OPERATOR = "deepspeed_shm_comm"
 
 _TITLES: dict[Kind, str] = {"deepspeed": "DeepSpeed", "fsdp": "FSDP"}
@@ -46,7 +45,7 @@ class ChosenOptimizer(Protocol):
 
 @dataclass(frozen=True)
 class Engine:
-    """What spreads a run over processes. Made once per run, see [`engine_of`].
+    """How a run uses several processes. Made once per run, see [`engine_of`].
 
     Attributes:
         kind: `"single"` is one process without any of the others.
@@ -118,29 +117,29 @@ class Engine:
         """Refuses an optimizer that the engine does not allow.
 
         Raises:
-            TrainingError: it takes means over entire parameters, which the engine cuts up.
+            TrainingError: it takes means over entire parameters, which the engine shards.
         """
         if self.allows(optimizer):
             return
         option = optimizer.option
         if self.is_deepspeed:
             raise TrainingError(
-                f"{option} takes means over full parameters, of which DeepSpeed's ZeRO-{self.stage} leaves pieces: "
-                "choose --optimizer_preset adamw (in prompt_tune --optim adamw_torch), or another of the configs."
+                f"{option} takes means over full parameters, but DeepSpeed's ZeRO-{self.stage} flattens and shards "
+                "them: choose --optimizer_preset adamw (in prompt_tune --optim adamw_torch), or another config."
             )
         if self.is_fsdp2:
             raise TrainingError(
-                f"FSDP shards parameters across processes, which {option} (the default) does not know: choose "
+                f"FSDP shards parameters across processes, which {option} (the default) does not support: choose "
                 "--optimizer_preset finetune, the original's Adafactor, or --optimizer_preset adamw."
             )
         raise TrainingError(
-            f"FSDP1 cuts parameters into flat pieces, but {option} takes means over the rows and "
-            "columns of whole ones: choose --optimizer_preset adamw (in prompt_tune --optim adamw_torch), or another "
-            "engine (training/configs/fsdp2.yaml or ddp.yaml)."
+            f"FSDP1 flattens and shards parameters, but {option} takes means over rows and columns of full ones: "
+            "choose --optimizer_preset adamw (in prompt_tune --optim adamw_torch), or another engine "
+            "(training/configs/fsdp2.yaml or ddp.yaml)."
         )
 
     def describe(self, accelerator: Accelerator) -> str:
-        """The engine, its processes and devices, in a few words."""
+        """A short description: engine, processes, devices."""
         moved = [f"{what} on {device}" for what, device in self.offload]
         together = [f"each step on {self.devices} devices"] if self.devices > 1 else []
         backend = "" if accelerator.state.backend is None else f" over {accelerator.state.backend}"
@@ -187,19 +186,19 @@ def engine_of(args: TrainingArguments) -> Engine:
         version = (args.fsdp_plugin_args or {}).get("fsdp_version", os.environ.get("FSDP_VERSION", 1))
         return Engine("fsdp", int(version), processes)
     if is_xla(args.device):
-        return Engine("xla", processes=processes, devices=devices_of_a_step())
+        return Engine("xla", processes=processes, devices=spmd_devices())
     return Engine("ddp" if processes > 1 else "single", processes=processes)
 
 
-def prepare_engine(args: TrainingArguments, is_spread: bool = False) -> None:
-    """Sets what the engine of a run needs where there is no GPU; comes before transformers sets its own.
+def prepare_engine(args: TrainingArguments, is_spmd: bool = False) -> None:
+    """Sets what the engine needs on a machine without GPUs. Call this before transformers' own `__post_init__`.
 
     Args:
         args: of the run.
-        is_spread: `--xla_spmd`.
+        is_spmd: `--xla_spmd`.
 
     Raises:
-        TrainingError: the options turn the engine off, or it cannot be had.
+            TrainingError: the options turn the engine off, or it is not available.
     """
     kind = requested_engine(args)
     if kind is not None and (args.use_cpu or _is_true("ACCELERATE_USE_CPU")):
@@ -207,13 +206,13 @@ def prepare_engine(args: TrainingArguments, is_spread: bool = False) -> None:
             f"--use_cpu, or use_cpu in the launcher's configuration, turns {_TITLES[kind]} off: leave it out "
             "(DeepSpeed runs on the CPU of a machine without GPUs anyway), or take configs/ddp.yaml."
         )
-    _settle_xla(args, is_spread)
+    _prepare_xla(args, is_spmd)
     if torch.accelerator.is_available() or is_torch_xla_available():
         return
     if kind == "fsdp":
         raise TrainingError(
-            "FSDP shards a model across GPUs, and torch finds none here: take configs/ddp.yaml or one of the "
-            "deepspeed configs, which train on the CPU, too, or install a build of torch for the hardware."
+            "FSDP shards a model across GPUs, and torch finds none here: use configs/ddp.yaml or one of the deepspeed "
+            "configs, which also train on CPUs, or install a build of torch for the hardware."
         )
     if kind == "deepspeed":
         prepare_deepspeed_for_cpu()
@@ -224,32 +223,32 @@ def prepare_engine(args: TrainingArguments, is_spread: bool = False) -> None:
         args.ddp_backend = "gloo"
 
 
-def _settle_xla(args: TrainingArguments, is_spread: bool) -> None:
-    """Has XLA divide steps among its devices, if that is asked for; comes before anything is on a device."""
+def _prepare_xla(args: TrainingArguments, is_spmd: bool) -> None:
+    """Lets XLA shard steps across its devices if the options ask for it. Call this before anything is on a device."""
     if args.fsdp and "xla" in str(args.fsdp_config):
         raise TrainingError(
-            "transformers' FSDP for XLA knows decoders only: leave --fsdp and --fsdp_config out, and give --xla_spmd."
+            "transformers' FSDP for XLA only supports decoders: leave --fsdp and --fsdp_config out, give --xla_spmd."
         )
-    if not is_spread:
+    if not is_spmd:
         return
     if not is_torch_xla_available():
         raise TrainingError("--xla_spmd needs the package torch_xla: install it, or leave the option out.")
-    spread_steps()
+    enable_spmd()
 
 
 def prepare_deepspeed_for_cpu() -> None:
-    """Has DeepSpeed run on the CPU, and compile nothing for it."""
+    """Makes DeepSpeed run on the CPU without compiling anything."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
-    # It would need a compiler, and a minute.
+    # Compiling needs a compiler, and a minute.
     deepspeed.ops.__compatible_ops__[_UNUSED_OPERATOR] = False
-    # Said in every step; torch 2.13 has other names for what deepspeed 0.19 calls.
+    # Warned about in every step; torch 2.13 renamed what deepspeed 0.19 calls.
     warnings.filterwarnings("ignore", "`torch.distributed.*` is deprecated", FutureWarning)
 
 
 def check_engine(engine: Engine, accelerator: Accelerator) -> None:
-    """Makes sure that accelerate runs the engine, on all the processes that were started.
+    """Makes sure that accelerate runs the engine on all processes that the launcher started.
 
     Raises:
         TrainingError: it does not.
@@ -264,6 +263,6 @@ def check_engine(engine: Engine, accelerator: Accelerator) -> None:
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started != processes and not is_torch_xla_available():
         raise TrainingError(
-            f"{started} processes were started, but accelerate knows of {processes}: each would train on its own; give "
+            f"{started} processes were started, but accelerate sees {processes}: each would train on its own; give "
             "--ddp_backend gloo, or start the script with one of the files in configs."
         )

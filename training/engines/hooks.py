@@ -10,19 +10,18 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
+from ..errors import TrainingError
 from .xla import (
     FixedShapes,
     PlainLoader,
-    RandomState,
-    SpreadCallback,
+    ShardCallback,
     StepBoundaries,
-    check_search,
-    devices_of_a_step,
     generate_greedily,
     is_xla,
     rows_held,
+    shard_rows,
     skipping_plainly,
-    spread,
+    spmd_devices,
 )
 
 
@@ -85,7 +84,11 @@ class DeviceHooks:
         return 1 if self.device.type == "cpu" and processes == 1 else 10
 
     def check_search(self, beams: int | None) -> None:
-        """Refuses a number of beams that the device cannot search with."""
+        """Refuses a `--generation_num_beams` that the device does not support.
+
+        Raises:
+            TrainingError: it does not.
+        """
 
     def local_bytes(self, tensor: torch.Tensor) -> int:
         """Bytes of a tensor that this process holds; with SPMD, each of its devices."""
@@ -103,11 +106,11 @@ class XLAHooks(DeviceHooks):
 
     def __init__(self, device: torch.device):
         super().__init__(device)
-        self._is_spread = devices_of_a_step() > 1
-        self._random_state: RandomState | None = None
+        self._is_spmd = spmd_devices() > 1
+        self._random_state: Any = None
 
     def callbacks(self) -> list[TrainerCallback]:
-        return [*([SpreadCallback()] if self._is_spread else []), StepBoundaries()]
+        return [*([ShardCallback()] if self._is_spmd else []), StepBoundaries()]
 
     def prepare_collator(
         self, collate: Callable[[list], Any], rows: int, lengths: Mapping[str, int], tokenizer: Any
@@ -121,25 +124,36 @@ class XLAHooks(DeviceHooks):
         return skipping_plainly()
 
     def prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        if self._is_spread:
+        if self._is_spmd:
             for values in inputs.values():
                 if isinstance(values, torch.Tensor) and values.dim():
-                    spread(values)
+                    shard_rows(values)
         return inputs
 
+    # XLA's random state changes at the end of every program, so also while a checkpoint is written. The run that wrote
+    # it must continue from the state in it, as a run that resumes from it does.
+
     def save_random_state(self) -> None:
-        self._random_state = RandomState()
+        import torch_xla.core.xla_model as xla_model
+
+        self._random_state = xla_model.get_rng_state()
 
     def restore_random_state(self) -> None:
         if self._random_state is not None:
-            self._random_state.restore()
+            import torch_xla.core.xla_model as xla_model
+
+            xla_model.set_rng_state(self._random_state)
             self._random_state = None
 
     def steps_between_checks(self, processes: int) -> int:
-        return NEVER  # a look takes a program of its own
+        return NEVER  # each check needs a program of its own
 
     def check_search(self, beams: int | None) -> None:
-        check_search(beams)
+        if beams is not None and beams > 1:
+            raise TrainingError(
+                f"--generation_num_beams {beams} does not work through torch_xla, which only runs greedy search: leave "
+                "it out, and evaluate the saved model elsewhere."
+            )
 
     def local_bytes(self, tensor: torch.Tensor) -> int:
         if not tensor.dim():

@@ -11,10 +11,10 @@ from .hooks import hooks_for
 
 
 def parameter_bytes(model: torch.nn.Module) -> tuple[int, int]:
-    """Bytes of a model's parameters that this process (with XLA, each of its devices) holds, and of the whole model.
+    """Bytes of a model's parameters: those that this process (with XLA, each of its devices) holds, and the total.
 
-    Under DeepSpeed's ZeRO-3 small parameters, which it leaves whole once it has gathered them, count twice: its part of
-    them is a tensor of its own.
+    Small parameters, which DeepSpeed's ZeRO-3 does not shard again once it has gathered them, count twice: their shard
+    is a separate tensor.
     """
     held = whole = 0
     for parameter in model.parameters():
@@ -25,7 +25,7 @@ def parameter_bytes(model: torch.nn.Module) -> tuple[int, int]:
 
 
 def optimizer_bytes(optimizer: Any) -> int:
-    """Bytes of an optimizer's state that this process holds, without copies of parameters that an engine keeps."""
+    """Bytes of optimizer state that this process holds, without the copies of parameters that some engines keep."""
     while not isinstance(state := getattr(optimizer, "state", None), dict) or hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return sum(hooks_for(value.device).local_bytes(value) for value in _tensors(state))
@@ -40,7 +40,7 @@ def _tensors(values: dict[Any, Any]) -> Iterator[torch.Tensor]:
 
 
 class SayPartsCallback(TrainerCallback):
-    """Says, when the engine has taken the model over, how much of it the first process holds."""
+    """Prints how much of the model the first process holds, once the engine has prepared it."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **unused: Any

@@ -1,8 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""How much memory a run takes on each device, said before anything is loaded.
+"""Estimates the memory of a run on each device, before anything is loaded.
 
-accelerate launch training/finetune.py ... --estimate                   as it was launched
-python training/finetune.py ... --estimate deepspeed_zero3:8            as it would be under an engine
+accelerate launch training/finetune.py ... --estimate                   as launched
+python training/finetune.py ... --estimate deepspeed_zero3:8            as under another engine
 python -m t5_experimental.training.memory.estimate      the table of docs/memory.md
 """
 
@@ -49,7 +49,7 @@ def _step(setup: Setup, training: T5TrainingArguments, source: int, target: int,
         autocast=setup.bf16 and not setup.keeps_half,
         half=setup.keeps_half,
         checkpointing=cast(Any, checkpointing),
-        whole_logits=not setup.engine.keeps_parameters_whole,
+        all_logits=not setup.engine.keeps_parameters_whole,
         **more,
     )
 
@@ -64,19 +64,19 @@ def print_estimate(
     prompt_length: int = 0,
     packed: bool = False,
 ) -> None:
-    """Prints what a run would take, from the first process; all processes call this, and end.
+    """Prints the estimate, from the first process; all processes call this, and leave the process group.
 
     Args:
         run: whose options have `estimate`.
         config: of the model, with the dropout of training.
-        source: the most tokens of an input.
-        target: the most tokens of a target.
+        source: maximum tokens of an input.
+        target: maximum tokens of a target.
         lora_rank: of adapters; 0 for none.
         prompt_length: rows of a prompt; 0 for none.
         packed: several examples share a row.
 
     Raises:
-        TrainingError: `estimate` names no engine, or one that the optimizer does not go along with.
+        TrainingError: `estimate` is not an engine, or one that does not allow the optimizer.
     """
     setup, training = _setup(run), run.training
     trained = "adapters" if lora_rank else "prompt" if prompt_length else "all"
@@ -98,7 +98,7 @@ def _facts(setup: Setup, step: Step, found: Estimate) -> dict[str, str]:
     }
 
 
-# The table of the README.
+# The table of docs/memory.md.
 
 _BATCH, _SOURCE, _TARGET, _RANK = 8, 512, 128, 16
 
@@ -124,7 +124,7 @@ def _cell(config: T5ExperimentalConfig, setup: Setup, rank: int) -> str:
         trained="adapters" if rank else "all",
         rank=rank,
         checkpointing="full",
-        whole_logits=not setup.engine.keeps_parameters_whole,
+        all_logits=not setup.engine.keeps_parameters_whole,
     )
     found = estimate(empty_model(config, rank), config, setup, step)
     host = f" + {setup.engine.processes * sum(found.host.values()) / 1e9:.0f} host" if found.host else ""
@@ -132,10 +132,10 @@ def _cell(config: T5ExperimentalConfig, setup: Setup, rank: int) -> str:
 
 
 def table() -> str:
-    """Markdown: the smallest GPU that fits each released size, with the GB that it takes in parentheses."""
+    """Markdown: the smallest GPU that fits each released size, with the required GB in parentheses."""
     rows = [["", *_COLUMNS], ["---", *["---"] * len(_COLUMNS)]]
     for name in PRESETS:
-        if name.startswith("t5.1.1.lm100k"):  # the very shapes of t5.1.1
+        if name.startswith("t5.1.1.lm100k"):  # same sizes as t5.1.1
             continue
         config = preset_config(name, dropout_rate=0.1)
         rows.append([name, *(_cell(config, setup, rank) for setup, rank in _COLUMNS.values())])

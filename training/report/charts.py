@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Curves as SVG that stands in a page, without any library."""
+"""Line charts as inline SVG, without any library."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 520, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 30, 34
-# Of Okabe and Ito, whom people with any color vision can tell apart.
+# The colorblind-safe palette of Okabe and Ito.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers within a range: multiples of 1, 2 or 5 times a power of ten, about as many as wanted."""
+    """Round numbers within a range: multiples of 1, 2 or 5 times a power of ten, about as many as requested."""
     if high <= low:
         return [low]
     rough = (high - low) / about
@@ -26,11 +26,11 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def chart(title: str, curves: Mapping[str, Points]) -> str:
-    """An SVG element with curves over the steps of training.
+    """An SVG element with curves over training steps.
 
     Args:
-        title: stands above.
-        curves: by name, points of step and value in the order of the steps; points that are not finite are left out.
+        title: above the chart.
+        curves: by name, points of step and value, sorted by step; points that are not finite are left out.
     """
     finite = {name: [point for point in points if math.isfinite(point[1])] for name, points in curves.items()}
     xs, ys = zip(*(point for points in finite.values() for point in points), strict=True)
@@ -61,7 +61,7 @@ def chart(title: str, curves: Mapping[str, Points]) -> str:
 
 
 class _Scale:
-    """Values to places on the page: `low` to `start`, `high` to `end`; a single value gets room on both sides."""
+    """Maps values to coordinates: `low` to `start`, `high` to `end`; a single value gets margins on both sides."""
 
     def __init__(self, low: float, high: float, start: float, end: float):
         room = 0.0 if high > low else abs(low) / 10 or 1.0

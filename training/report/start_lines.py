@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What an entry point says before it starts, for the user to check."""
+"""What an entry point prints before it starts, for the user to check."""
 
 import sys
 from collections.abc import Mapping, Sized
@@ -17,19 +17,19 @@ from ..trainer.trainer import T5Trainer
 
 
 FLOAT16_WARNING = (
-    "\nWARNING: --fp16 computes in float16, which ends at 65504; activations of T5 models go beyond that, and the loss "
-    "becomes NaN: use --bf16 where the hardware has it, else --bf16 False without --fp16, which is float32.\n"
+    "\nWARNING: --fp16 computes in float16, whose largest number is 65504; activations of T5 models exceed it, and the "
+    "loss becomes NaN: use --bf16 if the hardware supports it, else --bf16 False without --fp16, which is float32.\n"
 )
 
 
 def warn_of_float16(training: T5TrainingArguments) -> None:
-    """Says once that float16 does not suit T5, if that is what the run computes in."""
+    """Warns once, from the first process, if the run computes in float16, which does not suit T5."""
     if training.mixed_precision == "fp16" and training.process_index == 0:
         print(FLOAT16_WARNING, file=sys.stderr, flush=True)
 
 
 def describe(trainer: T5Trainer, more: Mapping[str, str]) -> dict[str, str]:
-    """What is about to happen: the model, how it is trained, and what else the entry point has to say, by heading."""
+    """Facts about the run by heading: the model, how it is trained, and additional facts of the entry point."""
     model, args = trainer.plain_model(), trainer.args
     asked = trainer.accelerator.mixed_precision
     precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(asked, asked)
@@ -56,14 +56,14 @@ def facts_as_text(facts: Mapping[str, str]) -> str:
 
 def _describe_parameters(trainer: T5Trainer) -> str:
     parameters = list(cast(torch.nn.Module, trainer.model).parameters())
-    # Where DeepSpeed's ZeRO-3 has emptied a parameter, it keeps the number beside it.
+    # DeepSpeed's ZeRO-3 keeps the number of elements next to an empty parameter.
     sizes = [(getattr(parameter, "ds_numel", parameter.numel()), parameter.requires_grad) for parameter in parameters]
     total, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
     return f"{total:,} parameters" + (f", {trained:,} of them trained" if trained < total else "")
 
 
 def _describe_vocabulary(trainer: T5Trainer) -> dict[str, str]:
-    """A line if there are more embedding rows than filling up to a multiple of 128, as the original does, explains."""
+    """A line if there are more embedding rows than the original's padding to a multiple of 128 explains."""
     ids, rows = len(cast(Sized, trainer.processing_class)), trainer.plain_model().config.vocab_size
     if rows - ids < VOCAB_DIVISOR:
         return {}
@@ -78,7 +78,7 @@ def _describe_optimizer(trainer: T5Trainer) -> str:
 
 
 def describe_learning_rate(trainer: T5Trainer) -> str:
-    """The highest learning rate, also that of a checkpoint to resume from if it is another one, and the schedule."""
+    """The highest learning rate, also that of the checkpoint to resume from if it differs, and the schedule."""
     rate, checkpoint = trainer.args.highest_learning_rate(), trainer.run.checkpoint
     before = None if checkpoint is None else learning_rate_of(checkpoint)
     changed = "" if before in (None, rate) else f" ({before:g} up to the checkpoint)"
@@ -103,7 +103,7 @@ def _describe_slots(args: T5TrainingArguments) -> str:
 
 
 def describe_step(trainer: T5Trainer, inputs: float, targets: float) -> str:
-    """How much a step of the optimizer takes; `inputs` and `targets` are tokens of an example."""
+    """Size of an optimizer step; `inputs` and `targets` are mean tokens of an example."""
     args = trainer.args
     batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     tokens = f"about {batch * inputs:,.0f} input and {batch * targets:,.0f} target tokens"

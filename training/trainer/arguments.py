@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Options that the entry points share, as dataclasses that the command line is parsed into."""
+"""Options that all entry points share, as dataclasses for the command line parser."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from ..optim.arguments import OptimizerArguments
 from .losses import LossDenominator, check_loss_options
 
 
-# What `--estimate` without a value means: the engine and the processes that there are.
+# `--estimate` without a value: the engine and the processes of this launch.
 LAUNCHED = "launched"
 
 # Keys of `--gradient_checkpointing_kwargs`: ours, and those of torch's checkpoint function.
@@ -28,7 +28,7 @@ def _check_reporters(names: list[str]) -> None:
         if name in available:
             continue
         try:
-            reporter()  # that list lacks some that do work; their constructors know
+            reporter()  # the list is incomplete, but constructors check for themselves
         except (ImportError, RuntimeError) as error:
             raise TrainingError(
                 f"--report_to {name} needs a package that is not installed ({error}): install it, or leave it out."
@@ -36,34 +36,34 @@ def _check_reporters(names: list[str]) -> None:
 
 
 OF_DENOMINATOR = {
-    "help": "What the summed loss of a step is divided by: the tokens to predict, or, as in the original, all target "
-    "positions, padding included. Evaluation always divides by tokens."
+    "help": "Divisor of a step's summed loss: the tokens to predict, or, as in the original, all target positions, "
+    "padding included. Evaluation always divides by tokens."
 }
 
 
 @dataclass
 class T5TrainingArguments(OptimizerArguments):
-    """Transformers' own options, with the defaults that every training of these models shares, checked."""
+    """Transformers' own options, with the defaults that all training of these models shares, and with checks."""
 
     logging_steps: float = field(default=50, metadata={"help": "Steps between two logs of the loss."})
     z_loss: float = field(
         default=0.0,
-        metadata={"help": "Weight of the squared log-normalizer in the loss of training; the original's is 1e-4."},
+        metadata={"help": "Weight of the z-loss, the squared log-normalizer, in training; the original uses 1e-4."},
     )
     loss_denominator: LossDenominator = field(default="tokens", metadata=OF_DENOMINATOR)
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={
-            "help": "Leave non-finite losses out of the log, and do not stop at them. Non-finite weights are not saved."
+            "help": "Keep NaN and infinite losses out of the log, and do not stop at them. Such weights are not saved."
         },
     )
-    bf16: bool | None = field(  # type: ignore[assignment]  # None only until __post_init__
+    bf16: bool | None = field(  # type: ignore[assignment]  # None until settled
         default=None,
         metadata={
-            "help": "Compute in bfloat16 where that is safe, with float32 weights. Default: on CUDA devices that have "
-            "it, unless another precision is asked for; not on the CPU, where it is slower than float32. "
+            "help": "Compute in bfloat16 where that is safe, with float32 weights. Default: on CUDA devices that "
+            "support it, unless another precision is given; not on the CPU, where it is slower than float32. "
             "--bf16 False is float32.",
-            # What the parser gives to switches whose default is not None.
+            # As the parser sets for switches whose default is not None.
             "nargs": "?",
             "const": True,
         },
@@ -71,31 +71,31 @@ class T5TrainingArguments(OptimizerArguments):
     resume_from_checkpoint: str | None = field(
         default="auto",
         metadata={
-            "help": "Folder of the checkpoint to resume from. By default, auto, it is the newest whole one in "
-            "--output_dir, so that the same command resumes a run that has died; where there is none, the run "
-            "begins. True insists on one, False on there being none."
+            "help": "Checkpoint folder to resume from. Default: auto, the newest complete one in --output_dir, so that "
+            "the same command resumes a run that died; without one, the run starts from scratch. True requires that "
+            "there is one, False that there is none."
         },
     )
-    report_to: None | str | list[str] = field(  # noqa: RUF036 - the parser wants transformers' own order
+    report_to: None | str | list[str] = field(  # noqa: RUF036 - the parser needs transformers' order
         default=None,
-        metadata={"help": "Where logs go besides the report, as wandb. Default: tensorboard, if it is installed."},
+        metadata={"help": "Where to log besides the report, such as wandb. Default: tensorboard, if it is installed."},
     )
     do_train: bool | None = field(  # type: ignore[assignment]  # None is not given
-        default=None, metadata={"help": "Every run trains; there is no need to say so.", "nargs": "?", "const": True}
+        default=None, metadata={"help": "Every run trains; this option is not needed.", "nargs": "?", "const": True}
     )
     do_eval: bool | None = field(  # type: ignore[assignment]
         default=None,
-        metadata={"help": "Whatever --validation_file gives is evaluated on at the end.", "nargs": "?", "const": True},
+        metadata={"help": "A --validation_file is always evaluated at the end.", "nargs": "?", "const": True},
     )
     do_predict: bool | None = field(  # type: ignore[assignment]
         default=None,
-        metadata={"help": "Whatever --test_file gives is evaluated on at the end.", "nargs": "?", "const": True},
+        metadata={"help": "A --test_file is always evaluated at the end.", "nargs": "?", "const": True},
     )
     estimate: str | None = field(
         default=None,
         metadata={
-            "help": "Trains nothing, and loads no weights: prints how much memory each device would need, as "
-            "launched or under ENGINE:PROCESSES, such as deepspeed_zero3:8.",
+            "help": "Trains nothing and loads no weights: prints how much memory each device needs, as launched or "
+            "under ENGINE:PROCESSES, such as deepspeed_zero3:8.",
             "nargs": "?",
             "const": LAUNCHED,
         },
@@ -103,16 +103,16 @@ class T5TrainingArguments(OptimizerArguments):
     xla_spmd: bool = field(
         default=False,
         metadata={
-            "help": "Through torch_xla, one process has all devices compute each step together: each holds its rows of "
-            "the weights and of the optimizer's state, and its part of the batch, whose size is that of all."
+            "help": "Through torch_xla, one process drives all devices (SPMD): each holds its rows of the weights and "
+            "optimizer state, and its part of the batch, whose size is the total of all devices."
         },
     )
 
     def __post_init__(self) -> None:
-        """Checks the options by themselves. Transformers' own `__post_init__`, which joins the processes, is called by
-        [`~t5_experimental.training.trainer.settle.settle`]."""
+        """Checks the options on their own. Transformers' own `__post_init__`, which joins the process group, is called
+        by [`~t5_experimental.training.trainer.settle.settle`]."""
         if self.output_dir is None:
-            raise TrainingError("--output_dir is missing: give the folder that the model shall be written to.")
+            raise TrainingError("--output_dir is missing: give the folder to write the model to.")
         self._check_amount()
         if self.load_best_model_at_end and str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
             raise TrainingError(
@@ -122,7 +122,7 @@ class T5TrainingArguments(OptimizerArguments):
         self.settle_optimizer()
 
     def check_files(self) -> None:
-        """Refuses options that name files which are not there.
+        """Refuses options that name missing files.
 
         Raises:
             TrainingError: a file does not exist, or cannot be read.
@@ -132,7 +132,7 @@ class T5TrainingArguments(OptimizerArguments):
         self.check_slots()
 
     def check_packages(self) -> None:
-        """Refuses options that need a package which is not installed.
+        """Refuses options that need a missing package.
 
         Raises:
             TrainingError: one is missing.
@@ -140,12 +140,12 @@ class T5TrainingArguments(OptimizerArguments):
         _check_reporters(cast(list[str], self.report_to))
 
     def check_data(self, given: Collection[str], has_validation: bool, has_test: bool) -> None:
-        """Refuses what these options ask for, if there is no data for it, and what the data contradicts.
+        """Refuses options that need data that there is not, or that contradict the data.
 
         Args:
             given: names of the options that the user gave.
-            has_validation: whether there are examples to evaluate on.
-            has_test: whether there are others, for the end alone.
+            has_validation: whether there are validation examples.
+            has_test: whether there are test examples.
         """
         if self.eval_strategy != "no" and not has_validation:
             raise TrainingError("--eval_strategy needs examples to evaluate on: give --validation_file, too.")
@@ -157,7 +157,7 @@ class T5TrainingArguments(OptimizerArguments):
             )
         if unknown := sorted(set(cast(dict[str, Any], self.gradient_checkpointing_kwargs or {})) - _CHECKPOINTING):
             raise TrainingError(
-                f"--gradient_checkpointing_kwargs has {unknown[0]!r}, which is none of "
+                f"--gradient_checkpointing_kwargs has {unknown[0]!r}, which is not one of "
                 f"{', '.join(sorted(_CHECKPOINTING))}."
             )
         if self.do_train is False:
@@ -173,7 +173,7 @@ class T5TrainingArguments(OptimizerArguments):
                 raise TrainingError(f"--{option} False contradicts --{source}, which is evaluated on: leave one out.")
 
     def check_best_metric(self, figures: Sequence[str]) -> None:
-        """Refuses a --metric_for_best_model that no evaluation computes; `figures` are those that one does."""
+        """Refuses a --metric_for_best_model that no evaluation computes; `figures` are the available ones."""
         wanted = self.metric_for_best_model
         if wanted is None or wanted.removeprefix("eval_") in figures:
             return

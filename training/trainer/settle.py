@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""From options that have checked themselves to a run: what depends on the disk, the processes and the environment."""
+"""From checked options to a run: everything that depends on the disk, the processes and the environment."""
 
 import os
 from collections.abc import Iterable
@@ -19,9 +19,9 @@ from .arguments import LAUNCHED, T5TrainingArguments
 from .checkpoint_folders import check_aside, choose_checkpoint, find_checkpoints
 
 
-# Files that make a folder what it is, and are written last.
+# Files that make a folder loadable, and are written last.
 FINISHED = {"config.json": "a model", "adapter_config.json": "an adapter"}
-# The last things that a run writes.
+# The last files that a run writes.
 _REPORT = ("report.html", "README.md")
 
 Options = TypeVar("Options", bound=tuple[Any, ...])
@@ -29,14 +29,14 @@ Options = TypeVar("Options", bound=tuple[Any, ...])
 
 @dataclass(frozen=True)
 class Run(Generic[Options]):
-    """A run: its options, and what [`settle`] found out about them.
+    """A run: its options, and what [`settle`] determined from them.
 
     Attributes:
         options: one object of each dataclass of options.
-        engine: what spreads the run over processes.
+        engine: how the run uses several processes.
         checkpoint: the checkpoint to resume from; None to start over.
-        beginning: what the user should know about the choice of the checkpoint; may be empty.
-        resumes: whether the same command, given once more, resumes from the newest checkpoint in the output folder.
+        beginning: a note for the user about the choice of the checkpoint; may be empty.
+        resumes: whether the same command would resume from the newest checkpoint in the output folder.
         estimates_bf16: whether the devices that `--estimate` names compute in bfloat16.
         command: the command line, for the report.
         given: names of the options on it and in its recipe.
@@ -53,7 +53,7 @@ class Run(Generic[Options]):
 
     @property
     def training(self) -> T5TrainingArguments:
-        """The options of training among them."""
+        """The training options among them."""
         return _training_of(self.options)
 
 
@@ -62,28 +62,28 @@ def _training_of(options: Iterable[Any]) -> T5TrainingArguments:
 
 
 def settle(options: Options, command: str = "", given: frozenset[str] = frozenset()) -> Run[Options]:
-    """Does all that options need from outside themselves, in this order:
+    """Does everything that options need from outside themselves, in this order:
 
     1. Files that the options name exist.
     2. Defaults that depend on the machine: bfloat16, tensorboard.
     3. The engine has what it needs, and no option turns it off.
     4. Processes on CPUs join, with `--ddp_timeout`.
     5. Transformers' own `__post_init__`: device, process group, DeepSpeed.
-    6. The engine, made once, allows the optimizer.
-    7. The output folder is writable and free.
+    6. The engine, created here once, allows the optimizer.
+    7. The output folder is writable and has no model yet.
     8. The checkpoint to resume from.
-    9. Packages that the options need.
+    9. Packages that the options need are installed.
 
     Args:
-        options: one object of each dataclass of options, training's among them; changed in place.
+        options: one object of each dataclass of options, including the training options; changed in place.
         command: the command line, for the report.
         given: names of the options on it and in its recipe.
 
     Raises:
-        TrainingError: one of these fails. Nothing has been written then.
+        TrainingError: a step fails. Nothing has been written by then.
     """
     training = _training_of(options)
-    if hasattr(training, "deepspeed_plugin"):  # what transformers sets last: these options are settled already
+    if hasattr(training, "deepspeed_plugin"):  # transformers sets it last, so these options are settled already
         return Run(options, engine_of(training), command=command, given=given)
     for option in options:
         if hasattr(option, "check_files"):
@@ -95,7 +95,7 @@ def settle(options: Options, command: str = "", given: frozenset[str] = frozense
         join_on_cpu(training.ddp_backend, training.ddp_timeout_delta)
     Seq2SeqTrainingArguments.__post_init__(training)
     if wants_float32 and training.mixed_precision == "bf16":
-        training.mixed_precision = "no"  # the launcher says otherwise, but the script's own option counts more
+        training.mixed_precision = "no"  # the script's own option overrides the launcher
     engine = engine_of(training)
     engine.check(training.chosen_optimizer())
     folder = Path(str(training.output_dir))
@@ -108,9 +108,9 @@ def settle(options: Options, command: str = "", given: frozenset[str] = frozense
 
 def _choose_defaults(training: T5TrainingArguments) -> None:
     if training.estimate not in (None, LAUNCHED):
-        training.bf16 = False  # says nothing about the devices that are named
+        training.bf16 = False  # this machine says nothing about the estimated devices
     if training.bf16 is None:
-        # What `accelerate launch` was told; it says "no" when it was told nothing.
+        # The launcher's setting, which is "no" by default.
         unspecified = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no" and not training.fp16
         training.bf16 = unspecified and bfloat16_is_fast(training.use_cpu)
     if training.report_to is None:
@@ -118,16 +118,16 @@ def _choose_defaults(training: T5TrainingArguments) -> None:
 
 
 def bfloat16_is_fast(use_cpu: bool) -> bool:
-    """Whether bfloat16 is worth being the default: on CUDA devices with circuits for it.
+    """Whether bfloat16 should be the default: on CUDA devices with native support.
 
-    On the CPU it is not. Most processors emulate it, so that it takes longer than float32 and is less exact.
+    Most CPUs emulate it, which is slower than float32 and less exact.
     """
     return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _check_output(folder: Path) -> None:
-    """Refuses a folder that cannot be written to or already holds a model; checkpoints may be there, and also a model
-    from which its run has not got as far as the report."""
+    """Refuses a folder that cannot be written to, or that has a finished model. It may have checkpoints, and a model
+    whose run ended before the report."""
     try:
         if folder.is_file():
             raise TrainingError(f"--output_dir {folder} is a file: give a folder.")
@@ -139,11 +139,11 @@ def _check_output(folder: Path) -> None:
                     f"--output_dir {folder} already holds {what}{finished}: give another folder, or remove it."
                 )
         check_aside(folder)
-        # Tried out, since permissions alone do not tell. Nothing stays behind where another check fails, and the name
-        # is random, so that processes that check at the same time do not meet.
+        # Tried out, since permissions alone do not tell. The folder is temporary, with a random name, so that several
+        # processes can check at the same time.
         with TemporaryDirectory(dir=next(path for path in (folder, *folder.parents) if path.exists())):
             pass
     except OSError as error:
         raise TrainingError(
-            f"--output_dir {folder} cannot be written to ({error.strerror}): give a folder where you may write."
+            f"--output_dir {folder} cannot be written to ({error.strerror}): give a folder that you can write to."
         ) from error

@@ -236,7 +236,7 @@ def test_missing_files(tiny_models, text, tmp_path):
         ({"text_column": "content"}, "--text_column has no effect on .txt files: leave it out, or give JSON lines"),
         ({"max_target_length": 128}, "makes 114 targets of 512 inputs: leave the option out, or give 114"),
         ({"max_target_length": 100}, "makes 114 targets of 512 inputs"),
-        ({"max_source_length": 2}, "too short for a span"),
+        ({"max_source_length": 2}, "too short to leave a span out"),
         ({"max_source_length": 4096}, "227 spans in 4096 inputs need as many sentinels, but the tokenizer has 100"),
         ({"objective": "cloze"}, "invalid choice: 'cloze'"),
         ({"objective": "lm", "pack": True}, "leave --pack out"),

@@ -29,7 +29,7 @@ from transformers import AutoModelForSeq2SeqLM, TrainerCallback, set_seed
 
 import t5_experimental
 from t5_experimental.training import finetune, pretrain, prompt_tune
-from t5_experimental.training.engines.engine import describe_engine, optimizer_bytes, parameter_bytes
+from t5_experimental.training.engines.parts import optimizer_bytes, parameter_bytes
 
 from .common import machine
 from .engines import same_adapter
@@ -158,7 +158,7 @@ def train(cell: str, model: Path, output: Path, on_xla: bool) -> dict[str, Any]:
         "device": str(next(trainer.model.parameters()).device.type),
         "processes": trainer.args.world_size,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        "described": describe_engine(trainer.accelerator),
+        "described": trainer.run.engine.describe(trainer.accelerator),
         "parameters_bytes_per_device": parameter_bytes(trainer.model)[0],
         "parameters_bytes": parameter_bytes(trainer.model)[1],
         "optimizer_bytes_per_device": optimizer_bytes(trainer.optimizer),

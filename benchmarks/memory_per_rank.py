@@ -105,7 +105,7 @@ def work(plan: dict[str, Any]) -> None:
     if WAYS[plan["way"]] == "fsdp2":
         pretend_gpus()
     if plan["way"] == "whole":
-        finetune.reads_in_parts = lambda folder: False
+        finetune.reads_in_parts = lambda engine, folder: False
     peak = Peak()
     peak.start()
     start = time.perf_counter()

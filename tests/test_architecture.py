@@ -37,7 +37,7 @@ ROOMS = {
         "trainer": {"models", "engines", "data", "optim"},
         "report": {"engines", "optim", "trainer"},
         "cli": {"engines", "trainer"},
-        "memory": {"models", "optim", "trainer", "report"},
+        "memory": {"models", "engines", "optim", "trainer", "report"},
         "run.py": {"trainer", "report"},
         "finetune.py": {*_BELOW_ENTRY_POINTS},
         "pretrain.py": {*_BELOW_ENTRY_POINTS},

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What stops a run with a sentence instead of a traceback, and checks that several readers share."""
+"""Errors that end a run with a sentence instead of a traceback, and checks that several readers share."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -7,47 +7,54 @@ from typing import Any
 
 
 class TrainingError(Exception):
-    """A problem that the user can solve; its message is one sentence or two that say what is wrong and what to do."""
+    """A problem that the user can solve; its message says in one or two sentences what is wrong and what to do."""
 
 
 class ProcessError(TrainingError):
-    """A problem that this process alone has, so that it has to speak itself."""
+    """A problem of this process alone, so this process must report it."""
 
 
 _LONGEST = 300
 
 
 def in_a_line(error: object) -> str:
-    """What an error or a value says, as part of a sentence: on one line, without control characters, not endless."""
+    """An error or a value as part of a sentence: one line, no control characters, limited length."""
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in str(error)).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def shown(value: Any) -> str:
-    """A value as Python writes it, cut off where it is long."""
+    """The repr of a value, truncated if it is long."""
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
+def check_at_least(options: Any, lowest: float, *names: str) -> None:
+    """Refuses options, given by name, that are lower than `lowest`; None means that an option was not given."""
+    for name in names:
+        if (value := getattr(options, name)) is not None and not value >= lowest:
+            given = f"{value:g}" if isinstance(value, float) else value
+            raise TrainingError(f"--{name} is {given}: it must be at least {lowest:g}.")
+
+
 def check_unicode(text: str, where: str) -> str:
-    """The text, unless it has half of a surrogate pair, which JSON can spell and no tokenizer takes."""
+    """The text, unless it has an unpaired surrogate, which JSON can encode but no tokenizer accepts."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise TrainingError(f"{where}: not text in Unicode ({error}); write the character as one.") from error
+        raise TrainingError(f"{where}: not Unicode text ({error}); write the character as one.") from error
     return text
 
 
 def decode_line(line: bytes, where: str) -> str:
-    """Text of a file in UTF-8.
+    """Decodes UTF-8.
 
     Args:
-        line: of the file, or several.
-        where: it stands there.
+        line: of the file, or several lines.
+        where: position of the line, for messages.
 
     Raises:
-        TrainingError: it is in another encoding. Of UTF-16 and UTF-32, what Latin letters look like in UTF-8 is told by
-            the zeros between them.
+        TrainingError: the encoding is different. In UTF-16 and UTF-32, Latin letters have zero bytes between them.
     """
     try:
         text = line.decode()
@@ -61,7 +68,7 @@ def decode_line(line: bytes, where: str) -> str:
 
 
 def check_names(names: Iterable[str], where: str) -> None:
-    """Refuses columns of one name, of which a reader would take one; those without a name cannot be asked for."""
+    """Refuses columns with the same name, of which a reader would take one; unnamed columns are unused anyway."""
     seen = set()
     for name in names:
         if name in seen and name.strip():
@@ -70,7 +77,7 @@ def check_names(names: Iterable[str], where: str) -> None:
 
 
 def unique_names(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
-    """A hook of `json.loads` that refuses objects with a name twice, of which Python would take the last."""
+    """A hook for `json.loads` that refuses objects with a duplicate name, of which Python would take the last."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -86,15 +93,15 @@ def unique_names(where: str) -> Callable[[list[tuple[str, Any]]], dict[str, Any]
 
 
 def parse_json_line(line: str, where: str, **options: Any) -> dict[str, Any]:
-    """The object that a line of JSON spells.
+    """Parses a JSON object from a line.
 
     Args:
         line: of a file.
-        where: it stands there.
+        where: position of the line, for messages.
         options: of `json.loads`.
 
     Raises:
-        TrainingError: it is no JSON, or no object, or it has a name twice.
+        TrainingError: the line is not a JSON object, or has a duplicate name.
     """
     try:
         row = json.loads(line, object_pairs_hook=unique_names(where), **options)

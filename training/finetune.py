@@ -4,10 +4,10 @@
     accelerate launch training/finetune.py --model_name_or_path MODEL --train_file train.jsonl --output_dir OUTPUT
 
 `python -m t5_experimental.training.finetune` takes the same options, and `--help` lists them: ours first, then all of
-transformers' `Seq2SeqTrainingArguments`. A YAML file of options, such as those in `recipes/`, may stand first. The
+transformers' `Seq2SeqTrainingArguments`. A YAML file of options, such as those in `recipes/`, may come first. The
 output folder gets the model (or its adapters) and tokenizer, the metrics as `train_results.json`, `eval_results.json`
 (of the validation file), `test_results.json` and `all_results.json`, `report.html` with curves and samples, a model
-card that links to it, and meanwhile the trainer's checkpoints.
+card that links to it, and the trainer's checkpoints.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +31,7 @@ from t5_experimental.training.run import run_trainer
 from t5_experimental.training.trainer.finetuning import FinetuningTrainer
 from t5_experimental.training.trainer.finetuning_arguments import FinetuningArguments
 from t5_experimental.training.trainer.generation import settle_generation
+from t5_experimental.training.trainer.settle import Run
 from t5_experimental.training.trainer.trainer import T5Trainer
 
 
@@ -44,40 +45,40 @@ ENTRY_POINT = EntryPoint(
 )
 
 
-def parse(arguments: Sequence[str] | None = None) -> Options:
-    """Options from the command line, checked; `arguments` instead of the process's own for tests and notebooks."""
-    return cast(Options, ENTRY_POINT.parse(arguments))
+def parse(arguments: Sequence[str] | None = None) -> Run[Options]:
+    """A settled run from the command line; `arguments` replace it in tests and notebooks."""
+    return ENTRY_POINT.parse(arguments)
 
 
 def build_trainer(
-    options: Options, adapt: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Any] | None = None
+    settled: Run[Options], adapt: Callable[[PreTrainedModel, PreTrainedTokenizerBase], Any] | None = None
 ) -> tuple[FinetuningTrainer, dict[str, Split]]:
-    """The trainer, and the examples by split. Whatever is wrong with the options or the data is found out here.
+    """The trainer, and the examples by split. Finds out everything that is wrong with the options or the data.
 
     Args:
-        options: of the run.
-        adapt: makes of the loaded model what is trained; by default, one with the adapters that the options ask for, or
-            the model itself. Then processes that share its weights each read their own part, once training begins.
+        settled: the run.
+        adapt: turns the loaded model into the one to train. By default, adds the adapters that the options ask for, or
+            none; without adapters, processes that shard the weights each read their own shard when training starts.
     """
-    model_options, data, training = options
+    model_options, data, training = settled.options
     if adapt is None and training.lora_rank:
         adapt = _with_lora(training.lora_rank)
     folder = model_options.model_name_or_path
     tokenizer = load_tokenizer(folder)
-    device_map = "meta" if adapt is None and reads_in_parts(folder) else None
+    device_map = "meta" if adapt is None and reads_in_parts(settled.engine, folder) else None
     model = load_model(folder, tokenizer, device_map=device_map, **model_options.dropout_fields())
-    # The first process fills the cache of `datasets`, the others find it there.
+    # The first process fills the cache of `datasets` for the others.
     with training.main_process_first(desc="reading the data"):
         splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
-    training.check_data("eval" in splits, "test" in splits)
+    training.check_data(settled.given, "eval" in splits, "test" in splits)
     if training.metric and not {"eval", "test"} & set(splits):
-        asked = f"--metric {' '.join(training.metric)}" if "metric" in training.given else "--predict_with_generate"
+        asked = f"--metric {' '.join(training.metric)}" if "metric" in settled.given else "--predict_with_generate"
         raise TrainingError(f"{asked} needs references to compare with: give --validation_file or --test_file, too.")
     batch = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and len(splits["train"].pairs) < batch:
         raise TrainingError(
-            f"--dataloader_drop_last leaves nothing of {len(splits['train'].pairs)} examples, of which {batch} make a "
-            "batch: leave it out, or lower --per_device_train_batch_size."
+            f"--dataloader_drop_last drops all of {len(splits['train'].pairs)} examples, since {batch} make a batch: "
+            "leave it out, or lower --per_device_train_batch_size."
         )
     settle_generation(model, training, data.max_target_length)
     trainer = FinetuningTrainer(
@@ -85,28 +86,28 @@ def build_trainer(
         data,
         training.metric,
         model=model if adapt is None else adapt(model, tokenizer),
-        args=training,
+        args=settled,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         processing_class=tokenizer,
     )
     return trainer, splits
 
 
-def run(options: Options) -> None:
+def run(settled: Run[Options]) -> None:
     """Trains, saves, evaluates, reports."""
-    model_options, data, training = options
+    model_options, data, training = settled.options
     if training.estimate is not None:
         config = load_config(model_options.model_name_or_path, **model_options.dropout_fields())
-        print_estimate(training, config, data.max_source_length, data.max_target_length, lora_rank=training.lora_rank)
+        print_estimate(settled, config, data.max_source_length, data.max_target_length, lora_rank=training.lora_rank)
         return
     warn_of_float16(training)
     set_seed(training.seed)
-    trainer, splits = build_trainer(options)
+    trainer, splits = build_trainer(settled)
     train_and_evaluate(trainer, splits, data)
 
 
 def _with_lora(rank: int) -> Callable[[PreTrainedModel, PreTrainedTokenizerBase], Any]:
-    """What puts adapters of this rank beside all linear layers of a model."""
+    """Returns a function that adds adapters of this rank to all linear layers of a model."""
 
     def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
         config = lora_config(model, rank, lora_targets(model), model.config.dropout_rate)
@@ -122,14 +123,14 @@ def train_and_evaluate(
     title: str = "Fine-tuning",
     more: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Says what is about to happen, trains, saves, evaluates, reports.
+    """Describes the run, trains, saves, evaluates, reports.
 
     Args:
-        trainer: with all that it trains on.
-        splits: what it evaluates on, by prefix of the metrics.
-        data: where that comes from.
+        trainer: of the run.
+        splits: what to evaluate on, by prefix of the metrics.
+        data: options of the splits.
         title: of the report.
-        more: what else to say before, by heading, see [`~t5_experimental.training.report.start_lines.describe`].
+        more: additional facts, by heading, see [`~t5_experimental.training.report.start_lines.describe`].
     """
     training = cast(FinetuningArguments, trainer.args)
     run_trainer(
@@ -150,27 +151,21 @@ def _describe_data(trainer: T5Trainer, splits: dict[str, Split], data: DataArgum
         "examples": f"{sizes}; at most {data.max_source_length} tokens in, {data.max_target_length} out",
         "step": describe_step(trainer, inputs, targets),
     }
+    kinds = [(f"{split} {kind}", cut) for split, features in splits.items() for kind, cut in features.cut.items()]
     cuts = [
-        f"{cut.count:,} of {cut.total:,} {split} {kind}, the longest has {cut.longest:,} tokens"
-        for split, features in splits.items()
-        for kind, cut in features.cut.items()
+        f"{cut.count:,} of {cut.total:,} {kind}, the longest has {cut.longest:,} tokens"
+        for kind, cut in kinds
         if cut.count
     ]
     if cuts:
         lines["cut off"] = f"{'; '.join(cuts)} (--max_source_length and --max_target_length are the limits)"
-    empty = [
-        f"{cut.empty:,} {split} {kind}"
-        for split, features in splits.items()
-        for kind, cut in features.cut.items()
-        if cut.empty
-    ]
-    if empty:
+    if empty := [f"{cut.empty:,} {kind}" for kind, cut in kinds if cut.empty]:
         lines["empty"] = f"{', '.join(empty)} have no text"
     return lines
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs with a command line; what the user can solve ends it with a sentence, from one process of each machine."""
+    """Runs a command line; a problem that the user can solve ends it with a sentence, from one process per machine."""
     ENTRY_POINT.start(run, arguments)
 
 

@@ -1,9 +1,9 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Ctrl-C, and SIGTERM as schedulers send it: the run ends at once, with a sentence on where the same command goes on.
+"""Ctrl-C and SIGTERM, as schedulers send it: the run ends at once and says where the same command resumes.
 
-A signal becomes an exception wherever the main thread is. What must not be left half done holds it back for a moment,
-see [`held_back`]; all else that is written is written aside, and removed when the exception passes by. Of several
-processes, which mostly are all told to end, one speaks.
+A signal raises an exception in the main thread. Code that must not be interrupted delays it for a moment, see
+[`held_back`]; everything else writes to a temporary folder, which is removed when the exception passes. Usually all
+processes of a run receive the signal; only one of them reports it.
 """
 
 import multiprocessing
@@ -24,24 +24,24 @@ _SPOKEN = "t5_experimental/spoken"
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal has told this process to end. Libraries let it through as they let Ctrl-C through."""
+    """A signal has told this process to end. Libraries let it pass like Ctrl-C."""
 
 
 class _Signals:
-    """What has arrived in this process."""
+    """Signals that this process has received."""
 
     def __init__(self) -> None:
         self.received: int | None = None
         self.held_back = 0
-        self._process = 0  # that watches; 0 for none
+        self._process = 0  # the process that handles signals; 0 for none
         self._before: dict[int, Any] = {}
 
     def watch(self) -> None:
-        """From now on, signals end the run; in another thread than the main one, nothing changes."""
+        """Makes signals end the run; has no effect outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             return
         self.received, self.held_back, self._process = None, 0, os.getpid()
-        # What is ignored stays so, as for programs that nohup or a shell's background has started.
+        # Ignored signals stay ignored, as for programs that nohup or a shell's background has started.
         self._before = {
             number: signal.signal(number, self._arrive)
             for number in _NAMES
@@ -49,7 +49,7 @@ class _Signals:
         }
 
     def leave(self) -> None:
-        """Signals do again what they did before."""
+        """Restores the previous handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before, self._process = {}, 0
@@ -62,21 +62,21 @@ class _Signals:
         self.check()
 
     def _arrive_in_a_child(self, number: int) -> None:
-        """Processes that prepare data are forked from this one, and end with it; Ctrl-C reaches them, too."""
+        """Data workers are forked from this process and end with it; they receive Ctrl-C, too."""
         if number == signal.SIGTERM:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
     def check(self) -> None:
-        """Raises if a signal has arrived, even if its exception was lost on its way."""
+        """Raises if a signal has arrived, even if its own exception was lost."""
         if self.received is not None and not self.held_back and os.getpid() == self._process:
             self._end_children()
             raise Interrupted(self.received)
 
     def _end_children(self) -> None:
-        """Ends the processes that prepare data before they lose the other end of their pipes and say so."""
+        """Ends data workers before they notice broken pipes and report them."""
         if children := [child for child in multiprocessing.active_children() if child.daemon]:
-            # torch would raise an error of its own for each of them, in the middle of what is cleaned up.
+            # torch would raise an error for each of them in the middle of the cleanup.
             if os.name != "nt":
                 self._before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
             for child in children:
@@ -90,7 +90,7 @@ _SIGNALS = _Signals()
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Signals that tell this process to end raise [`Interrupted`] inside."""
+    """Inside, signals that tell this process to end raise [`Interrupted`]."""
     _SIGNALS.watch()
     try:
         yield
@@ -99,22 +99,22 @@ def watched() -> Iterator[None]:
 
 
 def received() -> int | None:
-    """The number of the signal that has told the run to end, if one has."""
+    """The number of the signal that has told the run to end; None for none."""
     return _SIGNALS.received
 
 
 def check() -> None:
-    """Ends the run if a signal has arrived; for places that a run comes by again and again.
+    """Ends the run if a signal has arrived; for places that a run passes often.
 
     Raises:
-        Interrupted: it has. The exception of the signal itself is lost where Python or a library swallows exceptions.
+        Interrupted: it has. The signal's own exception is lost where Python or a library swallows exceptions.
     """
     _SIGNALS.check()
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """A signal that arrives inside takes effect at the end; for what is quick and must be done as a whole."""
+    """Delays a signal that arrives inside to the end; for quick operations that must not be interrupted."""
     _SIGNALS.held_back += 1
     try:
         yield
@@ -123,11 +123,11 @@ def held_back() -> Iterator[None]:
     _SIGNALS.check()
 
 
-# Of several processes, one speaks.
+# One of several processes reports.
 
 
 def _store() -> Any:
-    """Where the processes of a run meet, if they have met; it outlives each of them where a launcher holds it."""
+    """The store of the process group, or None without a group; where a launcher holds it, it outlives the processes."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
     return torch.distributed.distributed_c10d._get_default_store()
@@ -138,17 +138,17 @@ def _key() -> str:
 
 
 def claim_word() -> bool:
-    """Whether no other process of this machine has ended this run with a word on why; from now on, one has."""
+    """Whether this process is the first of this machine to report the end of the run; marks it as reported."""
     try:
         if (store := _store()) is not None:
             return store.add(_key(), 1) == 1
-    except RuntimeError:  # it was in the process that has ended
+    except RuntimeError:  # the store was in a process that has ended
         return False
     return int(os.environ.get("LOCAL_RANK", "0")) == 0
 
 
 def peer_was_interrupted() -> bool:
-    """Whether another process has said that it was told to end, which is why it does not answer."""
+    """Whether another process has recorded that a signal ended it, which is why it does not answer."""
     try:
         store = _store()
         return store is not None and store.add(f"{_key()}/signal", 0) > 0
@@ -168,22 +168,22 @@ def _tell_peers() -> None:
 
 
 def end(name: str, number: int, then: str) -> NoReturn:
-    """Ends the process as a shell says of signals, with a sentence from one process.
+    """Ends the process with the exit status of a signal, and a sentence from one process.
 
     Args:
         name: of the program.
         number: of the signal.
-        then: where the same command goes on, as a sentence.
+        then: where the same command resumes, as a sentence.
     """
     _tell_peers()
     if claim_word():
-        # The bar of the trainer may stand in this line.
+        # The progress bar may be on this line.
         print(f"\n{name}: Ended by {_NAMES[signal.Signals(number)]}. {then}", file=sys.stderr, flush=True)
     leave(128 + number)
 
 
 def leave(status: int) -> NoReturn:
-    """Ends the process; one of several does so without the interpreter's own end, which would wait for the others."""
+    """Ends the process. One of several exits without interpreter shutdown, which would wait for the others."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "LOCAL_RANK" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,13 +1,13 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Pre-trains on plain text: span corruption, prefix LM (which LM adaptation is) or plain LM.
+"""Pre-trains on plain text: span corruption, prefix LM (as for LM adaptation) or plain LM.
 
     accelerate launch training/pretrain.py --preset t5.1.1.small --tokenizer_name sentencepiece.model \\
         --train_file 'text/*.txt' --max_steps 100000 --output_dir OUTPUT
 
 `python -m t5_experimental.training.pretrain` takes the same options, and `--help` lists them: ours first, then all of
-transformers' `Seq2SeqTrainingArguments`. The text may be of any size; it is streamed, shuffled, and distributed over
-processes and workers, and `--resume_from_checkpoint` goes on at the very row. The output folder gets the model and its
-tokenizer, metrics and a report as in fine-tuning.
+transformers' `Seq2SeqTrainingArguments`. The text may have any size; it is streamed, shuffled, and distributed over
+processes and workers, and a run resumes at the exact row. The output folder gets the model and its tokenizer, metrics
+and a report as in fine-tuning.
 """
 
 import os
@@ -38,6 +38,7 @@ from t5_experimental.training.run import run_trainer
 from t5_experimental.training.trainer.generation import settle_generation
 from t5_experimental.training.trainer.pretraining import PretrainingArguments
 from t5_experimental.training.trainer.pretraining_trainer import PretrainingTrainer
+from t5_experimental.training.trainer.settle import Run
 
 
 Options = tuple[PretrainingModelArguments, PretrainingDataArguments, PretrainingArguments]
@@ -51,16 +52,16 @@ ENTRY_POINT = EntryPoint(
 )
 
 
-# Of transformers' options: nothing is generated, and the stream has an order and a number of rows of its own.
+# Options of transformers without effect: nothing is generated, and the stream has its own order and number of rows.
 _IDLE = {
     *("num_train_epochs", "train_sampling_strategy", "length_column_name", "dataloader_drop_last"),
     *("generation_max_length", "generation_num_beams", "generation_config"),
 }
 
 
-def parse(arguments: Sequence[str] | None = None) -> Options:
-    """Options from the command line, checked; `arguments` instead of the process's own for tests and notebooks."""
-    return cast(Options, ENTRY_POINT.parse(arguments))
+def parse(arguments: Sequence[str] | None = None) -> Run[Options]:
+    """A settled run from the command line; `arguments` replace it in tests and notebooks."""
+    return ENTRY_POINT.parse(arguments)
 
 
 def _windows(option: str, names: Sequence[str], data: PretrainingDataArguments, least: int) -> Windows:
@@ -68,15 +69,11 @@ def _windows(option: str, names: Sequence[str], data: PretrainingDataArguments, 
     return Windows(files, max(int(data.shuffle_megabytes * 2**20), 1), least)
 
 
-def _make_loader(
-    data: PretrainingDataArguments,
-    training: PretrainingArguments,
-    tokenizer: PreTrainedTokenizerBase,
-    objective: Objective,
-) -> StreamLoader:
+def _make_loader(settled: Run[Options], tokenizer: PreTrainedTokenizerBase, objective: Objective) -> StreamLoader:
+    _, data, training = settled.options
     workers = training.dataloader_num_workers
     if workers:
-        # The workers are forked, which its threads would not survive.
+        # The tokenizer's threads would not survive the fork of the workers.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     stream = TextStream(
         _windows("train_file", data.train_file, data, least=max(workers, 1) * training.world_size),
@@ -88,9 +85,9 @@ def _make_loader(
         training.world_size,
         max(workers, 1),
     )
-    if training.resume_from_checkpoint is not None and not training.ignore_data_skip:
-        restore(stream, Path(training.resume_from_checkpoint))
-    # The stream begins where it should: transformers has nothing to skip.
+    if settled.checkpoint is not None and not training.ignore_data_skip:
+        restore(stream, Path(settled.checkpoint))
+    # The stream starts at the right row: transformers has nothing to skip.
     training.ignore_data_skip = True
     options: dict[str, Any] = {"pin_memory": training.dataloader_pin_memory and torch.cuda.is_available()}
     if workers:
@@ -98,19 +95,19 @@ def _make_loader(
     return StreamLoader(stream, training.train_batch_size, workers, **options)
 
 
-def build_trainer(options: Options) -> PretrainingTrainer:
-    """The trainer. Whatever is wrong with the options or the beginning of each file is found out here."""
-    model_options, data, training = options
-    training.check_data(data.validation_file is not None, has_test=False)
+def build_trainer(settled: Run[Options]) -> PretrainingTrainer:
+    """The trainer. Finds out everything that is wrong with the options or the beginning of each file."""
+    model_options, data, training = settled.options
+    training.check_data(settled.given, data.validation_file is not None, has_test=False)
     training.check_best_metric(["loss"])
-    if idle := sorted(training.given & _IDLE):
-        raise TrainingError(f"--{idle[0]} has no effect on a stream of text without end: leave it out.")
+    if idle := sorted(settled.given & _IDLE):
+        raise TrainingError(f"--{idle[0]} has no effect on an endless stream of text: leave it out.")
     folder = model_options.model_name_or_path
     tokenizer_name = model_options.tokenizer_name
     tokenizer = load_tokenizer(str(folder)) if tokenizer_name is None else load_any_tokenizer(tokenizer_name)
     objective = data.make_objective(tokenizer)
-    loader = _make_loader(data, training, tokenizer, objective)
-    if "text_column" in training.given and loader.stream.windows.settings()["--text_column"] is None:
+    loader = _make_loader(settled, tokenizer, objective)
+    if "text_column" in settled.given and loader.stream.windows.settings()["--text_column"] is None:
         raise TrainingError("--text_column has no effect on .txt files: leave it out, or give JSON lines.")
     rows = None
     if data.validation_file is not None:
@@ -122,13 +119,13 @@ def build_trainer(options: Options) -> PretrainingTrainer:
         model = fresh_model(str(model_options.preset), overrides, tokenizer)
     else:
         whose = f"--tokenizer_name {tokenizer_name}" if tokenizer_name is not None else None
-        device_map = "meta" if reads_in_parts(folder) else None
+        device_map = "meta" if reads_in_parts(settled.engine, folder) else None
         model = load_model(folder, tokenizer, whose, device_map=device_map, **model_options.dropout_fields())
     settle_generation(model, training, objective.targets_length)
     return PretrainingTrainer(
         loader,
         model=model,
-        args=training,
+        args=settled,
         eval_dataset=rows,
         data_collator=default_data_collator,
         processing_class=tokenizer,
@@ -153,9 +150,9 @@ def _describe_data(trainer: PretrainingTrainer, data: PretrainingDataArguments) 
     }
 
 
-def _estimate(options: Options) -> None:
+def _estimate(settled: Run[Options]) -> None:
     """Prints how much memory the run would take."""
-    model_options, data, training = options
+    model_options, data, _ = settled.options
     folder, name, dropout = (
         model_options.model_name_or_path,
         model_options.tokenizer_name,
@@ -170,7 +167,7 @@ def _estimate(options: Options) -> None:
         config = load_config(folder, **dropout)
     objective = data.make_objective(tokenizer)
     print_estimate(
-        training,
+        settled,
         cast(T5ExperimentalConfig, config),
         objective.inputs_length,
         objective.targets_length,
@@ -178,21 +175,21 @@ def _estimate(options: Options) -> None:
     )
 
 
-def run(options: Options) -> None:
+def run(settled: Run[Options]) -> None:
     """Trains, saves, evaluates, reports."""
-    _, data, training = options
+    _, data, training = settled.options
     if training.estimate is not None:
-        _estimate(options)
+        _estimate(settled)
         return
     warn_of_float16(training)
     set_seed(training.seed)
-    trainer = build_trainer(options)
+    trainer = build_trainer(settled)
     evaluated = {} if trainer.eval_dataset is None else {"eval": trainer.eval_dataset}
     run_trainer(trainer, "Pre-training", _describe_data(trainer, data), evaluated)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs with a command line; what the user can solve ends it with a sentence, from one process of each machine."""
+    """Runs a command line; a problem that the user can solve ends it with a sentence, from one process per machine."""
     ENTRY_POINT.start(run, arguments)
 
 

@@ -1,20 +1,21 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Tunes a soft prompt for a frozen model on pairs of texts, or makes an adapter of a prompt that Google released.
+"""Tunes a soft prompt for a frozen model on pairs of texts, or converts a prompt that Google released to an adapter.
 
     accelerate launch training/prompt_tune.py --model_name_or_path MODEL --train_file train.jsonl --output_dir ADAPTER
     python training/prompt_tune.py --model_name_or_path MODEL --import_prompt sst2.npy --output_dir ADAPTER
 
 `python -m t5_experimental.training.prompt_tune` takes the same options, and `--help` lists them. The defaults are those
-of https://arxiv.org/abs/2104.08691, which tunes 100 rows in front of the encoder's input of an LM-adapted model; all
-families work. The output folder gets the prompt as an adapter of peft:
+of https://arxiv.org/abs/2104.08691, which tunes 100 rows before the encoder's input of an LM-adapted model; all
+families work. The output folder gets the prompt as a peft adapter:
 
     model = PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(MODEL), ADAPTER)
     model.generate(**tokenizer(texts, padding=True, return_tensors="pt"))
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
@@ -24,7 +25,7 @@ from t5_experimental.training import finetune
 from t5_experimental.training.cli.entry_point import EntryPoint
 from t5_experimental.training.data.arguments import DataArguments
 from t5_experimental.training.data.examples import Split
-from t5_experimental.training.engines.fsdp2 import whole
+from t5_experimental.training.engines.fsdp2 import full_copy
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.memory.estimate import print_estimate
 from t5_experimental.training.models.adapters import add_prompt, import_peft
@@ -36,6 +37,7 @@ from t5_experimental.training.report.report import card_of_import, write_card
 from t5_experimental.training.report.start_lines import describe_learning_rate, warn_of_float16
 from t5_experimental.training.trainer.finetuning import FinetuningTrainer
 from t5_experimental.training.trainer.prompt_arguments import PromptTrainingArguments
+from t5_experimental.training.trainer.settle import Run
 
 
 if TYPE_CHECKING:
@@ -52,74 +54,75 @@ ENTRY_POINT = EntryPoint(
 )
 
 
-# What has a meaning where nothing is trained; that nothing is reported is none of the import's business.
+# Options with an effect on an import, which trains nothing. It ignores where to report.
 _FOR_IMPORT = {"model_name_or_path", "import_prompt", "output_dir", "use_cpu", "report_to", "disable_tqdm"}
 
 
-def run(options: Options) -> None:
+def run(settled: Run[Options]) -> None:
     """Tunes a prompt, or imports one."""
-    _, prompt, data, training = options
+    _, prompt, data, _ = settled.options
     import_peft()
     if prompt.import_prompt is None:
         if data.train_file is None and data.dataset_name is None:
             raise TrainingError(
                 "There is nothing to do: give --train_file or --dataset_name to tune a prompt, or --import_prompt."
             )
-        tune(options)
+        tune(settled)
     else:
-        if unused := sorted(training.given - _FOR_IMPORT):
+        if unused := sorted(settled.given - _FOR_IMPORT):
             raise TrainingError(f"--import_prompt trains nothing: leave it out, or leave --{unused[0]} out.")
-        import_released(options)
+        import_released(settled)
 
 
-def import_released(options: Options) -> None:
-    """Writes a prompt from a file as an adapter; only the model's configuration is read for it."""
-    model, prompt, _, training = options
+def import_released(settled: Run[Options]) -> None:
+    """Writes a prompt from a file as an adapter; reads only the model's configuration."""
+    model, prompt, _, training = settled.options
     config = load_config(model.model_name_or_path)
     rows = read_prompt(Path(str(prompt.import_prompt)), config)
     if training.process_index == 0:
         save_prompt(rows, model.model_name_or_path, config, Path(str(training.output_dir)))
-        write_card(Path(str(training.output_dir)), card_of_import(config, model.model_name_or_path, training))
+        write_card(Path(str(training.output_dir)), card_of_import(config, model.model_name_or_path, settled))
         print(f"The prompt of {len(rows)} rows is in {training.output_dir}", flush=True)
 
 
-def build_trainer(options: Options) -> tuple[FinetuningTrainer, dict[str, Split], dict[str, str]]:
-    """The trainer, the examples by split, and what to say of the prompt, by heading; see `finetune.build_trainer`."""
-    model_options, prompt, data, training = options
+def build_trainer(settled: Run[Options]) -> tuple[FinetuningTrainer, dict[str, Split], dict[str, str]]:
+    """The trainer, the examples by split, and facts about the prompt, by heading; see `finetune.build_trainer`."""
+    model_options, prompt, data, training = settled.options
 
     def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "PeftModel":
         draws = torch.Generator().manual_seed(training.seed)
-        embedding = whole(cast(torch.nn.Embedding, model.get_input_embeddings()).weight)
+        embedding = full_copy(cast(torch.nn.Embedding, model.get_input_embeddings()).weight)
         rows = initial_rows(str(prompt.prompt_init), prompt.labels, embedding, tokenizer, prompt.prompt_length, draws)
         return add_prompt(model, rows)
 
-    trainer, splits = finetune.build_trainer((model_options, data, training), adapt)
-    said = {"prompt": f"{prompt.prompt_length} rows, begun with {prompt.prompt_init}; all else is frozen"}
+    inner: Run[finetune.Options] = replace(cast(Any, settled), options=(model_options, data, training))
+    trainer, splits = finetune.build_trainer(inner, adapt)
+    facts = {"prompt": f"{prompt.prompt_length} rows, initialized with {prompt.prompt_init}; all else is frozen"}
     if OptimizerNames(training.optim) == OptimizerNames.ADAFACTOR:
         settings = {"lr": training.learning_rate, "weight_decay": training.weight_decay}
         trainer.optimizer_cls_and_kwargs = (PromptAdafactor, settings)
-        said["optimizer"] = (
-            f"adafactor without parameter scaling, {describe_learning_rate(training)}, decay {training.weight_decay:g}"
+        facts["optimizer"] = (
+            f"adafactor without parameter scaling, {describe_learning_rate(trainer)}, decay {training.weight_decay:g}"
         )
-    return trainer, splits, said
+    return trainer, splits, facts
 
 
-def tune(options: Options) -> None:
+def tune(settled: Run[Options]) -> None:
     """Trains, saves, evaluates."""
-    model_options, prompt, data, training = options
+    model_options, prompt, data, training = settled.options
     if training.estimate is not None:
         config = load_config(model_options.model_name_or_path, **model_options.dropout_fields())
         lengths = data.max_source_length, data.max_target_length
-        print_estimate(training, config, *lengths, prompt_length=prompt.prompt_length)
+        print_estimate(settled, config, *lengths, prompt_length=prompt.prompt_length)
         return
     warn_of_float16(training)
     set_seed(training.seed)
-    trainer, splits, said = build_trainer(options)
-    finetune.train_and_evaluate(trainer, splits, data, "Prompt tuning", said)
+    trainer, splits, facts = build_trainer(settled)
+    finetune.train_and_evaluate(trainer, splits, data, "Prompt tuning", facts)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs with a command line; what the user can solve ends it with a sentence, from one process of each machine."""
+    """Runs a command line; a problem that the user can solve ends it with a sentence, from one process per machine."""
     ENTRY_POINT.start(run, arguments)
 
 

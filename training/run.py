@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""The way of every run, once its trainer is built: what it says, trains, saves, evaluates and leaves behind."""
+"""The steps of every run once its trainer is built: describe, train, save, evaluate, report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,28 +20,27 @@ def run_trainer(
     sample: Callable[[str], Sequence[Any]] = lambda split: (),
     before_saving: Callable[[], None] = lambda: None,
 ) -> None:
-    """Says what is about to happen, trains, saves, evaluates, reports.
+    """Describes the run, trains, saves, evaluates, reports.
 
     Args:
-        trainer: with all that it trains on.
+        trainer: of the run.
         title: of the report.
-        more: what else to say before, by heading, see [`describe`].
-        evaluated: what to evaluate on in the end, by prefix of the metrics.
-        sample: gives samples of the last of these, for the report.
-        before_saving: what is to be done to the trained model first.
+        more: additional facts to print before, by heading, see [`describe`].
+        evaluated: what to evaluate on at the end, by prefix of the metrics.
+        sample: returns samples of the last of these, for the report.
+        before_saving: called on the trained model before it is saved.
 
     Raises:
-        TrainingError: the checkpoint to go on from is another run's, or the run breaks down.
+        TrainingError: the checkpoint to resume from belongs to a different run, or training fails.
     """
     args = trainer.args
-    if args.resume_from_checkpoint is not None:
-        check_resumption(trainer, args.resume_from_checkpoint)
+    checkpoint = trainer.run.checkpoint
+    if checkpoint is not None:
+        check_resumption(trainer, checkpoint)
     facts = describe(trainer, more)
     if trainer.is_world_process_zero():
         print(facts_as_text(facts), flush=True)
-    metrics: dict[str, dict[str, float]] = {
-        "train": trainer.train(resume_from_checkpoint=args.resume_from_checkpoint).metrics
-    }
+    metrics: dict[str, dict[str, float]] = {"train": trainer.train(resume_from_checkpoint=checkpoint).metrics}
     before_saving()
     trainer.save_finished_model()
     for split, rows in evaluated.items():

@@ -15,10 +15,10 @@ from transformers import AutoModelForSeq2SeqLM
 from transformers.integrations import HfDeepSpeedConfig
 
 from t5_experimental import preset_config
-from t5_experimental.training.engines.engine import prepare_deepspeed_for_cpu
+from t5_experimental.training.engines.engine import Engine, prepare_deepspeed_for_cpu
 from t5_experimental.training.memory.activations import Step
 from t5_experimental.training.memory.states import Setup, empty_model, estimate
-from t5_experimental.training.optim.presets import build_optimizer
+from t5_experimental.training.optim.presets import OptimizerChoice, build_optimizer
 
 
 # No head count or width that two processes could share evenly everywhere.
@@ -85,7 +85,7 @@ def deepspeed(stage: int, bf16: bool) -> dict[str, int]:
 def main(engine: str, precision: str) -> None:
     bf16 = precision == "bf16"
     held = fsdp2() if engine == "fsdp2" else deepspeed(int(engine[-1]), bf16)
-    setup = Setup(cast(Any, engine), torch.distributed.get_world_size(), "adamw", bf16)
+    setup = Setup(Engine.named(engine, torch.distributed.get_world_size()), OptimizerChoice("adamw"), bf16)
     counted = estimate(empty_model(CONFIG), CONFIG, setup, Step(2, 16, 16)).device
     if torch.distributed.get_rank() == 0:
         print(json.dumps({"held": held, "counted": {name: counted[name] for name in held}}), flush=True)

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Fine-tunes several models in turn, under FSDP of the second kind if there are several processes, and reports.
+"""Fine-tunes several models in turn, under FSDP2 if there are several processes, and reports.
 
     accelerate launch --config_file training/configs/fsdp2.yaml -m tests.engines.fsdp2_on_cpu RUNS.json REPORT.json
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""FSDP of the second kind on two processes, wrapped by accelerate as on GPUs (see fsdp2_on_cpu.py), beside one process:
+"""FSDP2 on two processes, wrapped by accelerate as on GPUs (see fsdp2_on_cpu.py), beside one process:
 every family, and a model with one matrix for embeddings and classifier whose Adafactor is factored."""
 
 import itertools

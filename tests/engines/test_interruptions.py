@@ -156,7 +156,7 @@ def test_adapters_that_fsdp_cuts_up_go_on_exactly(entry, more, server, tiny_mode
             assert -9 in run.wait(), run.read()
         run = server.start(entry, arguments, "fsdp2_in_parts", 2)
         assert run.wait() == [0, 0], run.read()
-    assert "goes on from " in run.read()
+    assert "resumes from " in run.read()
     assert "FSDP2, 2 process(es)" in run.read()
     assert_same(*outputs)
 
@@ -172,8 +172,8 @@ def test_damaged_checkpoint_is_passed_over(server, tiny_models, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     run = server.start("finetune", options(model, damaged, "single"), "single", 1)
     assert run.wait() == [0], run.read()
-    assert "goes on from " in run.read()
-    assert "since checkpoint-6 is not a whole checkpoint (its model.safetensors has " in run.read()
+    assert "resumes from " in run.read()
+    assert "since checkpoint-6 is not a complete checkpoint (its model.safetensors has " in run.read()
     assert "missing keys" not in run.read()
     assert_same(damaged, whole)
 
@@ -188,7 +188,7 @@ def test_full_disk_leaves_the_last_checkpoint(server, tiny_models, tmp_path):
     run = server.start("finetune", options(model, output, "single"), "single", 1, full)
     assert run.wait() == [1]
     assert run.read().count("finetune: checkpoint-4 cannot be written (") == 1
-    assert "run the same command again, which goes on from checkpoint-2" in run.read()
+    assert "run the same command again, which resumes from checkpoint-2" in run.read()
     assert "Traceback" not in run.read()
     assert [path.name for path in output.iterdir()] == ["checkpoint-2"]
 
@@ -239,8 +239,8 @@ def test_other_number_of_processes(server, tiny_models, tmp_path):
     assert run.wait() == [-9]
     run = server.start("finetune", options(model, output, "ddp"), "ddp", 2)
     assert 1 in run.wait()
-    assert "checkpoint-4 was written with 4 examples in a step, and now there are 8: choose" in run.read()
+    assert "checkpoint-4 was written with 4 examples per step, but now there are 8: choose" in run.read()
     arguments = options(model, output, "ddp", gradient_accumulation_steps=1)
     run = server.start("finetune", arguments, "ddp", 2)
     assert run.wait() == [0, 0], run.read()
-    assert "goes on from " in run.read()
+    assert "resumes from " in run.read()

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Weights that every process reads its own part of, under FSDP of the second kind: see `training/loading.py`."""
+"""Weights that every process reads its own part of, under FSDP2: see `training/loading.py`."""
 
 import json
 import subprocess
@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from t5_experimental.training.engines.engine import Engine
 from t5_experimental.training.engines.fsdp2_weights import reads_in_parts
 
 
@@ -34,15 +35,13 @@ STEPS = 5
     ],
 )
 def test_only_a_model_alone_in_its_folder_is_read_in_parts(
-    version: str | None, files: list[str], expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    version: str | None, files: list[str], expected: bool, tmp_path: Path
 ) -> None:
     """Anything else is loaded the usual way, which knows which files to take."""
     for name in files:
         (tmp_path / name.replace("index", "model.safetensors.index.json")).touch()
-    if version is not None:
-        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-        monkeypatch.setenv("FSDP_VERSION", version)
-    assert reads_in_parts(str(tmp_path)) == expected
+    engine = Engine() if version is None else Engine("fsdp", int(version), 2)
+    assert reads_in_parts(engine, str(tmp_path)) == expected
 
 
 @pytest.fixture(scope="module")

@@ -83,7 +83,7 @@ def assert_ended(text: str, output: Path, program: str = "finetune", by: str = "
     assert "Traceback" not in text, text
     assert text.count("Ended by") == 1, text
     found = checkpoints(output)
-    then = f"The same command goes on from {output / found[-1]}." if found else "the same command begins anew."
+    then = f"The same command resumes from {output / found[-1]}." if found else "the same command starts over."
     last = text[text.index("Ended by") :].strip()
     assert text.count(f"\n{program}: Ended by {by}. ") == 1, text
     assert last.endswith(then), text
@@ -147,25 +147,25 @@ def test_ctrl_c_in_every_entry_point(server, tiny_models, tmp_path):
 
 @pytest.mark.slow
 def test_what_the_same_command_does(server, tiny_models, tmp_path):
-    """Where it does something else than to go on from the newest checkpoint, the sentence says so."""
+    """Where it does something else than to resume from the newest checkpoint, the sentence says so."""
     output = tmp_path / "output"
     arguments = options(tiny_models["t5_v1_1"], output, save_strategy="no")
     run = server.start("finetune", arguments, "single", 1, hook("T5Trainer", "evaluation_loop"))
     assert run.wait() == [143]
-    assert f"The training was finished, and {output} holds what it was for; only the eval" in run.read()
+    assert f"Training was finished, and {output} has its result; only the eval" in run.read()
     assert "Traceback" not in run.read()
 
     output = tmp_path / "first"
     arguments = options(tiny_models["t5_v1_1"], output, resume_from_checkpoint=False)
     run = server.start("finetune", arguments, "single", 1, hook("T5Trainer", "training_step", 4))
     assert run.wait() == [143]
-    assert f"The same command without --resume_from_checkpoint goes on from {output / 'checkpoint-2'}." in run.read()
+    assert f"The same command without --resume_from_checkpoint resumes from {output / 'checkpoint-2'}." in run.read()
 
     checkpoint, other = output / "checkpoint-2", tmp_path / "other"
     arguments = options(tiny_models["t5_v1_1"], other, resume_from_checkpoint=checkpoint)
     run = server.start("finetune", arguments, "single", 1, hook("T5Trainer", "training_step", 1))
     assert run.wait() == [143]
-    assert f"The same command goes on from {checkpoint}." in run.read()
+    assert f"The same command resumes from {checkpoint}." in run.read()
 
 
 @pytest.mark.slow
@@ -258,7 +258,7 @@ def test_launchers(command, processes, number, to, tiny_models, tmp_path):
         process.wait()
     text = log.read_text()
     assert text.count("finetune: Ended by") == 1, text
-    assert f"The same command goes on from {output}/checkpoint-" in text
+    assert f"The same command resumes from {output}/checkpoint-" in text
     # Launchers end in a traceback of their own.
     is_launched = command != [sys.executable]
     assert text.count("Traceback") == is_launched, text

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from transformers import TrainerCallback
 
 from t5_experimental.training import finetune, pretrain
-from t5_experimental.training.engines.engine import describe_engine, optimizer_bytes, parameter_bytes
-from t5_experimental.training.engines.fsdp2 import whole
+from t5_experimental.training.engines.fsdp2 import full_copy
+from t5_experimental.training.engines.parts import optimizer_bytes, parameter_bytes
 from t5_experimental.training.trainer.trainer import T5Trainer
 
 from .pretended_gpus import pretend_gpus
@@ -30,7 +30,7 @@ from .pretended_gpus import pretend_gpus
 
 def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Copies of all parameters, put together from the parts of all processes; all processes call this."""
-    return {name: whole(parameter) for name, parameter in model.named_parameters()}
+    return {name: full_copy(parameter) for name, parameter in model.named_parameters()}
 
 
 def _mean_of_means(trainer: T5Trainer) -> None:
@@ -94,7 +94,7 @@ class Recorder(TrainerCallback):
             trainer = self._trainer
             held, whole = parameter_bytes(trainer.model)  # type: ignore[arg-type]
             self._seen = {
-                "engine": describe_engine(trainer.accelerator),
+                "engine": trainer.run.engine.describe(trainer.accelerator),
                 "distributed_type": str(trainer.accelerator.distributed_type.value),
                 "wrapped": type(trainer.model_wrapped).__name__,
                 "processes": trainer.accelerator.num_processes,

@@ -95,7 +95,9 @@ def test_bad_lora_options(make_config, monkeypatch):
     model = AutoModelForSeq2SeqLM.from_config(make_config("t5.1.th"))
     with pytest.raises(TrainingError, match="--lora_rank is 0: it must be at least 1"):
         lora_config(model, rank=0)
-    with pytest.raises(TrainingError, match="beside lm_head, wi: the linear layers of this model are k, o, q, v, wi_0"):
+    with pytest.raises(
+        TrainingError, match="cannot adapt lm_head, wi: the linear layers of this model are k, o, q, v, wi_0"
+    ):
         lora_config(model, rank=2, targets=["q", "wi", "lm_head"])
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(TrainingError, match="need the package peft"):

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Which checkpoint a run goes on from, and which ones stay."""
+"""Which checkpoint a run resumes from, and which ones stay."""
 
 import os
 import re
@@ -26,6 +26,7 @@ from t5_experimental.training.trainer.checkpoint_folders import (
     remove_oldest,
     why_not_written,
 )
+from t5_experimental.training.trainer.settle import settle
 
 
 def make_checkpoint(
@@ -48,25 +49,25 @@ def test_the_newest_whole_one_is_chosen(tmp_path):
     oldest, middle, newest = (make_checkpoint(tmp_path, step) for step in (9, 10, 200))
     (tmp_path / "checkpoint-best").mkdir()
     for wanted in ("auto", "True"):
-        assert choose_checkpoint(wanted, tmp_path) == (str(newest), f"goes on from {newest}")
+        assert choose_checkpoint(wanted, tmp_path) == (str(newest), f"resumes from {newest}")
     (newest / "shards" / "weights").write_text("1")
     (middle / "shards" / "weights").unlink()
     for wanted in ("auto", "True"):
         chosen, said = choose_checkpoint(wanted, tmp_path)
         assert chosen == str(oldest)
         assert said == (
-            f"goes on from {oldest}, since checkpoint-200 is not a whole checkpoint (its shards/weights has 1 bytes "
-            "instead of 2,000) and checkpoint-10 is not a whole checkpoint (it has no shards/weights)"
+            f"resumes from {oldest}, since checkpoint-200 is not a complete checkpoint (its shards/weights has 1 bytes "
+            "instead of 2,000) and checkpoint-10 is not a complete checkpoint (it has no shards/weights)"
         )
-    with pytest.raises(TrainingError, match=r"checkpoint-10 is not a whole checkpoint \(it has no shards/weights\)"):
+    with pytest.raises(TrainingError, match=r"checkpoint-10 is not a complete checkpoint \(it has no shards/weights\)"):
         choose_checkpoint(str(middle), tmp_path)
     assert choose_checkpoint(str(oldest), tmp_path)[0] == str(oldest)
     (oldest / "trainer_state.json").write_text("{")
     chosen, said = choose_checkpoint("auto", tmp_path)
     assert chosen is None
-    assert said.startswith("begins anew, since checkpoint-200 is not")
-    assert said.endswith("checkpoint-9 is not a whole checkpoint (its trainer_state.json cannot be read)")
-    with pytest.raises(TrainingError, match=r"needs a checkpoint in --output_dir .* which has none that is whole"):
+    assert said.startswith("starts over, since checkpoint-200 is not")
+    assert said.endswith("checkpoint-9 is not a complete checkpoint (its trainer_state.json cannot be read)")
+    with pytest.raises(TrainingError, match=r"needs a checkpoint in --output_dir .* which has no complete one"):
         choose_checkpoint("true", tmp_path)
 
 
@@ -100,10 +101,10 @@ def test_weights_alone_are_not_gone_on_from(tmp_path):
     [
         ("", ("", 1, 8), None),
         ("", ("", 4, None), None),
-        ("", ("", 4, 16), "was written with 8 examples in a step, and now there are 16: choose"),
+        ("", ("", 4, 16), "was written with 8 examples per step, but now there are 16: choose"),
         ("", ("FSDP2", 2, 8), "was written without DeepSpeed or FSDP, and this run is with FSDP2"),
         ("DeepSpeed ZeRO-2", ("DeepSpeed ZeRO-2", 2, 8), None),
-        ("DeepSpeed ZeRO-2", ("DeepSpeed ZeRO-2", 4, 8), "by 2 processes, and DeepSpeed ZeRO-2 cannot deal its parts"),
+        ("DeepSpeed ZeRO-2", ("DeepSpeed ZeRO-2", 4, 8), "by 2 processes, and DeepSpeed ZeRO-2 cannot reshard it for"),
         (
             "DeepSpeed ZeRO-2",
             ("DeepSpeed ZeRO-3", 2, 8),
@@ -196,8 +197,8 @@ def test_what_has_the_name_of_unfinished_work_stops_a_run_before_it_begins(kind,
     output.mkdir()
     make_foreign(kind, output / ASIDE, tmp_path / "elsewhere")
     before = seen(tmp_path)
-    with pytest.raises(TrainingError, match=rf"{ASIDE} is in the way, .*: remove or rename it\.$"):
-        T5TrainingArguments(output_dir=str(output), use_cpu=True)
+    with pytest.raises(TrainingError, match=rf"{ASIDE} is in the way of .*: remove or rename it\.$"):
+        settle((T5TrainingArguments(output_dir=str(output), use_cpu=True),))
     assert seen(tmp_path) == before
     make_checkpoint(output, 8)
     with pytest.raises(OSError, match="made by another program"):
@@ -267,7 +268,7 @@ def test_a_report_is_not_written_through_a_link(tmp_path):
     for name in (".README.md.unfinished", ".report.html.unfinished"):
         (output / name).symlink_to(mine)
     config = T5V11Config(architectures=["T5V11ForConditionalGeneration"])
-    card = report.card_of_import(config, "model", T5TrainingArguments(output_dir=str(output), use_cpu=True))
+    card = report.card_of_import(config, "model", settle((T5TrainingArguments(output_dir=str(output), use_cpu=True),)))
     report._write(output, "model_card.md", "README.md", report=card)
     assert mine.read_text() == "mine"
     assert names(output) == [".README.md.unfinished", ".report.html.unfinished", "README.md"]

@@ -47,7 +47,7 @@ max_steps: 7
 """
     path = recipe(text)
     for given in ([path, *flags], [*flags, "--recipe", path], [f"--recipe={path}", *flags]):
-        _, data, training = finetune.parse([*given, "--max_steps", "9"])
+        _, data, training = finetune.parse([*given, "--max_steps", "9"]).options
         assert (data.source_prefix, data.input_column, data.target_column) == ("yes: -1 ", "on", "target")
         assert (training.learning_rate, training.weight_decay, training.bf16) == (3e-4, 0.01, False)
         assert training.label_names == ["labels", "more"]
@@ -61,7 +61,7 @@ max_steps: 7
     [
         ("max_stepz: 1\n", "line 1: there is no option 'max_stepz'; the nearest is 'max_steps'"),
         ("\nrecipe: other.yaml\n", "line 2: there is no option 'recipe'"),
-        ("max_steps: 1\nmax_steps: 2\n", "line 2: 'max_steps' stands there twice"),
+        ("max_steps: 1\nmax_steps: 2\n", "line 2: 'max_steps' is there twice"),
         ("max_steps: many\n", "invalid int value: 'many'"),
         ("lr_scheduler_kwargs:\n  num_cycles: 1\n", "line 1: 'lr_scheduler_kwargs' has a nested value"),
         ("- max_steps\n", "does not consist of lines `option: value`"),
@@ -90,7 +90,7 @@ def test_what_is_wrong_with_a_recipe(text, complaint, flags, recipe):
         ("--train_file other.jsonl", "--train_file is given twice, and only one of the two would count: leave one out"),
         ("--train_file=other.jsonl", "--train_file is given twice"),
         ("--train-file other.jsonl", "--train_file is given twice"),
-        ("--metric bleu --metric rouge", "--metric is given twice, .* give all its values behind one"),
+        ("--metric bleu --metric rouge", "--metric is given twice, .* give all of them after one"),
         ("--save_only_model --save_only_model", "--save_only_model is given twice"),
         ("--gradient_checkpointing --activation_checkpointing False", "are two names of one option: leave one out"),
         ("--bf16 False --bf16", "--bf16 is given twice"),
@@ -112,17 +112,17 @@ def test_a_recipe_in_front_and_another_by_its_flag(flags):
 
 
 def test_values_that_look_like_options(flags):
-    _, data, training = finetune.parse([*flags, "--source_prefix", "--seed 1: ", "--label_names", "a", "-1"])
+    _, data, training = finetune.parse([*flags, "--source_prefix", "--seed 1: ", "--label_names", "a", "-1"]).options
     assert (data.source_prefix, training.seed, training.label_names) == ("--seed 1: ", 42, ["a", "-1"])
 
 
 def test_a_recipe_may_begin_with_a_byte_order_mark(flags, recipe):
-    _, _, training = finetune.parse([recipe("\ufeffmax_steps: 7\n"), *flags])
+    _, _, training = finetune.parse([recipe("\ufeffmax_steps: 7\n"), *flags]).options
     assert training.max_steps == 7
 
 
 def test_names_that_are_not_unicode(flags):
-    with pytest.raises(TrainingError, match=r"The command line has '/tmp/.udcff': not text in Unicode"):
+    with pytest.raises(TrainingError, match=r"The command line has '/tmp/.udcff': not Unicode text"):
         finetune.parse([*flags, "--test_file", "/tmp/\udcff"])
 
 
@@ -133,7 +133,7 @@ def test_columns_without_a_name(flags):
 
 
 def test_recipes_are_found_by_name(flags):
-    _, _, training = finetune.parse(["finetune.yaml", *flags])
+    _, _, training = finetune.parse(["finetune.yaml", *flags]).options
     assert training.per_device_train_batch_size == 128
     with pytest.raises(TrainingError, match=r"The recipe none.yaml does not exist: .*finetune.yaml"):
         finetune.parse(["none.yaml", *flags])
@@ -149,7 +149,7 @@ def test_every_recipe_opens_with_its_launch_command(path: Path, flags):
 
 
 def test_the_command_is_kept_without_tokens(flags):
-    _, _, training = finetune.parse([*flags, "--source_prefix", "a b", "--hub_token", "hf_1"])
-    assert training.command.startswith("finetune.py --model_name_or_path")
-    assert training.command.endswith("--source_prefix 'a b' --hub_token ...")
-    assert "command" not in training.to_dict()
+    run = finetune.parse([*flags, "--source_prefix", "a b", "--hub_token", "hf_1"])
+    assert run.command.startswith("finetune.py --model_name_or_path")
+    assert run.command.endswith("--source_prefix 'a b' --hub_token ...")
+    assert "command" not in run.training.to_dict()

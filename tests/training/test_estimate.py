@@ -13,11 +13,12 @@ from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental import preset_config
 from t5_experimental.training import finetune, pretrain, prompt_tune
+from t5_experimental.training.engines.engine import Engine
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.memory.activations import Step
 from t5_experimental.training.memory.estimate import table
 from t5_experimental.training.memory.states import Setup, empty_model, estimate
-from t5_experimental.training.optim.presets import build_optimizer
+from t5_experimental.training.optim.presets import OptimizerChoice, build_optimizer
 
 
 TINY = {"d_model": 128, "d_ff": 160, "d_kv": 32, "num_heads": 4, "num_layers": 2, "vocab_size": 384}
@@ -97,7 +98,8 @@ def test_one_process_exactly(preset: str, optimizer: str) -> None:
         weight.grad = torch.ones_like(weight)
     real.step()
     state = sum(value.nbytes for values in real.state.values() for value in values.values())
-    counted = estimate(empty_model(config), config, Setup("single", 1, optimizer, bf16=False), Step(1, 8, 8))
+    setup = Setup(Engine(), OptimizerChoice(optimizer), bf16=False)
+    counted = estimate(empty_model(config), config, setup, Step(1, 8, 8))
     assert counted.device["optimizer"] == state
     assert counted.device["gradients"] == sum(weight.grad.nbytes for weight in model.parameters())  # type: ignore
     assert counted.device["parameters"] == sum(weight.nbytes for weight in model.parameters())
@@ -105,8 +107,9 @@ def test_one_process_exactly(preset: str, optimizer: str) -> None:
 
 def test_whole_parameter_optimizers_do_not_go_along_with_sharding() -> None:
     config = preset_config("t5.1.1.small")
-    with pytest.raises(TrainingError, match="which deepspeed_zero3 cuts up: choose adamw"):
-        estimate(empty_model(config), config, Setup("deepspeed_zero3", 2, "finetune"), Step(1, 8, 8))
+    setup = Setup(Engine.named("deepspeed_zero3", 2), OptimizerChoice("finetune"))
+    with pytest.raises(TrainingError, match=r"preset finetune takes means .* DeepSpeed's ZeRO-3 flattens and shards"):
+        estimate(empty_model(config), config, setup, Step(1, 8, 8))
 
 
 def test_adapters_are_all_that_is_trained() -> None:
@@ -114,7 +117,7 @@ def test_adapters_are_all_that_is_trained() -> None:
     config = preset_config("t5.1.1.xl")
     model = empty_model(config, lora_rank=16)
     step = Step(8, 512, 128, autocast=True, trained="adapters", rank=16)
-    counted = estimate(model, config, Setup("single", 1, "adamw"), step)
+    counted = estimate(model, config, Setup(Engine(), OptimizerChoice("adamw")), step)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     assert counted.device["gradients"] == 4 * trained < 0.02 * counted.device["parameters"]
 

@@ -14,8 +14,8 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from t5_experimental.training import finetune
-from t5_experimental.training.trainer import nonfinite
-from t5_experimental.training.trainer.arguments import bfloat16_is_fast
+from t5_experimental.training.engines.hooks import DeviceHooks, hooks_for
+from t5_experimental.training.trainer.settle import bfloat16_is_fast
 from t5_experimental.training.trainer.trainer import T5Trainer
 
 
@@ -206,9 +206,7 @@ def test_non_finite_loss_stops_the_run(options, tiny_models, forked, tmp_path):
     model, output = tiny_models["t5_v1_1"], tmp_path / "output"
     result = forked(model_name_or_path=model, output_dir=output, learning_rate=1e30, max_steps=6, **options)
     assert result.returncode != 0
-    assert re.search(
-        r"finetune: In step 2, the loss .*became infinite or not a number: nothing more is saved", result.stderr
-    )
+    assert re.search(r"finetune: In step 2, the loss .*became infinite or NaN: nothing more is saved", result.stderr)
     assert list(output.iterdir()) == []
 
 
@@ -225,7 +223,7 @@ def test_non_finite_loss_of_one_process_stops_all(tiny_models, forked, tmp_path)
     )
     assert result.returncode != 0
     assert "on 2 process(es)" in result.stdout
-    assert result.stderr.count("finetune: In step 3, the loss became infinite or not a number") == 1
+    assert result.stderr.count("finetune: In step 3, the loss became infinite or NaN") == 1
     assert [path.name for path in (tmp_path / "output").iterdir()] == ["checkpoint-2"]
 
 
@@ -253,9 +251,7 @@ def test_non_finite_weights_are_not_saved(tiny_models, tmp_path, monkeypatch):
     data = ["--train_file", str(DATA / "restaurants_train.jsonl")]
     for more in ("--save_steps 1", "--save_strategy no", "--save_steps 1 --logging_nan_inf_filter"):
         flags = f"--use_cpu --optim sgd --learning_rate 1e30 --weight_decay 1e10 --max_steps 1 {more}"
-        with pytest.raises(
-            SystemExit, match=r"After step 1, shared.weight, .* more of \d+ became infinite or not a number"
-        ):
+        with pytest.raises(SystemExit, match=r"After step 1, shared.weight, .* more of \d+ became infinite or NaN"):
             finetune.main([*folders, *data, *flags.split()])
         assert list((tmp_path / "output").iterdir()) == []
 
@@ -271,8 +267,8 @@ def test_non_finite_weights_are_not_saved(tiny_models, tmp_path, monkeypatch):
 )
 def test_steps_wait_for_the_check_where_it_is_free(device, processes, expected, tiny_models, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    unseen = nonfinite.steps_unseen(torch.device(device), processes)
-    monkeypatch.setattr("t5_experimental.training.trainer.trainer.steps_unseen", lambda *unused: unseen)
+    steps = hooks_for(torch.device(device)).steps_between_checks(processes)
+    monkeypatch.setattr(DeviceHooks, "steps_between_checks", lambda *unused: steps)
     checks = []
     right = T5Trainer._holds_everywhere
 
@@ -321,10 +317,10 @@ def test_training_steps_need_no_logits(smoothing, tiny_models, tmp_path, monkeyp
 def test_precision(launcher, flags, hardware, expected, tiny_models, tmp_path, monkeypatch):
     """bfloat16 where the hardware has it, unless the user says otherwise."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
-    monkeypatch.setattr("t5_experimental.training.trainer.arguments.bfloat16_is_fast", lambda use_cpu: hardware)
+    monkeypatch.setattr("t5_experimental.training.trainer.settle.bfloat16_is_fast", lambda use_cpu: hardware)
     folders = f"--model_name_or_path {tiny_models['t5_v1_1']} --output_dir {tmp_path / 'output'}"
     data = f"--train_file {DATA / 'restaurants_train.jsonl'}"
-    _, _, training = finetune.parse(f"{folders} {data} --use_cpu {flags}".split())
+    _, _, training = finetune.parse(f"{folders} {data} --use_cpu {flags}".split()).options
     assert training.mixed_precision == expected
     assert isinstance(training.bf16, bool)
 

@@ -136,7 +136,7 @@ def test_pretraining(start, model, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"length_penalty": 2.0}, "The settings of generation contradict each other ("),
+        ({"length_penalty": 2.0}, "The generation settings contradict each other ("),
         ("none.json", "--generation_config none.json does not load ("),
         ("[]", "does not load ("),
         ("{", "does not load ("),

@@ -57,7 +57,7 @@ def test_weights_that_become_shorter(
     with torch.device("meta"):
         model = AutoModelForSeq2SeqLM.from_config(config)
     with pytest.raises(TrainingError, match=r"^The weights of .*/model do not load: .*[Cc]ould not read tensor"):
-        loading.cut_and_fill(model, str(folder), accelerator)
+        loading.shard_and_load(model, str(folder), accelerator)
 
 
 @pytest.fixture

@@ -212,7 +212,7 @@ def complaint(output: Path, **options: object) -> str:
         ("broken.jsonl", b"{\n", "line at byte 0: not JSON"),
         ("list.jsonl", b"[]\n", "line at byte 0: not a JSON object"),
         ("latin1.txt", "caf\u00e9".encode("latin-1"), "text from byte 0 on: byte 4 is not UTF-8 text"),
-        ("packed.jsonl.gz", b"", "unknown ending '.gz'"),
+        ("packed.jsonl.gz", b"", "unknown extension '.gz'"),
     ],
 )
 def test_text_files(name, content, expected, tiny_models, tmp_path):
@@ -236,7 +236,7 @@ def test_missing_files(tiny_models, text, tmp_path):
         ({"text_column": "content"}, "--text_column has no effect on .txt files: leave it out, or give JSON lines"),
         ({"max_target_length": 128}, "makes 114 targets of 512 inputs: leave the option out, or give 114"),
         ({"max_target_length": 100}, "makes 114 targets of 512 inputs"),
-        ({"max_source_length": 2}, "too short for a span"),
+        ({"max_source_length": 2}, "too short to leave a span out"),
         ({"max_source_length": 4096}, "227 spans in 4096 inputs need as many sentinels, but the tokenizer has 100"),
         ({"objective": "cloze"}, "invalid choice: 'cloze'"),
         ({"objective": "lm", "pack": True}, "leave --pack out"),
@@ -258,7 +258,7 @@ def test_missing_files(tiny_models, text, tmp_path):
         ({"max_steps": -1}, "--max_steps is missing"),
         ({"optim": "adamw_torch"}, "or give --optimizer_preset '' where a preset is the default"),
         ({"eval_strategy": "steps"}, "give --validation_file"),
-        ({"num_train_epochs": 2}, "--num_train_epochs has no effect on a stream of text without end"),
+        ({"num_train_epochs": 2}, "--num_train_epochs has no effect on an endless stream of text"),
         ({"generation_num_beams": 3}, "--generation_num_beams has no effect"),
         ({"do_predict": True}, "--do_predict needs examples"),
         ({"metric_for_best_model": "bleu"}, "--metric_for_best_model bleu is not computed, only loss"),
@@ -327,7 +327,7 @@ def test_dropout_as_the_original_drops(start, tiny_models, text, tmp_path):
 )
 def test_recipes(name, expected, tiny_models, text, tmp_path):
     needed = {"model_name_or_path": tiny_models["t5_v1_1"], "train_file": text, "output_dir": tmp_path / "output"}
-    model, data, training = pretrain.parse([name, *flags(needed)])
+    model, data, training = pretrain.parse([name, *flags(needed)]).options
     assert {option: getattr(data, option) for option in expected} == expected
     assert model.dropout_rate == 0
     assert (training.z_loss, training.optimizer_preset) == (1e-4, "pretrain")
@@ -336,7 +336,7 @@ def test_recipes(name, expected, tiny_models, text, tmp_path):
 
 def test_defaults_are_the_originals(tiny_models, text, tmp_path):
     needed = {"model_name_or_path": tiny_models["t5_v1_1"], "train_file": text, "output_dir": tmp_path / "output"}
-    options = pretrain.parse(flags({**needed, "max_steps": 1, "use_cpu": True, "max_source_length": 48}))
-    assert (options[2].max_grad_norm, options[2].loss_denominator) == (0, "positions")
-    facts = describe(pretrain.build_trainer(options), {})
+    run = pretrain.parse(flags({**needed, "max_steps": 1, "use_cpu": True, "max_source_length": 48}))
+    assert (run.training.max_grad_norm, run.training.loss_denominator) == (0, "positions")
+    facts = describe(pretrain.build_trainer(run), {})
     assert (facts["clipping"], facts["denominator"]) == ("none", "positions of a step")

@@ -70,7 +70,7 @@ def test_a_prompt_learns_loads_and_generates(tiny_models, tmp_path):
         timeout=1800,
     )
     assert result.returncode == 0, result.stderr
-    assert "prompt      20 rows, begun with labels; all else is frozen\n" in result.stdout
+    assert "prompt      20 rows, initialized with labels; all else is frozen\n" in result.stdout
     assert "adafactor without parameter scaling, learning rate 0.3, schedule constant, decay 1e-05\n" in result.stdout
     assert "32 examples on 1 process(es)" in result.stdout
     assert "dropout     0.1\n" in result.stdout
@@ -176,7 +176,7 @@ def test_the_recipe_is_the_paper(tiny_models, tmp_path):
     assert recipe.read_text().startswith(
         "# accelerate launch training/prompt_tune.py training/recipes/prompt_tune.yaml"
     )
-    model, prompt, _, training = prompt_tune.ENTRY_POINT.parse([str(recipe), *paper])
+    model, prompt, _, training = prompt_tune.ENTRY_POINT.parse([str(recipe), *paper]).options
     assert (prompt.prompt_length, prompt.prompt_init) == (100, "vocab")
     assert (training.learning_rate, training.weight_decay, training.max_grad_norm) == (0.3, 1e-5, 0)
     assert (training.per_device_train_batch_size, training.max_steps, model.dropout_rate) == (32, 30_000, 0.1)

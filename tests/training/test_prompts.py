@@ -140,7 +140,7 @@ def test_an_imported_prompt_is_written_as_peft_would(tiny_models, tmp_path, monk
         (np.zeros(32, np.float32), "has the shape (32,)"),
         (np.zeros((2, 4, 32), np.float32), "has the shape (2, 4, 32)"),
         (np.zeros((0, 32), np.float32), "has the shape (0, 32)"),
-        (np.full((4, 32), np.nan, np.float32), "infinite or not a number"),
+        (np.full((4, 32), np.nan, np.float32), "infinite or NaN"),
         (np.full((4, 32), {}, object), "is not a numpy file of numbers"),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_file_of_two_prompts(tiny_models, tmp_path):
     config = AutoConfig.from_pretrained(tiny_models["t5_lm_adapted"])
     path = write_prompt(tmp_path / "x.npy", np.zeros((4, 32), np.float32))
     path.write_bytes(2 * path.read_bytes())
-    with pytest.raises(TrainingError, match="has 640 bytes behind the prompt, which may be another one"):
+    with pytest.raises(TrainingError, match="has 640 bytes after the prompt, which may be another one"):
         read_prompt(path, config)
 
 
@@ -197,7 +197,7 @@ def test_a_file_that_becomes_shorter_while_it_is_read(size, tiny_models, tmp_pat
         return rows
 
     monkeypatch.setattr(np.lib.format, "open_memmap", and_cut)
-    with pytest.raises(TrainingError, match=r"x\.npy became shorter while it was read: try again when nothing writes"):
+    with pytest.raises(TrainingError, match=r"x\.npy was truncated while it was read: try again when nothing writes"):
         read_prompt(path, AutoConfig.from_pretrained(tiny_models["t5_lm_adapted"]))
 
 

@@ -109,7 +109,7 @@ def test_the_rate_of_the_step_follows_from_the_new_one():
     [
         ({"optimizer_preset": "rms_adamw"}, "another optimizer (--optimizer_preset adamw then, --optimizer_preset rms"),
         ({"optimizer_preset": "", "optim": "adamw_torch"}, "another optimizer (--optimizer_preset adamw then, --optim"),
-        ({"weight_decay": 0.1}, "another --weight_decay (0.0 then, 0.1 now): use the same, or start anew in another"),
+        ({"weight_decay": 0.1}, "another --weight_decay (0.0 then, 0.1 now): use the same, or start over in another"),
         ({"adam_beta1": 0.8}, "another --adam_beta1 (0.9 then, 0.8 now)"),
         ({"lora_rank": 2}, "another kind of adapters (none then, LORA now)"),
         ({"model_name_or_path": "t5_talking_heads"}, "another family (t5_v1_1 then, t5_talking_heads now): use"),

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Files of slots that cannot be gone on from; test_optimizers.py goes on from good ones."""
+"""Files of slots that cannot be gone on from; test_optimizers.py resumes from good ones."""
 
 import json
 from collections.abc import Callable
@@ -38,10 +38,10 @@ def spoiled(folder: Path, output: Path, **header: str) -> Path:
     [
         ({"optimizer": "sgd"}, "does not hold Adafactor's state"),
         ({"momentum": "yes"}, "with momentum"),
-        ({"lost": "step"}, r"is broken \(KeyError\('step'\)\): convert the checkpoint once more"),
+        ({"lost": "step"}, r"is broken \(KeyError\('step'\)\): convert the checkpoint again"),
         ({"lost": "factored"}, r"is broken \(KeyError\('factored'\)\)"),
         ({"step": "many"}, r"is broken \(ValueError"),
-        ({"turned": "yes"}, "the state of shared.weight is not that of a parameter of shape"),
+        ({"turned": "yes"}, "the state of shared.weight does not fit a parameter of shape"),
     ],
 )
 def test_broken_slots(header: dict[str, str], message: str, with_slots: Callable[[str], Path], tmp_path: Path) -> None:
@@ -55,5 +55,5 @@ def test_slots_that_were_cut_short(with_slots: Callable[[str], Path], tmp_path: 
     folder = with_slots("t5.1.1.tiny")
     whole = (folder / "optimizer.safetensors").read_bytes()
     (tmp_path / "optimizer.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(TrainingError, match=r"is broken \(SafetensorError.*convert the checkpoint once more"):
+    with pytest.raises(TrainingError, match=r"is broken \(SafetensorError.*convert the checkpoint again"):
         build_optimizer("finetune", AutoModelForSeq2SeqLM.from_pretrained(folder), slots=tmp_path)

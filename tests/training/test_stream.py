@@ -210,7 +210,7 @@ def test_errors_of_workers_arrive_as_a_sentence(tokenizer, tmp_path):
 def test_half_a_character_is_no_text(tokenizer, tmp_path):
     path = tmp_path / "half.jsonl"
     path.write_text('{"text": "food"}\n{"text": "a \\ud800"}\n')
-    with pytest.raises(TrainingError, match=r"half.jsonl, line at byte 17: not text in Unicode"):
+    with pytest.raises(TrainingError, match=r"half.jsonl, line at byte 17: not Unicode text"):
         list(make_stream(tokenizer, path).once())
 
 

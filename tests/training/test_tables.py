@@ -39,7 +39,7 @@ GOOD = b"source,target\na,b\n"
         (GOOD.decode().encode("utf-16-le"), "line 1: there is a NUL byte"),
         (GOOD.decode().encode("utf-16"), "line 1: byte 1 is not UTF-8 text"),
         (GOOD + "c\u00e4,d\n".encode("latin-1"), "line 3: byte 2 is not UTF-8 text"),
-        (b"source,target\ra,b\r", "line 1: a carriage return ends no line of its own"),
+        (b"source,target\ra,b\r", "line 1: a carriage return does not end a line"),
     ],
 )
 def test_csv_is_strict(content, expected, tmp_path):
@@ -162,7 +162,7 @@ def test_csv_of_a_dataset_is_strict(content, expected, dataset):
 )
 def test_types_that_datasets_has_guessed(content, dataset):
     """The number is 1.5 there, the text a time, and the text "1" a number."""
-    with pytest.raises(TrainingError, match=r"column 'source' is no text to .*: give the files with --train_file"):
+    with pytest.raises(TrainingError, match=r"column 'source' is not text to .*: give the files with --train_file"):
         dataset(train_jsonl=content)
 
 
@@ -179,7 +179,7 @@ def test_json_of_a_dataset_with_a_name_twice(dataset):
     [
         ("a.txt", "some text\n".encode("utf-16-le"), "there is a NUL byte"),
         ("a.txt", "some text\n".encode("utf-16"), "byte 1 is not UTF-8 text"),
-        ("a.txt", b"one\r\rtwo\r\rthree\r", "its lines end by carriage returns alone"),
+        ("a.txt", b"one\r\rtwo\r\rthree\r", "its lines end with carriage returns alone"),
         ("a.jsonl", b'{"text": "a", "text": "b"}\n', "'text' is there twice in one object"),
         ("a.jsonl", b'{"text": "a", "more": [{"x": 1, "x": 2}]}\n', "'x' is there twice in one object"),
         ("a.jsonl", b"[" * 100_000, "not JSON (maximum recursion"),

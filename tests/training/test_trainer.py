@@ -90,7 +90,7 @@ def test_the_first_bad_step_is_remembered():
         def gather(tensor: torch.Tensor) -> torch.Tensor:
             return tensor
 
-    assert watch.describe(Alone) == "In step 2, the loss and the gradients of b became infinite or not a number"
+    assert watch.describe(Alone) == "In step 2, the loss and the gradients of b became infinite or NaN"
     assert FirstNonFinite(["a"], CPU).describe(Alone) is None
 
 

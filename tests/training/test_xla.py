@@ -1,15 +1,17 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """What training on XLA devices takes, tried on the CPU; tests/xla has whole runs."""
 
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoModelForSeq2SeqLM
 
-from t5_experimental.training.engines import xla
+from t5_experimental.training.engines import hooks, xla
+from t5_experimental.training.engines.hooks import NEVER, XLAHooks, hooks_for
 from t5_experimental.training.engines.xla import FixedShapes, as_input, generate_greedily
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.trainer.nonfinite import FirstNonFinite
@@ -94,15 +96,64 @@ def test_the_number_of_a_step_is_no_scalar_of_its_program(monkeypatch):
     assert made == [[8], [9]]
 
 
+class Log(list):
+    """What the hooks call of XLA, in order."""
+
+    def shard_rows(self, values: torch.Tensor) -> None:
+        self.append(tuple(values.shape))
+
+    def get_rng_state(self) -> int:
+        self.append("saved")
+        return 7
+
+    def set_rng_state(self, state: int) -> None:
+        self.append(f"restored {state}")
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_hooks_of_xla(devices, monkeypatch):
+    log = Log()
+    monkeypatch.setattr(hooks, "spmd_devices", lambda: devices)
+    monkeypatch.setattr(hooks, "shard_rows", log.shard_rows)
+    core = ModuleType("torch_xla.core")
+    core.xla_model = log
+    for name, module in {"torch_xla": ModuleType("torch_xla"), "torch_xla.core": core}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "torch_xla.core.xla_model", log)
+    found = hooks_for(torch.device("xla"))
+    assert isinstance(found, XLAHooks)
+    callbacks = [type(callback).__name__ for callback in found.callbacks()]
+    assert callbacks == (["ShardCallback"] if devices > 1 else []) + ["StepBoundaries"]
+    batch = {"input_ids": torch.zeros(4, 8), "count": torch.zeros(()), "skip_logits": True}
+    assert found.prepare_inputs(batch) is batch
+    found.restore_random_state()
+    found.save_random_state()
+    found.restore_random_state()
+    found.restore_random_state()  # only the step after a checkpoint returns to its state
+    assert log == [*([(4, 8)] if devices > 1 else []), "saved", "restored 7"]
+    assert found.steps_between_checks(1) == NEVER
+    assert found.adamw == {"fused": False, "capturable": True}
+    collate = found.prepare_collator(
+        lambda rows: {"labels": torch.ones(1, 2)}, 2, {"labels": 3}, SimpleNamespace(pad_token_id=0)
+    )
+    assert collate([])["labels"].tolist() == [[1, 1, -100], [-100, -100, -100]]
+    found.check_search(None)
+    found.check_search(1)
+    with pytest.raises(TrainingError, match="--generation_num_beams 4 does not work through torch_xla"):
+        found.check_search(4)
+
+
+def test_other_devices_need_nothing():
+    found, batch = hooks_for(torch.device("cpu")), {"input_ids": torch.zeros(4, 8)}
+    assert found.prepare_inputs(batch) is batch
+    assert found.callbacks() == []
+    assert found.prepare_collator(list, 2, {}, None) is list
+    assert found.adamw == {"fused": True}
+    found.check_search(4)
+
+
 def test_accelerate_reads_the_configuration():
     config = load_config_from_file(str(CONFIGS / "xla_tpu.yaml"))
     assert config.distributed_type == "XLA"
     assert config.num_processes == 8
     assert config.mixed_precision == "no"
-
-
-def test_beams_are_refused():
-    xla.check_search(None)
-    xla.check_search(1)
-    with pytest.raises(TrainingError, match="--generation_num_beams 4 cannot be had through torch_xla"):
-        xla.check_search(4)

@@ -1,6 +1,6 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What every entry point shares: options from flags and YAML recipes, and an end with one sentence where the user can
-help."""
+"""What all entry points share: options from flags and YAML recipes, and one-sentence errors for what the user can
+solve."""
 
 import dataclasses
 import difflib
@@ -25,27 +25,28 @@ from ..engines.lost_processes import lost_peer
 from ..errors import ProcessError, TrainingError, check_unicode, in_a_line, shown, unique_names
 from ..interruption import claim_word, end, leave, peer_was_interrupted, received, watched
 from ..trainer.arguments import T5TrainingArguments
-from ..trainer.checkpoint_folders import where_it_goes_on
+from ..trainer.checkpoint_folders import where_it_resumes
+from ..trainer.settle import Run, settle
 from .own_command import as_text, own_command
 
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 
-# Longer than it takes a launcher to end the other processes when the first one has failed, slow imports included.
+# Longer than a launcher needs to end the other processes when one has failed, slow imports included.
 SECONDS_TO_BE_ENDED = 60
 
-# Of options that users of older versions of transformers know, or of its callbacks.
+# Options of older versions of transformers, or of its callbacks, that users may try.
 _INSTEAD = {
     "early_stopping_patience": "no run ends early, but --load_best_model_at_end writes the best model",
     "group_by_length": "it is --train_sampling_strategy group_by_length now",
-    "warmup_ratio": "a share is given by --warmup_steps now, as 0.1",
+    "warmup_ratio": "--warmup_steps takes a fraction now, such as 0.1",
     "evaluation_strategy": "it is --eval_strategy now",
 }
 
 # Options that take JSON.
 _JSON_OPTIONS = {*T5TrainingArguments._VALID_DICT_FIELDS, "config_overrides"}
 
-# Names that transformers has given up for others, and still takes.
+# Names that transformers has deprecated, but still accepts.
 _OTHER_NAMES = {
     "gradient_checkpointing": "activation_checkpointing",
     "gradient_checkpointing_kwargs": "activation_checkpointing_kwargs",
@@ -54,12 +55,12 @@ _OTHER_NAMES = {
 _NULL = "tag:yaml.org,2002:null"
 
 
-# As argparse knows them from options.
+# As argparse distinguishes them from options.
 _NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
 
 
 class _Parser(HfArgumentParser):
-    """Complains like everything else here, where argparse's own parser ends the process with its usage."""
+    """Raises errors like everything else here, where argparse's own parser exits with its usage."""
 
     def error(self, message: str) -> NoReturn:
         raise TrainingError(f"{message}; --help lists the options.")
@@ -72,16 +73,16 @@ class EntryPoint:
     name: str
     description: str
     usage: str
-    """The options that nobody can do without; the generated line would name some hundred options of transformers."""
+    """The required options; the generated line would list about a hundred options of transformers."""
     options: tuple[type, ...]
 
-    def parse(self, arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
-        """One object of each dataclass, checked.
+    def parse(self, arguments: Sequence[str] | None = None) -> Run[Any]:
+        """A run with one object of each dataclass, checked and settled.
 
-        A recipe is the first argument, or follows `--recipe`. What it says counts unless a flag says otherwise.
+        A recipe is the first argument, or follows `--recipe`. Flags override it.
 
         Args:
-            arguments: instead of the process's own, for tests and notebooks.
+            arguments: instead of the command line, for tests and notebooks.
 
         Raises:
             TrainingError: anything that the user can solve.
@@ -97,13 +98,13 @@ class EntryPoint:
             "--recipe",
             default=SUPPRESS,
             metavar="FILE",
-            help="YAML file of options, `name: value` on each line; it may also stand first, without the flag. Flags "
-            "count more than it does.",
+            help="YAML file of options, `name: value` on each line; it may also come first, without the flag. Flags "
+            "override it.",
         )
         names = [field.name for option in self.options for field in dataclasses.fields(option) if field.init]
         _check_once(given, names)
         for word in given:
-            # As Python decodes what the shell gives it; such names could neither be printed nor stand in a report.
+            # Undecodable bytes from the shell; such names could neither be printed nor written to a report.
             check_unicode(word, f"The command line has {shown(word)}")
         recipe, flags = _split_recipe(given)
         if recipe is not None:
@@ -113,51 +114,44 @@ class EntryPoint:
             *options, unknown = parser.parse_args_into_dataclasses(
                 args=flags, return_remaining_strings=True, look_for_args_file=False
             )
-        except (ValueError, TypeError) as error:  # how transformers' own options complain
+            if unknown:
+                _refuse_unknown(unknown[0].partition("=")[0], names)
+            command = as_text(own_command() if arguments is None else [f"{self.name}.py", *given])
+            return settle(tuple(options), command, frozenset(_names_of(flags, names)))
+        except (ValueError, TypeError) as error:  # raised by transformers' own options
             raise TrainingError(in_a_line(error)) from error
-        if unknown:
-            flag = unknown[0].partition("=")[0]
-            name = flag.removeprefix("--").replace("-", "_")
-            hint = _INSTEAD.get(name) or f"the nearest is --{_nearest(name, names)}"
-            raise TrainingError(f"There is no option {flag}; {hint}, and --help lists all.")
-        for option in options:
-            if isinstance(option, T5TrainingArguments):
-                option.command = as_text(own_command() if arguments is None else [f"{self.name}.py", *given])
-                option.given = frozenset(_names_of(flags, names))
-        return tuple(options)
 
     def start(self, run: Callable[[Any], None], arguments: Sequence[str] | None = None) -> None:
-        """Runs `run` with the options; what the user can solve ends it with a sentence, from one process of each
-        machine."""
-        # transformers has another name for the option since 5.23, and takes both.
+        """Runs `run`; a problem that the user can solve ends it with a sentence, from one process per machine."""
+        # transformers has renamed the option in 5.23, and still accepts the old name.
         warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing", FutureWarning)
-        options: Any = ()
+        settled: Run[Any] | None = None
         try:
             with watched():
-                options = self.parse(arguments)
-                run(options)
+                settled = self.parse(arguments)
+                run(settled)
         except BaseException as error:
-            # Not only of its own exception: what writes a file may put an error over it.
+            # Not only for its own exception: code that writes a file may replace it by another error.
             if (number := received()) is not None:
-                end(self.name, number, _where_it_goes_on(options))
+                end(self.name, number, _where_it_resumes(settled))
             self._explain(error)
             raise
 
     def _explain(self, error: BaseException) -> None:
-        """Ends the process with a sentence, if there is one for the error."""
+        """Ends the process with a sentence, if the error has one."""
         if isinstance(error, TrainingError):
             if int(os.environ.get("LOCAL_RANK", "0")) > 0 and not isinstance(error, ProcessError):
-                # The launcher ends all processes as soon as one fails: the first shall come to speak before that.
+                # The launcher ends all processes as soon as one fails: let the first one report before that.
                 time.sleep(SECONDS_TO_BE_ENDED)
                 sys.exit(1)
             claim_word()
             sys.exit(f"{self.name}: {error}")
-        # The launcher tells the other processes to end, which have nothing to say about that.
+        # The launcher ends the other processes, which should not report that.
         claim_word()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             sys.exit(
                 f"{self.name}: {error.filename or 'A file'} cannot be written ({error.strerror}): make room and run "
-                "the same command again, which goes on from the last checkpoint."
+                "the same command again, which resumes from the last checkpoint."
             )
         if (lost := lost_peer(error)) is not None:
             if peer_was_interrupted():
@@ -165,20 +159,21 @@ class EntryPoint:
             sys.exit(f"{self.name}: {lost}")
 
 
-def _where_it_goes_on(options: Sequence[Any]) -> str:
-    """What the same command would do now, as a sentence.
+def _where_it_resumes(run: Run[Any] | None) -> str:
+    """What the same command would do now, as a sentence. Without a run, it ended before it was settled."""
+    if run is None:
+        return "Nothing has been written: the same command starts over."
+    return where_it_resumes(Path(str(run.training.output_dir)), run.checkpoint, run.resumes)
 
-    Args:
-        options: of the run; empty if it was ended before it had them.
-    """
-    for option in options:
-        if isinstance(option, T5TrainingArguments):
-            return where_it_goes_on(Path(str(option.output_dir)), option.resume_from_checkpoint, option.goes_on)
-    return "Nothing has been written: the same command begins anew."
+
+def _refuse_unknown(flag: str, names: Sequence[str]) -> NoReturn:
+    name = flag.removeprefix("--").replace("-", "_")
+    hint = _INSTEAD.get(name) or f"the nearest is --{_nearest(name, names)}"
+    raise TrainingError(f"There is no option {flag}; {hint}, and --help lists all.")
 
 
 def _check_once(arguments: Sequence[str], names: Sequence[str]) -> None:
-    """Refuses options that are given twice: argparse takes the last, and drops the other without a word."""
+    """Refuses options that are given twice: argparse silently takes the last."""
     given = [name for name in _names_of(arguments, names) if name in names or name == "recipe"]
     if arguments and not arguments[0].startswith("-"):
         given.insert(0, "recipe")
@@ -191,12 +186,12 @@ def _check_once(arguments: Sequence[str], names: Sequence[str]) -> None:
         if before is not None:
             raise TrainingError(
                 f"--{name} is given twice, and only one of the two would count: leave one out, or, if it takes several "
-                "values, give all its values behind one."
+                "values, give all of them after one."
             )
 
 
 def _check_json(flags: Sequence[str]) -> None:
-    """Refuses objects with a name twice in options that take JSON, or the name of a file of JSON."""
+    """Refuses duplicate names in the objects of JSON options, given directly or as a file."""
     option = ""
     for flag in flags:
         name, _, value = flag.partition("=")
@@ -208,12 +203,12 @@ def _check_json(flags: Sequence[str]) -> None:
             continue
         if value.endswith(".json") and Path(value).is_file():
             value = Path(value).read_text(encoding="utf-8", errors="replace")
-        with suppress(ValueError, RecursionError):  # those who read it will say so
+        with suppress(ValueError, RecursionError):  # reported when the option is read
             json.loads(value, object_pairs_hook=unique_names(f"--{option}"))
 
 
 def _split_recipe(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-    """The recipe among the arguments, if there is one, and the other arguments."""
+    """The recipe among the arguments, or None, and the other arguments."""
     if arguments and not arguments[0].startswith("-"):
         return arguments[0], list(arguments[1:])
     finder = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -225,7 +220,7 @@ def _split_recipe(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def _find_recipe(name: str) -> Path:
-    """The file of that name, or else the one that comes with the package."""
+    """The file of that name, or else the recipe that the package ships."""
     shipped = {path.name: path for path in sorted(RECIPES.glob("*.yaml"))}
     path = Path(name)
     if not path.is_file() and name in shipped:
@@ -239,11 +234,11 @@ def _find_recipe(name: str) -> Path:
 
 
 def _recipe_flags(path: Path, names: Sequence[str]) -> Iterator[str]:
-    """A recipe as the flags that say the same, values as they are written there.
+    """Converts a recipe to the equivalent flags, with values exactly as written.
 
     Args:
         path: the YAML file.
-        names: of the options that there are.
+        names: of all options.
     """
     try:
         recipe = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
@@ -263,7 +258,7 @@ def _recipe_flags(path: Path, names: Sequence[str]) -> Iterator[str]:
                 f"{where}: there is no option {shown(name)}; the nearest is {near!r}, and --help lists all."
             )
         if name in seen:
-            raise TrainingError(f"{where}: {name!r} stands there twice; leave one of them out.")
+            raise TrainingError(f"{where}: {name!r} is there twice; leave one of them out.")
         seen.add(name)
         if value.tag == _NULL:  # the option's own default
             continue
@@ -285,7 +280,7 @@ def _recipe_flags(path: Path, names: Sequence[str]) -> Iterator[str]:
 
 
 def _names_of(flags: Sequence[str], names: Sequence[str]) -> Iterator[str]:
-    """Options that flags set; `--use-cpu`, `--use_cpu` and `--no_use_cpu` set the same one."""
+    """Names of the options that flags set; `--use-cpu`, `--use_cpu` and `--no_use_cpu` set the same one."""
     for flag in flags:
         name = flag.partition("=")[0].removeprefix("--").replace("-", "_")
         if flag.startswith("--"):

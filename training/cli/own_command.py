@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""The command line of a run, as it was typed: with its launcher, and without what nobody else may see."""
+"""The command line of a run as typed, including its launcher, but without secrets."""
 
 import os
 import shlex
@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 
-# What a launcher's own command line holds, as the name of a file or after `-m`, and how to call it.
+# Launchers by file name or module, and how to call them.
 _LAUNCHERS = {
     "accelerate": ("accelerate",),
     "accelerate.commands.launch": ("accelerate", "launch"),
@@ -20,19 +20,19 @@ _LAUNCHERS = {
 
 
 def own_command() -> list[str]:
-    """Words of the command that started this process, from its launcher on, if it has one that is known."""
+    """Words of the command that started this process, starting with its launcher if it is a known one."""
     try:
         words = psutil.Process(os.getppid()).cmdline()
     except psutil.Error:
         words = []
     started = _from_launcher(words)
-    # How Python was called tells modules from files, which `sys.argv` does not.
+    # The original arguments distinguish modules from files, which `sys.argv` does not.
     return started or [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]]
 
 
 def _from_launcher(words: Sequence[str]) -> list[str]:
-    """The command line of a parent process from the launcher's name on; nothing if it is none."""
-    # Python itself, and `-m`, may stand before it; whatever comes later are a script's own words.
+    """The command line of a parent process from the launcher's name on; empty if it is not a launcher."""
+    # Python itself and `-m` may come before it; later words are arguments of a script.
     for place, word in enumerate(words[:3]):
         name = word if word in _LAUNCHERS else Path(word).name
         if name in _LAUNCHERS:
@@ -41,7 +41,7 @@ def _from_launcher(words: Sequence[str]) -> list[str]:
 
 
 def as_text(words: Sequence[str]) -> str:
-    """A command line to show and store: quoted for a shell, without access tokens."""
+    """A command line to show and store: quoted for a shell, with access tokens removed."""
     shown = []
     for before, word in zip(["", *words], words, strict=False):
         flag, _, value = word.partition("=")

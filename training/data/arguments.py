@@ -7,55 +7,57 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import TrainingError
+from ..errors import TrainingError, check_at_least
 from .objectives import Objective, PlainLM, PrefixLM, SpanCorruption, noise_counts, span_corruption_lengths
 
 
-# File name endings that training/data.py has readers for.
+# File extensions that training/data/tables.py reads.
 DATA_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
 
 @dataclass
 class DataArguments:
-    """Which text it is trained on, and how much of it."""
+    """Which text to train on, and how much of it."""
 
     train_file: str | None = field(
         default=None, metadata={"help": "Training examples: .jsonl (or .json), .csv or .parquet."}
     )
     validation_file: str | None = field(
-        default=None, metadata={"help": "Examples to evaluate on at the end, and meanwhile with --eval_strategy."}
+        default=None, metadata={"help": "Examples to evaluate on at the end, and during training with --eval_strategy."}
     )
     test_file: str | None = field(default=None, metadata={"help": "Examples to evaluate on at the end."})
     dataset_name: str | None = field(
         default=None,
         metadata={
             "help": "Instead of files: a dataset of the hub, or a local folder that datasets.load_dataset reads, with "
-            "the splits train and, if it has them, validation and test."
+            "the split train and, optionally, validation and test."
         },
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Which of the dataset's configurations."})
-    input_column: str = field(default="source", metadata={"help": "Column of the text that the encoder reads."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    input_column: str = field(default="source", metadata={"help": "Column of the encoder's text."})
     target_column: str = field(
-        default="target", metadata={"help": "Column of the text to produce, or of a list of texts that are all right."}
+        default="target", metadata={"help": "Column of the target text, or of a list of texts that are all right."}
     )
-    source_prefix: str = field(default="", metadata={"help": 'Put in front of every input, as "summarize: ".'})
-    max_source_length: int = field(default=512, metadata={"help": "Inputs are cut off after this many tokens."})
-    max_target_length: int = field(default=128, metadata={"help": "Targets are cut off after this many tokens."})
+    source_prefix: str = field(default="", metadata={"help": 'Prepended to every input, such as "summarize: ".'})
+    max_source_length: int = field(default=512, metadata={"help": "Inputs are truncated to this many tokens."})
+    max_target_length: int = field(default=128, metadata={"help": "Targets are truncated to this many tokens."})
 
     def __post_init__(self) -> None:
         for option in ("train_file", "validation_file", "test_file"):
-            if (name := getattr(self, option)) is not None:
-                if self.dataset_name is not None:
-                    raise TrainingError(f"--{option} and --dataset_name exclude each other: leave one of them out.")
-                _check_data_file(option, Path(name))
+            if getattr(self, option) is not None and self.dataset_name is not None:
+                raise TrainingError(f"--{option} and --dataset_name exclude each other: leave one of them out.")
         if self.dataset_config_name is not None and self.dataset_name is None:
-            raise TrainingError("--dataset_config_name is of no use without --dataset_name: give both, or none.")
+            raise TrainingError("--dataset_config_name has no effect without --dataset_name: give both, or none.")
         for option in ("input_column", "target_column"):
             if not getattr(self, option).strip():
                 raise TrainingError(f"--{option} is empty: name a column of the data.")
-        for option in ("max_source_length", "max_target_length"):
-            if getattr(self, option) < 1:
-                raise TrainingError(f"--{option} is {getattr(self, option)}: it must be at least 1.")
+        check_at_least(self, 1, "max_source_length", "max_target_length")
+
+    def check_files(self) -> None:
+        """Refuses data files that do not exist or have an unknown format."""
+        for option in ("train_file", "validation_file", "test_file"):
+            if (name := getattr(self, option)) is not None:
+                _check_data_file(option, Path(name))
 
 
 def _check_data_file(option: str, path: Path) -> None:
@@ -63,84 +65,78 @@ def _check_data_file(option: str, path: Path) -> None:
         raise TrainingError(f"--{option} {path} does not exist: give the path of a data file.")
     if path.suffix.lower() not in DATA_FORMATS:
         raise TrainingError(
-            f"--{option} {path} has the unknown ending {path.suffix!r}: the format is told by it, and must be one of "
+            f"--{option} {path} has the unknown extension {path.suffix!r}, which must tell the format: use one of "
             f"{', '.join(DATA_FORMATS)}."
         )
 
 
 @dataclass
 class PretrainingDataArguments:
-    """Which text it is trained on, and what is to be predicted."""
+    """Which text to train on, and what to predict."""
 
     train_file: list[str] = field(
         metadata={
-            "help": "Text: .txt, or .jsonl (or .json) with --text_column. Several, also patterns as 'c4/*.jsonl'."
+            "help": "Text: .txt, or .jsonl (or .json) with --text_column. Several files or patterns, as 'c4/*.jsonl'."
         }
     )
     validation_file: list[str] | None = field(
-        default=None, metadata={"help": "Text to evaluate on at the end, and meanwhile with --eval_strategy."}
+        default=None, metadata={"help": "Text to evaluate on at the end, and during training with --eval_strategy."}
     )
-    validation_rows: int = field(default=1000, metadata={"help": "So many rows of the validation files are used."})
-    text_column: str = field(default="text", metadata={"help": "Where JSON lines have the text."})
+    validation_rows: int = field(default=1000, metadata={"help": "Rows of the validation files to use."})
+    text_column: str = field(default="text", metadata={"help": "Column of JSON lines that has the text."})
     document_per_line: bool = field(
         default=False, metadata={"help": "Every line of .txt files is a document; otherwise blank lines separate them."}
     )
     objective: Literal["span_corruption", "prefix_lm", "lm"] = field(
         default="span_corruption",
-        metadata={"help": "Predict spans that are left out, the rest of a text that begins, or all of it."},
+        metadata={"help": "Predict spans that are left out, the rest of a text after a prefix, or all of it."},
     )
     noise_density: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the text that span_corruption predicts, default 0.15; for prefix_lm half the largest "
-            "share, default 0.5."
+            "help": "Fraction of the text that span_corruption predicts, default 0.15; for prefix_lm half the largest "
+            "fraction, default 0.5."
         },
     )
     mean_noise_span_length: float | None = field(
-        default=None, metadata={"help": "Tokens in a span that span_corruption leaves out, on average. Default: 3."}
+        default=None, metadata={"help": "Mean tokens in a span that span_corruption leaves out. Default: 3."}
     )
     max_source_length: int | None = field(
-        default=None, metadata={"help": "Tokens of inputs. Default: 512; with lm there are none."}
+        default=None, metadata={"help": "Tokens of inputs. Default: 512; none with lm."}
     )
     max_target_length: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens of targets. Default: what span_corruption makes of full inputs, 114 of 512; otherwise as "
+            "help": "Tokens of targets. Default: what span_corruption makes of full inputs, 114 for 512; otherwise as "
             "many as of inputs, or 512."
         },
     )
     documents_together: int | None = field(
         default=None,
         metadata={
-            "help": "Documents that are joined before they are cut up, so that fewer examples are short. Default: "
-            "the original's 128, and 1 with prefix_lm."
+            "help": "Documents to join before chunking, so that fewer examples are short. Default: the original's "
+            "128, and 1 with prefix_lm."
         },
     )
     pack: bool = field(
-        default=False, metadata={"help": "Put as many short examples into a row as fit; they do not see each other."}
+        default=False, metadata={"help": "Pack as many short examples into a row as fit; they do not see each other."}
     )
     shuffle_megabytes: float = field(
         default=8.0,
-        metadata={"help": "Parts of the text of this size come in random order, and so does what each holds."},
+        metadata={"help": "Shuffle the text in windows of this size, and the examples within each window."},
     )
 
     def __post_init__(self) -> None:
-        for option in ("validation_rows", "max_source_length", "max_target_length", "documents_together"):
-            if (value := getattr(self, option)) is not None and value < 1:
-                raise TrainingError(f"--{option} is {value}: it must be at least 1.")
+        check_at_least(self, 1, "validation_rows", "max_source_length", "max_target_length", "documents_together")
+        check_at_least(self, 1, "mean_noise_span_length")
         if self.shuffle_megabytes <= 0:
             raise TrainingError(f"--shuffle_megabytes is {self.shuffle_megabytes}: it must be more than 0.")
-        if self.mean_noise_span_length is not None:
-            if self.mean_noise_span_length < 1:
-                raise TrainingError(
-                    f"--mean_noise_span_length is {self.mean_noise_span_length}: it must be at least 1."
-                )
-            if self.objective != "span_corruption":
-                raise TrainingError(f"--objective {self.objective} has no spans: leave --mean_noise_span_length out.")
+        if self.mean_noise_span_length is not None and self.objective != "span_corruption":
+            raise TrainingError(f"--objective {self.objective} has no spans: leave --mean_noise_span_length out.")
         if self.objective == "lm" and self.max_source_length is not None:
             raise TrainingError("--objective lm has no inputs: leave --max_source_length out.")
         if self.objective == "lm" and self.pack:
-            raise TrainingError("--objective lm fills its rows anyway: leave --pack out.")
+            raise TrainingError("--objective lm fills its rows without packing: leave --pack out.")
         if self.noise_density is not None:
             self._check_noise_density(self.noise_density)
 
@@ -154,7 +150,7 @@ class PretrainingDataArguments:
             )
 
     def make_objective(self, tokenizer: PreTrainedTokenizerBase) -> Objective:
-        """What these options describe, for a vocabulary."""
+        """The objective that these options describe, for a vocabulary."""
         eos = tokenizer.eos_token_id
         if self.objective == "lm":
             return PlainLM(1, self.max_target_length or 512, eos, self.documents_together or 128)
@@ -171,7 +167,7 @@ class PretrainingDataArguments:
         chunk, targets = span_corruption_lengths(inputs, density, mean)
         noise, spans = noise_counts(max(chunk, 2), density, mean)
         if noise + spans + 1 > targets:
-            raise TrainingError(f"--max_source_length {inputs} is too short for a span to be left out: give more.")
+            raise TrainingError(f"--max_source_length {inputs} is too short to leave a span out: give more.")
         if round(noise / mean) > max(chunk, 2) - noise:
             raise TrainingError(
                 f"--noise_density {density} in spans of {mean} leaves fewer tokens of text than spans: give a lower "
@@ -194,7 +190,7 @@ class PretrainingDataArguments:
 
 
 def _sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Id of `<extra_id_0>`, and how many sentinels count down from it."""
+    """Id of `<extra_id_0>`, and the number of sentinels, whose ids count down from it."""
     vocabulary = tokenizer.get_vocab()
     first = vocabulary.get("<extra_id_0>")
     if first is None:

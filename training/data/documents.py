@@ -1,8 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Documents of text files of any size, read from any range of their bytes.
+"""Documents of text files of any size, read from any byte range.
 
-Ranges that cut up a file cut up its documents: each belongs to just one range, the one where it begins. Nothing has to
-be indexed or read before. `datasets` streams text, too, but cannot begin in the middle of a file.
+Ranges that split a file also split its documents: each document belongs to the range in which it begins. Nothing has to
+be indexed or read in advance. `datasets` streams text, too, but cannot start in the middle of a file.
 """
 
 import codecs
@@ -20,7 +20,7 @@ JSON_FORMATS = (".jsonl", ".json")
 DOCUMENT_FORMATS = (".txt", *JSON_FORMATS)
 
 MOST_BYTES = 64_000_000
-"""Of a document, which is held in memory as a whole, and more than once while it is tokenised."""
+"""Maximum size of a document, which is held in memory, more than once while it is tokenized."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class DocumentFile:
     """A file of documents, in UTF-8.
 
     Attributes:
-        path: its ending tells the format: JSON lines, or text.
+        path: its extension tells the format: JSON lines, or text.
         size: in bytes.
-        column: of JSON lines, where the text stands.
+        column: of JSON lines, the one with the text.
         document_per_line: of text files; otherwise blank lines separate documents.
     """
 
@@ -43,7 +43,8 @@ class DocumentFile:
         """Documents that begin at the bytes from `start` to `stop`; those without text are left out.
 
         Raises:
-            TrainingError: the file is not what its ending says, or a document is larger than [`MOST_BYTES`].
+            TrainingError: the file does not have the format of its extension, or a document is larger than
+                [`MOST_BYTES`].
         """
         if start >= stop:
             return
@@ -65,7 +66,7 @@ class DocumentFile:
 
     def _column_of(self, place: int, line: bytes) -> str:
         where = f"{self.path}, line at byte {place}"
-        # Python's own integers have a limit of digits, and nothing is made of the numbers.
+        # Python limits the digits of integers, and the numbers are not used.
         row = parse_json_line(self._decode(place, line), where, parse_int=float)
         if self.column not in row:
             columns = shown(sorted(row))
@@ -77,23 +78,23 @@ class DocumentFile:
 
 
 def _lines_from(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
-    """Lines that begin at `start` or later, and where they do."""
+    """Lines that begin at `start` or later, with their positions."""
     place = max(start - 1, 0)
     file.seek(place)
     if start > 0:
-        place += _skip_line(file)  # the rest of the line before
+        place += _skip_line(file)  # the rest of the previous line
     while line := file.readline(MOST_BYTES + 1):
         if len(line) > MOST_BYTES:
             raise TrainingError(
-                f"{file.name} has a line of more than {MOST_BYTES / 1e6:g} MB at byte {place}, which is too much for a "
-                "document: divide it by line breaks."
+                f"{file.name} has a line of more than {MOST_BYTES / 1e6:g} MB at byte {place}, which is too long for a "
+                "document: split it with line breaks."
             )
         yield place, line
         place += len(line)
 
 
 def _skip_line(file: BinaryIO) -> int:
-    """Reads to the end of a line without holding it; returns how many bytes that were."""
+    """Reads to the end of a line without holding it in memory; returns the number of bytes."""
     count = 0
     while part := file.readline(2**20):
         count += len(part)
@@ -111,9 +112,9 @@ def _lines(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, bytes]]
 
 
 def _paragraphs(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """Runs of lines that are not blank, and where they begin.
+    """Runs of lines that are not blank, with their positions.
 
-    They belong to the range of the blank line before them, or else of the file's first byte. So no range has to look
+    A run belongs to the range of the blank line before it, or of the file's first byte, so that no range has to look
     back.
     """
     begins_here, first, lines = start == 0, 0, list[bytes]()
@@ -139,10 +140,10 @@ def _paragraphs(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, by
 
 
 def find_files(option: str, patterns: Sequence[str], column: str, document_per_line: bool) -> list[DocumentFile]:
-    """Files of names and glob patterns, each once (links to it included), in the order of their names.
+    """Files of names and glob patterns, each once (also if links lead to it), sorted by name.
 
     Raises:
-        TrainingError: a pattern matches nothing, an ending is unknown, a file or all of them are empty.
+        TrainingError: a pattern matches nothing, an extension is unknown, or files are empty.
     """
     paths: dict[Path, Path] = {}
     for pattern in patterns:
@@ -157,8 +158,8 @@ def find_files(option: str, patterns: Sequence[str], column: str, document_per_l
             raise TrainingError(f"--{option} {path} is not a file: give files, or a pattern such as {path}/*.txt.")
         if path.suffix.lower() not in DOCUMENT_FORMATS:
             raise TrainingError(
-                f"--{option} {path} has the unknown ending {path.suffix!r}: the format is told by it, and must be one "
-                f"of {', '.join(DOCUMENT_FORMATS)}, unpacked."
+                f"--{option} {path} has the unknown extension {path.suffix!r}, which must tell the format: use one of "
+                f"{', '.join(DOCUMENT_FORMATS)}, unpacked."
             )
         files.append(DocumentFile(path, path.stat().st_size, column, document_per_line))
     for file in files:
@@ -169,23 +170,23 @@ def find_files(option: str, patterns: Sequence[str], column: str, document_per_l
 
 
 def _check_line_ends(option: str, path: Path) -> None:
-    """Refuses files of which all would be one line."""
+    """Refuses files in which everything would be one line."""
     with path.open("rb") as file:
         start = file.read(2**20)
     if b"\r" in start and b"\n" not in start and path.suffix.lower() not in JSON_FORMATS:
         raise TrainingError(
-            f"--{option} {path}: its lines end by carriage returns alone, which separate no documents: convert them to "
-            "line feeds."
+            f"--{option} {path}: its lines end with carriage returns alone, which do not separate documents: convert "
+            "them to line feeds."
         )
 
 
 class Windows:
-    """The documents of some files, cut into ranges of about equal size, as if the files were one.
+    """The documents of several files, split into ranges of about equal size as if the files were one.
 
     Args:
         files: at least one, not all empty.
-        size: most bytes in a range.
-        least: so many ranges there are at least.
+        size: maximum bytes of a range.
+        least: minimum number of ranges.
     """
 
     def __init__(self, files: Sequence[DocumentFile], size: int, least: int):
@@ -194,8 +195,8 @@ class Windows:
         self.count = max(-(-self.total // size), least)
 
     def settings(self) -> dict[str, Any]:
-        """What the documents follow from, as JSON can hold it: of the files, name and size, the names from the folder
-        on that holds them all, so that it may be moved."""
+        """What the documents depend on, JSON-serializable: names and sizes of the files, with names relative to their
+        common folder, which may be moved."""
         names = [os.path.abspath(file.path) for file in self._files]
         folder = os.path.commonpath([os.path.dirname(name) for name in names])
         formats = {file.path.suffix.lower() for file in self._files}
@@ -210,7 +211,7 @@ class Windows:
         }
 
     def documents(self, index: int) -> Iterator[str]:
-        """The documents of a range, which may be none."""
+        """The documents of a range; there may be none."""
         start, stop = (place * self.total // self.count for place in (index, index + 1))
         for file in self._files:
             if start < min(file.size, stop) and stop > 0:

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Examples from files or datasets: text as it is written there, then token ids."""
+"""Examples from files or datasets, first as text exactly as written, then as token ids."""
 
 import math
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from .tables import READERS
 
 
 class Example(TypedDict):
-    """An input, and the texts that are right for it."""
+    """An input, and its right targets."""
 
     source: str
     targets: list[str]
@@ -39,7 +39,7 @@ _FEATURES = Features(source=Value("string"), targets=List(Value("string")))
 def _text(value: Any, column: str, where: str) -> str:
     if isinstance(value, str):
         return check_unicode(value, where)
-    # Parquet's numbers; of JSON's, only NaN and Infinity get here, and no text is meant by those.
+    # Parquet's numbers. Of JSON's, only NaN and Infinity get here, which are not meant as text.
     if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     raise TrainingError(f"{where}: column {column!r} holds {shown(value)}, which is not text; make it a string.")
@@ -63,35 +63,36 @@ def _example(row: dict[str, Any], input_column: str, target_column: str, where: 
 
 
 def read_examples(path: Path, input_column: str, target_column: str, ending: str | None = None) -> Iterator[Example]:
-    """Examples of a file, as `{"source": ..., "targets": [...]}`; a target is a text, or a list of texts that are all
-    right.
+    """Examples of a file, as `{"source": ..., "targets": [...]}`; the target column has a text, or a list of texts that
+    are all right.
 
-    Numbers become text: in CSV and JSON exactly what is written there; in Parquet, which stores no notation, Python's.
+    Numbers become text: in CSV and JSON exactly as written; in Parquet, which stores no notation, as Python prints
+    them.
 
     Args:
         path: the file.
-        input_column: where inputs are.
-        target_column: where targets are.
-        ending: what its name would end with, if it does not.
+        input_column: column of inputs.
+        target_column: column of targets.
+        ending: extension that tells the format, instead of the file's own.
 
     Raises:
-        TrainingError: the file is not what its ending says, lacks a column, has one twice, or has an example that is
-            not text.
+        TrainingError: the file does not have the format of its extension, lacks a column, has one twice, or has an
+            example that is not text.
     """
     for where, row in READERS[ending or path.suffix.lower()](path):
         yield _example(row, input_column, target_column, where)
 
 
 def _generate(path: str, columns: tuple[str, str], ending: str | None, stamp: tuple[int, int]) -> Iterator[Example]:
-    # `stamp` is only here to be part of what `datasets` caches by: a file that has changed is read again.
+    # `stamp` only serves as a cache key for `datasets`: a file that has changed is read again.
     yield from read_examples(Path(path), *columns, ending)
 
 
 def load_examples(path: Path, input_column: str, target_column: str, ending: str | None = None) -> Dataset:
-    """The examples of a file, with columns `source` and `targets`; arguments as of [`read_examples`].
+    """The examples of a file, with columns `source` and `targets`; arguments as for [`read_examples`].
 
     Raises:
-        TrainingError: as of [`read_examples`], or the file has no example.
+        TrainingError: as for [`read_examples`], or the file has no example.
     """
     if next(read_examples(path, input_column, target_column, ending), None) is None:
         raise TrainingError(f"{path} has no examples: give a file with at least one.")
@@ -119,12 +120,12 @@ def load_named_examples(name: str, config: str | None, input_column: str, target
     Splits are named as the dataset names them; only `train`, `validation` and `test` are read.
 
     Raises:
-        TrainingError: there is no such dataset, it has no split to train on, or as of [`read_examples`].
+        TrainingError: the dataset does not exist, has no training split, or as for [`read_examples`].
     """
     columns = (input_column, target_column)
     try:
         builder = load_dataset_builder(name, config)
-        # pandas, which reads CSV for `datasets`, guesses types, renames columns and takes a cell too many for an index.
+        # pandas, which reads CSV for `datasets`, guesses types, renames columns and treats an extra cell as an index.
         is_csv = builder.name == "csv"
         files, splits = (_csv_files(name, builder), {}) if is_csv else ({}, load_dataset(name, config))
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
@@ -150,7 +151,7 @@ def load_named_examples(name: str, config: str | None, input_column: str, target
 
 
 def _csv_files(name: str, builder: DatasetBuilder) -> dict[str, list[Path]]:
-    """Files by split, fetched if they are elsewhere."""
+    """Files by split, downloaded if they are remote."""
     config: Any = builder.config
     if (separator := config.delimiter or config.sep) != ",":
         raise TrainingError(
@@ -164,14 +165,13 @@ def _csv_files(name: str, builder: DatasetBuilder) -> dict[str, list[Path]]:
 
 
 def _check_types(where: str, rows: Dataset, columns: tuple[str, str]) -> None:
-    """Refuses columns of JSON files that `datasets` has guessed to be something else than text: the guess cannot be
-    undone."""
+    """Refuses columns of JSON files that `datasets` has not read as text: its guess of the type is not reversible."""
     texts = (Value("string"), Value("large_string"))
     for column in columns:
         feature = rows.features.get(column, texts[0])
         if feature not in texts and getattr(feature, "feature", None) not in texts:
             raise TrainingError(
-                f"{where}: column {column!r} is no text to `datasets`, which takes it for {shown(feature)} and does "
+                f"{where}: column {column!r} is not text to `datasets`, which reads it as {shown(feature)} and does "
                 "not keep what is written there: give the files with --train_file, which keeps it, or quote all values."
             )
 
@@ -184,8 +184,8 @@ def _examples_of(rows: Dataset, where: str, columns: tuple[str, str]) -> Dataset
 
 
 def load_splits(options: DataArguments) -> dict[str, Dataset]:
-    """Examples, with columns `source` and `targets`, by the prefix that the trainer gives to their metrics: `train`,
-    and `eval` and `test` if they are there."""
+    """Examples, with columns `source` and `targets`, by the prefix of their metrics in the trainer: `train`, and `eval`
+    and `test` if they exist."""
     columns = (options.input_column, options.target_column)
     if options.dataset_name is not None:
         splits = load_named_examples(options.dataset_name, options.dataset_config_name, *columns)
@@ -198,13 +198,12 @@ def load_splits(options: DataArguments) -> dict[str, Dataset]:
 
 @dataclass(frozen=True)
 class Split:
-    """Examples as the trainer takes them.
+    """Examples for the trainer.
 
     Attributes:
-        pairs: a row for every input with every one of its targets: `input_ids`, `attention_mask`, `labels`, cut off at
-            the limits, not padded.
-        examples: a row for every example, text: `source`, `targets`.
-        cut: how many tokens the longest has, and how many are cut off, of `inputs` and `targets`.
+        pairs: one row per input and target: `input_ids`, `attention_mask`, `labels`, truncated, not padded.
+        examples: one row per example, as text: `source`, `targets`.
+        cut: of `inputs` and `targets`, the length of the longest and how many are truncated.
     """
 
     pairs: Dataset
@@ -212,7 +211,7 @@ class Split:
     cut: dict[str, "Cut"]
 
     def references(self) -> dict[str, list[str]]:
-        """Every different input, and what is right for it: the targets of all examples that have it."""
+        """Every distinct input with its references: the targets of all examples that have it."""
         right: dict[str, list[str]] = {}
         for row in self.examples:
             right.setdefault(row["source"], []).extend(row["targets"])
@@ -221,8 +220,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Cut:
-    """What a limit does to texts: `count` of `total` are longer than it, the longest has `longest` tokens; and how many
-    are nothing but their end."""
+    """What truncation does: `count` of `total` texts are longer than the limit, the longest has `longest` tokens, and
+    `empty` texts have only the end-of-sequence token."""
 
     count: int
     total: int
@@ -231,13 +230,13 @@ class Cut:
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) -> tuple[list[list[int]], list[int]]:
-    """Ids, cut off at the limit but for the last one, which ends the text; and the lengths that they would have had."""
+    """Ids, truncated before the end-of-sequence token, and the lengths before truncation."""
     whole = tokenizer(texts, verbose=False)["input_ids"]
     return [ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]] for ids in whole], [len(ids) for ids in whole]
 
 
 def source_features(sources: list[str], options: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """What the encoder reads, `input_ids` and `attention_mask`, for a list of inputs."""
+    """The encoder's `input_ids` and `attention_mask` for a list of inputs."""
     ids, _ = _token_ids(tokenizer, [options.source_prefix + text for text in sources], options.max_source_length)
     return Dataset.from_dict({"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]})
 
@@ -245,7 +244,7 @@ def source_features(sources: list[str], options: DataArguments, tokenizer: PreTr
 def make_split(examples: Dataset, options: DataArguments, tokenizer: PreTrainedTokenizerBase) -> Split:
     """Token ids of examples with the columns `source` and `targets`."""
 
-    def tokenise(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def tokenize(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         sources = [options.source_prefix + source for source in batch["source"]]
         counts = [len(targets) for targets in batch["targets"]]
         all_inputs, all_input_lengths = _token_ids(tokenizer, sources, options.max_source_length)
@@ -260,7 +259,7 @@ def make_split(examples: Dataset, options: DataArguments, tokenizer: PreTrainedT
             "target_length": target_lengths,
         }
 
-    pairs = examples.map(tokenise, batched=True, remove_columns=examples.column_names)
+    pairs = examples.map(tokenize, batched=True, remove_columns=examples.column_names)
     limits = {"input": options.max_source_length, "target": options.max_target_length}
     cut = {}
     for kind, limit in limits.items():

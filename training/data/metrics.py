@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""How good generated texts are, by comparison with any number of references each: figures from 0 to 100."""
+"""Metrics of generated texts, each compared with any number of references, from 0 to 100."""
 
 import importlib
 import re
@@ -17,19 +17,19 @@ _ROUGE_TYPES = ("rouge1", "rouge2", "rougeLsum")
 
 
 def bleu(predictions: Sequence[str], references: References) -> dict[str, float]:
-    """Corpus BLEU, as sacrebleu computes it by default (case counts, tokenisation 13a)."""
+    """Corpus BLEU with sacrebleu's defaults (case-sensitive, tokenization 13a)."""
     from sacrebleu.metrics import BLEU
 
     most = max(map(len, references))
-    # A list of everybody's first references, one of the second ones, ...; sacrebleu leaves out what is None.
+    # One list of all first references, one of all second ones, ...; sacrebleu skips None.
     columns: Any = [[texts[place] if place < len(texts) else None for texts in references] for place in range(most)]
     return {"bleu": BLEU().corpus_score(predictions, columns).score}
 
 
 def rouge(predictions: Sequence[str], references: References) -> dict[str, float]:
-    """Mean F-measures of ROUGE-1, ROUGE-2 and ROUGE-Lsum, each of the reference that fits best.
+    """Mean F-measures of ROUGE-1, ROUGE-2 and ROUGE-Lsum, each against the best reference.
 
-    Source: `rouge` of t5.evaluation.metrics, whose bootstrapped middle is this mean.
+    Source: `rouge` of t5.evaluation.metrics, whose bootstrap median is close to this mean.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -46,13 +46,13 @@ def _sentences_on_lines(text: str) -> str:
 
 
 def exact_match(predictions: Sequence[str], references: References) -> dict[str, float]:
-    """Share of predictions that are one of their references, space at both ends aside."""
+    """Fraction of predictions that equal one of their references, ignoring surrounding whitespace."""
     hits = sum(text.strip() in map(str.strip, texts) for text, texts in zip(predictions, references, strict=True))
     return {"exact_match": 100 * hits / len(predictions)}
 
 
 def f1(predictions: Sequence[str], references: References) -> dict[str, float]:
-    """SQuAD's F1 of words, which leaves out case, punctuation and articles: mean of the best reference's.
+    """SQuAD's word F1, ignoring case, punctuation and articles: mean over predictions of the best reference's.
 
     Source: `t5.evaluation.qa_utils`, as the original's `squad` calls it.
     """
@@ -84,10 +84,15 @@ _PACKAGES = {"bleu": "sacrebleu", "rouge": "rouge_score"}
 
 
 def check_metrics(names: Sequence[str]) -> None:
-    """Refuses what is no metric, or one whose package is missing."""
+    """Refuses a name that is not a metric."""
     for name in names:
         if name not in METRICS:
             raise TrainingError(f"--metric {name} does not exist: choose from {', '.join(METRICS)}.")
+
+
+def check_packages(names: Sequence[str]) -> None:
+    """Refuses a metric whose package is missing."""
+    for name in names:
         if name in _PACKAGES:
             try:
                 importlib.import_module(_PACKAGES[name])
@@ -99,10 +104,10 @@ def check_metrics(names: Sequence[str]) -> None:
 
 
 def figures_of(names: Sequence[str]) -> list[str]:
-    """What [`compute_metrics`] calls the figures of metrics of these names."""
+    """Names of the values that [`compute_metrics`] returns for these metrics."""
     return [figure for name in names for figure in (_ROUGE_TYPES if name == "rouge" else (name,))]
 
 
 def compute_metrics(names: Sequence[str], predictions: Sequence[str], references: References) -> dict[str, float]:
-    """The figures of all metrics of these names; each prediction has its own references, at least one."""
+    """The values of all these metrics; each prediction has its own references, at least one."""
     return {key: value for name in names for key, value in METRICS[name](predictions, references).items()}

@@ -1,8 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Pre-training objectives: what of a piece of text is read, and what is to be predicted.
+"""Pre-training objectives: which tokens of a text are inputs, and which are predicted.
 
-The original's, from `t5/data/preprocessors.py`. Every random decision is an argument of the function that carries it
-out, so that equality with the original can be tested given the same decisions; [`Objective.make`] draws them.
+These are the original's, from `t5/data/preprocessors.py`. Every random decision is an argument of the function that
+applies it, so that tests can compare with the original for the same decisions; [`Objective.make`] draws them.
 
     raw text         a b c d e f g h         span corruption: "c d" and "h" are noise
     inputs           a b <0> e f g <1> </s>
@@ -21,7 +21,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 def span_corruption_lengths(
     inputs_length: int, noise_density: float = 0.15, mean_span_length: float = 3.0
 ) -> tuple[int, int]:
-    """How much raw text fills inputs of a given length, and how long its targets become.
+    """How much raw text fills inputs of a given length, and the length of its targets.
 
     Both count the end-of-sequence token. Source: `random_spans_helper`.
 
@@ -44,10 +44,10 @@ def span_corruption_lengths(
 
 
 def noise_counts(length: int, noise_density: float, mean_span_length: float) -> tuple[int, int]:
-    """Number of noise tokens and of noise spans in `length` >= 2 tokens; float32, since halves round as there.
+    """Number of noise tokens and of noise spans in `length` >= 2 tokens; in float32, so that halves round as there.
 
-    Source: the first half of `random_spans_noise_mask`, but for spans that have no token of text to stand behind, where
-    the original fails: here there are as many spans as such tokens.
+    Source: the first half of `random_spans_noise_mask`. Where there are more spans than other tokens to separate them,
+    the original fails; here, there are as many spans as such tokens.
     """
     noise = int(np.round(np.float32(length) * np.float32(noise_density)))
     noise = min(max(noise, 1), length - 1)
@@ -56,17 +56,17 @@ def noise_counts(length: int, noise_density: float, mean_span_length: float) -> 
 
 
 def _segment_lengths(starts: np.ndarray) -> np.ndarray:
-    """Lengths of segments of which `starts`, one shorter than they are together, marks all but the first."""
+    """Lengths of segments. `starts` marks the first token of each, without the very first token."""
     return np.diff(np.flatnonzero(np.concatenate(([True], starts, [True]))))
 
 
 def noise_spans_mask(length: int, noise_starts: np.ndarray, other_starts: np.ndarray) -> np.ndarray:
-    """Which tokens are noise: spans of text and of noise in turn, text first, noise last.
+    """Which tokens are noise: alternating spans of text and noise, starting with text and ending with noise.
 
     Args:
-        length: number of tokens; the mask of a single one is cut off that of two.
-        noise_starts: booleans, one fewer than there are noise tokens, taken together: where a new span begins.
-        other_starts: the same for the tokens that are no noise, with as many spans.
+        length: number of tokens; a single token gets the first part of the mask of two.
+        noise_starts: booleans, one fewer than noise tokens: where a new span of noise begins.
+        other_starts: the same for the other tokens, with as many spans.
 
     Returns:
         `(length,)`, booleans. Source: the second half of `random_spans_noise_mask`.
@@ -76,12 +76,12 @@ def noise_spans_mask(length: int, noise_starts: np.ndarray, other_starts: np.nda
 
 
 def draw_starts(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:
-    """`items - 1` booleans, `segments - 1` of them true: every way to cut items into segments is as likely."""
+    """`items - 1` booleans, `segments - 1` of them true: a uniformly random way to split items into segments."""
     return rng.permutation(np.arange(items - 1) < segments - 1)
 
 
 def replace_spans(tokens: np.ndarray, mask: np.ndarray, first_sentinel: int) -> np.ndarray:
-    """Puts a sentinel in the place of every run of tokens where `mask` is true, counting down from the first.
+    """Replaces every run of tokens where `mask` is true by a sentinel, counting down from the first.
 
     Source: `noise_span_to_unique_sentinel`, and with the mask inverted `nonnoise_span_to_unique_sentinel`.
     """
@@ -91,9 +91,9 @@ def replace_spans(tokens: np.ndarray, mask: np.ndarray, first_sentinel: int) -> 
 
 
 def prefix_length_bounds(length: int, noise_density: float = 0.5) -> tuple[int, int]:
-    """Fewest and most tokens, inclusive, that a prefix of `length` tokens may have.
+    """Minimum and maximum number of prefix tokens, inclusive, for a text of `length` tokens.
 
-    Source: `random_prefix_noise_mask`, whose name for the density is `noise_density`, too.
+    Source: `random_prefix_noise_mask`, which also calls the density `noise_density`.
     """
     most = length - 1
     fewest = int(np.round(np.float32(1 - 2 * noise_density) * np.float32(most)))
@@ -101,7 +101,7 @@ def prefix_length_bounds(length: int, noise_density: float = 0.5) -> tuple[int, 
 
 
 def _with_end(tokens: np.ndarray, eos: int, limit: int) -> np.ndarray:
-    """At most `limit` tokens, the last of them `eos`. Source: seqio's `append_eos_after_trim`."""
+    """At most `limit` tokens, ending with `eos`. Source: seqio's `append_eos_after_trim`."""
     return np.append(tokens[: limit - 1], eos)
 
 
@@ -110,10 +110,10 @@ class Objective(ABC):
     """How documents become pairs of inputs and targets.
 
     Attributes:
-        inputs_length: tokens of the longest inputs, the end-of-sequence token included.
-        targets_length: tokens of the longest targets, the same.
+        inputs_length: maximum tokens of inputs, including the end-of-sequence token.
+        targets_length: maximum tokens of targets, including the end-of-sequence token.
         eos: id of the end-of-sequence token.
-        documents_together: as many documents are joined before they are cut into chunks, so that fewer are short.
+        documents_together: number of documents to join before chunking, so that fewer chunks are short.
     """
 
     inputs_length: int
@@ -124,21 +124,21 @@ class Objective(ABC):
     @property
     @abstractmethod
     def chunk_length(self) -> int:
-        """Raw tokens in one example; only the last one of the documents that were joined has fewer."""
+        """Raw tokens in one example; only the last chunk of joined documents has fewer."""
 
     @abstractmethod
     def make(self, tokens: np.ndarray, rng: np.random.Generator) -> Pair:
         """Inputs and targets of a chunk, both ending with `eos`."""
 
     def join(self, documents: list[np.ndarray]) -> np.ndarray:
-        """Documents as one. Source: `reduce_concat_tokens`."""
+        """Joins documents. Source: `reduce_concat_tokens`."""
         return np.concatenate(documents)
 
     def chunks(self, documents: list[np.ndarray]) -> list[np.ndarray]:
-        """Documents as chunks, in which every token occurs once.
+        """Splits documents into chunks that contain every token once.
 
-        Source: `reduce_concat_tokens` and `split_tokens`. The original's `select_random_chunk` before these, which
-        keeps 65,536 tokens of a longer document, is left out: nothing is lost here.
+        Source: `reduce_concat_tokens` and `split_tokens`. The original first applies `select_random_chunk`, which keeps
+        65,536 tokens of a longer document; it is left out here, so that nothing is lost.
         """
         tokens = self.join(documents)
         return [tokens[start : start + self.chunk_length] for start in range(0, len(tokens), self.chunk_length)]
@@ -146,12 +146,12 @@ class Objective(ABC):
 
 @dataclass(frozen=True)
 class SpanCorruption(Objective):
-    """Spans of the text are replaced by sentinels, and predicted. What T5 was pre-trained with.
+    """Replaces spans of the text by sentinels, and predicts them. T5 was pre-trained with this.
 
     Attributes:
         first_sentinel: id of `<extra_id_0>`; the others count down from it.
-        noise_density: share of the tokens that is predicted.
-        mean_span_length: tokens in a span, on average.
+        noise_density: fraction of the tokens to predict.
+        mean_span_length: mean number of tokens in a span.
     """
 
     first_sentinel: int
@@ -170,7 +170,7 @@ class SpanCorruption(Objective):
         return self.corrupt(tokens, mask)
 
     def corrupt(self, tokens: np.ndarray, mask: np.ndarray) -> Pair:
-        """Inputs and targets, where `mask` says which tokens are predicted."""
+        """Inputs and targets, where `mask` marks the tokens to predict."""
         inputs = replace_spans(tokens, mask, self.first_sentinel)
         targets = replace_spans(tokens, ~mask, self.first_sentinel)
         return _with_end(inputs, self.eos, self.inputs_length), _with_end(targets, self.eos, self.targets_length)
@@ -178,12 +178,12 @@ class SpanCorruption(Objective):
 
 @dataclass(frozen=True)
 class PrefixLM(Objective):
-    """The beginning is read, the rest predicted. What the lm100k checkpoints were adapted with.
+    """Reads the beginning and predicts the rest. The lm100k checkpoints were adapted with this.
 
-    The original never joins documents here. Of a rest that is longer than the targets may be, it cuts the end off.
+    The original never joins documents here. It truncates a rest that is longer than the targets.
 
     Attributes:
-        noise_density: half the largest share of the tokens that is predicted, at most 0.5.
+        noise_density: half the largest fraction of tokens to predict, at most 0.5.
     """
 
     noise_density: float = 0.5
@@ -197,16 +197,16 @@ class PrefixLM(Objective):
         return self.split(tokens, int(rng.integers(fewest, most + 1)))
 
     def split(self, tokens: np.ndarray, prefix_length: int) -> Pair:
-        """Inputs and targets, where so many tokens are the inputs'."""
+        """Inputs and targets, split after `prefix_length` tokens."""
         inputs = _with_end(tokens[:prefix_length], self.eos, self.inputs_length)
         return inputs, _with_end(tokens[prefix_length:], self.eos, self.targets_length)
 
 
 @dataclass(frozen=True)
 class PlainLM(Objective):
-    """All of the text is predicted; the encoder reads nothing but an end-of-sequence token.
+    """Predicts all of the text; the encoder only reads an end-of-sequence token.
 
-    The targets are those of `full_lm`, with `eos` at the end of documents and not of chunks; the inputs those of `lm`.
+    Targets are those of `full_lm`, with `eos` at the end of documents instead of chunks; inputs are those of `lm`.
     """
 
     @property

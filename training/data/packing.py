@@ -1,9 +1,9 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Rows of fixed length: one example in each, or as many as fit.
 
-Packed as in the original, `trim_and_pack_dataset` of seqio: an example goes into the open row if inputs and targets
-both fit there, else that row is finished. Segment ids count the examples of a row from 1 and are 0 at padding.
-Positions, which start anew in every example, are the original's too; models with relative positions do not want them.
+Packs as the original does, in seqio's `trim_and_pack_dataset`: an example goes into the current row if inputs and
+targets both fit there, otherwise into a new one. Segment ids number the examples of a row from 1 and are 0 at padding.
+Positions, which restart in every example, are also the original's; models with relative positions do not use them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from .objectives import Pair
 
 @dataclass
 class _Side:
-    """Inputs or targets of the row that is open."""
+    """Inputs or targets of the current row."""
 
     length: int
     examples: list[np.ndarray] = field(default_factory=list)
@@ -25,7 +25,7 @@ class _Side:
         return sum(map(len, self.examples)) + len(tokens) <= self.length
 
     def finish(self, name: str) -> dict[str, np.ndarray]:
-        """The row as arrays, filled up with zeros; the side is empty afterwards."""
+        """The row as arrays, padded with zeros; empties this side."""
         parts = {
             name: self.examples,
             f"{name}_segment_ids": [np.full(len(tokens), number) for number, tokens in enumerate(self.examples, 1)],
@@ -42,22 +42,22 @@ class _Side:
 def pack(
     pairs: Iterable[Pair], inputs_length: int, targets_length: int, most_examples: int | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Rows of examples, in their order.
+    """Packs examples into rows, in their order.
 
     Args:
-        pairs: inputs and targets, each with at least one token; what is longer than a row is cut off.
+        pairs: inputs and targets, each with at least one token; they are truncated to the length of a row.
         inputs_length: of a row.
         targets_length: of a row.
-        most_examples: examples in a row; 1 packs nothing.
+        most_examples: maximum examples in a row; 1 disables packing.
 
     Yields:
         `inputs`, `inputs_segment_ids`, `inputs_positions`, `(inputs_length,)`, and the same for `targets`.
 
     Raises:
-        ValueError: inputs or targets are empty: the segment ids of both sides would not match.
+        ValueError: inputs or targets are empty, so that the segment ids of both sides would not match.
     """
     inputs, targets = _Side(inputs_length), _Side(targets_length)
-    # The original packs batches of so many examples by themselves, so that the last row of each may have room left.
+    # The original packs each batch of this many examples separately, so the last row of each may have room left.
     batch = max(inputs_length, targets_length)
     for number, (source, target) in enumerate(pairs):
         if not len(source) or not len(target):
@@ -73,7 +73,7 @@ def pack(
 
 
 def model_features(row: dict[str, np.ndarray], packed: bool) -> dict[str, np.ndarray]:
-    """What the models take, of a row: `input_ids` and `labels`, and segment ids if it is packed, else a mask."""
+    """The model's arguments for a row: `input_ids` and `labels`, and segment ids if it is packed, else a mask."""
     labels = np.where(row["targets_segment_ids"] == 0, -100, row["targets"])
     features = {"input_ids": row["inputs"], "labels": labels}
     if packed:

@@ -1,12 +1,12 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Endless rows for pre-training from text of any size, shuffled, distributed, and resumed exactly.
+"""Endless rows for pre-training from text of any size: shuffled, distributed, and exactly resumable.
 
-The files are cut into windows of some megabytes. Every pass goes through the windows in another random order, and deals
-them out to the workers of all processes in turn. What a window holds is joined, cut into chunks, shuffled and made into
-rows. All of that follows from the seed and the window's number, so two numbers say where a worker stands: its window,
-and how many rows of that one have been trained on. They travel with each batch, so that batches which workers have
-prepared ahead do not count. To go on, a worker prepares its one window again and leaves out these rows. (The shuffling
-stream of `datasets` comes back with an empty buffer.)
+The files are split into windows of some megabytes. Each pass visits the windows in another random order, and deals them
+out to the workers of all processes in turn. The text of a window is joined, chunked, shuffled and packed into rows. All
+of this follows from the seed and the number of the window, so two numbers are a worker's state: its window, and how
+many rows of it have been trained on. They travel with each batch, so prefetched batches do not count. To resume, a
+worker prepares its current window again and skips these rows. (The shuffled stream of `datasets` resumes with an empty
+buffer.)
 """
 
 import json
@@ -31,19 +31,19 @@ from .packing import model_features, pack
 Features = dict[str, np.ndarray]
 T = TypeVar("T")
 
-# Texts that are tokenised at once; the original joins as many.
+# Texts to tokenize at once; the original joins as many.
 _TEXTS = 128
 
 
 class Place(NamedTuple):
-    """Where a worker stands: windows that it is through with, and rows of the next one that have been taken."""
+    """State of a worker: the number of windows it has finished, and of rows taken from the next one."""
 
     windows: int = 0
     rows: int = 0
 
 
 class StreamState(NamedTuple):
-    """Where all workers of a process stand, by number, and whose batch is next."""
+    """State of all workers of a process, by number, and whose batch is next."""
 
     places: tuple[Place, ...]
     next_worker: int = 0
@@ -56,7 +56,7 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _reserved_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """Booleans by token id: what stands for no text. Unknown pieces do."""
+    """Booleans by token id: whether a token is special. The unknown token counts as text."""
     reserved = np.zeros(len(tokenizer), dtype=bool)
     reserved[tokenizer.all_special_ids] = True
     if tokenizer.unk_token_id is not None:
@@ -65,18 +65,18 @@ def _reserved_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
 
 
 class TextStream(IterableDataset):
-    """Rows of all the text, over and over.
+    """Endless rows of all the text.
 
     Args:
         windows: the text.
-        tokenizer: turns it into ids. What text spells out as `</s>` or `<extra_id_0>` is left out: it would mean
-            something else.
+        tokenizer: turns it into ids. Literal `</s>` or `<extra_id_0>` in the text is dropped: it would act as a special
+            token.
         objective: turns ids into inputs and targets.
-        packed: whether a row takes as many examples as fit, or one.
-        seed: of the order and of all that the objective draws.
-        process: the number of this process.
-        processes: how many there are.
-        workers: that prepare rows in each of them.
+        packed: whether a row packs as many examples as fit.
+        seed: of the order and of the objective's draws.
+        process: index of this process.
+        processes: number of processes.
+        workers: per process, to prepare rows.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class TextStream(IterableDataset):
         self._order = lru_cache(maxsize=1)(self._new_order)
 
     def settings(self) -> dict[str, Any]:
-        """All that the rows follow from, as JSON can hold it."""
+        """Everything that the rows depend on, JSON-serializable."""
         settings = {name: getattr(self, name) for name in ("packed", "seed", "processes", "workers")}
         return {
             "objective": repr(self.objective),
@@ -109,18 +109,18 @@ class TextStream(IterableDataset):
         }
 
     def __iter__(self) -> Iterator[tuple[int, Place, Features] | TrainingError]:
-        """Rows of one worker: its number, where it stands after the row, and the row."""
+        """Rows of one worker: its number, its state after the row, and the row."""
         info = get_worker_info()
-        # The loader asks its first worker first; after a resumption that is to be the one whose turn it was.
+        # The loader asks its first worker first; after resuming, that must be the worker whose turn it was.
         worker = ((0 if info is None else info.id) + self.state.next_worker) % self.workers
         try:
             for place, features in self._rows_of_shard(worker):
                 yield worker, place, features
         except TrainingError as error:
-            yield error  # raised here, it would arrive with the worker's stack in its message
+            yield error  # raised here, its message would include the worker's traceback
 
     def once(self) -> Iterator[Features]:
-        """Rows of the text in its own order, once; the same at every call."""
+        """Rows of the text in its own order, once; the same in every call."""
         for index in range(self.windows.count):
             yield from self._rows(self._chunks(index), np.random.default_rng((self.seed, index)))
 
@@ -129,7 +129,7 @@ class TextStream(IterableDataset):
         (number, skipped) = self.state.places[worker]
         chunks = list(self._chunks(self._window(number * shards + shard)))
         while True:
-            # The next window is read while this one is used up, lest training wait for it all at once.
+            # Prepare the next window while this one is used, so that training never waits for an entire window.
             upcoming, following = self._chunks(self._window((number + 1) * shards + shard)), list[np.ndarray]()
             rng = np.random.default_rng((self.seed, number, shard))
             shuffled = (chunks[place] for place in rng.permutation(len(chunks)))
@@ -141,7 +141,7 @@ class TextStream(IterableDataset):
             number, skipped = number + 1, 0
 
     def _window(self, turn: int) -> int:
-        """Which window has its turn, as the passes through all of them are counted through."""
+        """Index of the window at a position in the sequence of passes."""
         epoch, place = divmod(turn, self.windows.count)
         return int(self._order(epoch)[place])
 
@@ -151,11 +151,11 @@ class TextStream(IterableDataset):
     def _chunks(self, window: int) -> Iterator[np.ndarray]:
         together = self.objective.documents_together
         for texts in _batches(self.windows.documents(window), max(together, _TEXTS // together * together)):
-            documents = [tokens for tokens in self._tokenise(texts) if len(tokens)]
+            documents = [tokens for tokens in self._tokenize(texts) if len(tokens)]
             for group in _batches(documents, together):
                 yield from self.objective.chunks(group)
 
-    def _tokenise(self, texts: list[str]) -> Iterator[np.ndarray]:
+    def _tokenize(self, texts: list[str]) -> Iterator[np.ndarray]:
         encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         for ids in cast(list[list[int]], encoded["input_ids"]):
             tokens = np.array(ids, dtype=np.int32)
@@ -170,7 +170,7 @@ class TextStream(IterableDataset):
 
 
 def _while_reading(items: Iterable[T], source: Iterator[T], target: list[T]) -> Iterator[T]:
-    """The items; each time, one more goes from the source to the target."""
+    """Yields the items, and moves one from the source to the target each time."""
     for item in items:
         target.extend(islice(source, 1))
         yield item
@@ -190,19 +190,19 @@ def _collate(
 
 
 class StreamLoader(DataLoader):
-    """Batches of a [`TextStream`], which knows after each of them where to go on.
+    """Batches of a [`TextStream`]; it knows after each of them where to resume.
 
     Args:
-        stream: its `workers` must be those given here, or 1 for none.
-        batch_size: rows.
+        stream: its `workers` must be the same as here, or 1 for none.
+        batch_size: in rows.
         workers: processes that prepare batches; 0 prepares them here.
         options: of torch's loader.
     """
 
     def __init__(self, stream: TextStream, batch_size: int, workers: int, **options: Any):
         assert stream.workers == max(workers, 1)
-        # Of its own, though nothing here uses it: torch would draw its seed from the generator that dropout comes from,
-        # which a resumed run finds as it was after that.
+        # Its own generator, though unused: torch would draw a seed from the global one, which dropout uses and which a
+        # resumed run restores to the state after that draw.
         options = {"generator": torch.Generator(), **options}
         super().__init__(stream, batch_size=batch_size, num_workers=workers, collate_fn=_collate, **options)
         self.stream = stream
@@ -219,7 +219,7 @@ class StreamLoader(DataLoader):
 
 
 def save_state(loader: StreamLoader, checkpoint: Path) -> None:
-    """Writes into a checkpoint where this process stands in its stream."""
+    """Writes the state of this process's stream into a checkpoint."""
     record = {"settings": loader.stream.settings(), **loader.state._asdict()}
     _state_path(checkpoint, loader.stream.process).write_text(json.dumps(record) + "\n")
 
@@ -229,7 +229,7 @@ def _state_path(checkpoint: Path, process: int) -> Path:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is otherwise in the settings of a stream; if it is the files, that alone."""
+    """Settings of a stream that differ; if the files differ, only these."""
     if before.get("files") == now["files"]:
         return [f"{name} ({before.get(name)} then, {now[name]} now)" for name in now if before.get(name) != now[name]]
     then = before.get("files", [])
@@ -240,20 +240,20 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def restore(stream: TextStream, checkpoint: Path) -> None:
-    """Lets a stream go on where a checkpoint of the same run stands.
+    """Resumes a stream where a checkpoint of the same run stopped.
 
     Raises:
-        TrainingError: the checkpoint does not know, or the stream has other settings now.
+        TrainingError: the checkpoint has no state for this process, or the stream has different settings now.
     """
-    start_anew = "or let the data begin anew with --ignore_data_skip"
+    restart = "or restart the data with --ignore_data_skip"
     path = _state_path(checkpoint, stream.process)
     if not path.is_file():
         raise TrainingError(
-            f"{checkpoint} does not say where the text went on (it has no {path.name}): resume with as many processes "
-            f"as it was written by, {start_anew}."
+            f"{checkpoint} does not say where to resume the text (it has no {path.name}): resume with as many "
+            f"processes as wrote it, {restart}."
         )
     record = json.loads(path.read_text())
     before, now = cast(Mapping[str, Any], record["settings"]), stream.settings()
     if changed := _changes(before, now):
-        raise TrainingError(f"{checkpoint} was written with another {', '.join(changed)}: use the same, {start_anew}.")
+        raise TrainingError(f"{checkpoint} was written with another {', '.join(changed)}: use the same, {restart}.")
     stream.state = StreamState(tuple(Place(*place) for place in record["places"]), record["next_worker"])

@@ -1,9 +1,9 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Rows of the files that users keep tables in, as they are written there: nothing is guessed, dropped or merged.
+"""Rows of table files exactly as written: nothing is guessed, dropped or merged.
 
-The readers are our own because those of `datasets` guess types: a column of dates or of numbers with leading zeros
-would not come back as it was written, the word "None" in a CSV file would be missing text, and the second of two
-columns of one name would get another name.
+We have our own readers because those of `datasets` guess types: a column of dates or of numbers with leading zeros
+would change, the word "None" in a CSV file would become missing text, and the second of two columns with the same name
+would be renamed.
 """
 
 import codecs
@@ -17,15 +17,15 @@ from pyarrow import ArrowException, parquet
 from ..errors import TrainingError, check_names, decode_line, in_a_line, parse_json_line
 
 
-# A row as its file has it, and where it stands there, for messages.
+# A row of a file, and its position for messages.
 PlacedRow = tuple[str, dict[str, Any]]
 
-# Far more than a file of any number of columns says of them; what a damaged one claims to need is not allocated.
+# Much more than any file's metadata needs; limits what a damaged file makes the reader allocate.
 _FOOTER_LIMITS = {"thrift_string_size_limit": 2**26, "thrift_container_size_limit": 2**20}
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a file in UTF-8 with their ends, counted from 1; a byte order mark in front is no part of the text."""
+    """Lines of a UTF-8 file including line ends, numbered from 1, without a byte order mark."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if number == 1:
@@ -37,7 +37,7 @@ def _json_lines(path: Path) -> Iterator[PlacedRow]:
     for number, line in _lines(path):
         if line.strip():
             where = f"{path}, line {number}"
-            # Numbers as they are written: 1.50 is not "1.5", nor is 1e3 "1000.0".
+            # Numbers as written: 1.50 is not "1.5", nor is 1e3 "1000.0".
             yield where, parse_json_line(line, where, parse_int=str, parse_float=str)
 
 
@@ -59,7 +59,7 @@ def _csv_rows(path: Path) -> Iterator[PlacedRow]:
 def _csv_cells(path: Path) -> Iterator[tuple[str, list[str]]]:
     """The cells of each row that is not blank, and the line where it begins."""
     csv.field_size_limit(2**31 - 1)  # the default refuses documents of more than 128 KiB
-    # Strict: a quotation mark that opens a cell closes it in front of a comma or line break, or is doubled.
+    # Strict: the quotation mark that closes a cell comes before a comma or line break; others are doubled.
     rows = csv.reader((line for _, line in _lines(path)), strict=True)
     while True:
         first = rows.line_num + 1
@@ -78,7 +78,7 @@ def _csv_problem(where: str, first: int, last: int, problem: str) -> str:
     if problem == "unexpected end of data":
         return f"{where}: a quotation mark is opened there or in a line below it and never closed; close or double it."
     if problem.startswith("new-line character"):
-        return f"{where}: a carriage return ends no line of its own; end lines by a line feed, or quote the cell."
+        return f"{where}: a carriage return does not end a line; end lines with a line feed, or quote the cell."
     until = f" up to line {last}" if last > first else ""
     return (
         f"{where}: not CSV{until} ({problem}); a quotation mark inside a quoted cell is doubled, and one that opens a "
@@ -95,7 +95,7 @@ def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
                 for row in batch.to_pylist():
                     number += 1
                     yield f"{path}, row {number}", row
-    # pyarrow lets C++'s and Python's own errors through where the damage is deep inside.
+    # pyarrow passes on errors of C++ and Python for damage deep inside.
     except (ArrowException, OSError, ValueError, OverflowError, NotImplementedError, MemoryError) as error:
         raise TrainingError(f"{path} is not a Parquet file that can be read: {in_a_line(error)}.") from error
 

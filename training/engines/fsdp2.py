@@ -1,9 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Parameters that FSDP of the second kind has spread over processes, row by row: means over them, and what needs whole
-ones.
+"""Parameters that FSDP2 shards by rows: means over them, and what needs the full tensors.
 
-Such a parameter is torch's `DTensor`: it has the shape of the whole, and what is computed of it is computed of the
-whole, each process doing its rows. Sums over rows and norms are added up among the processes, a few numbers at a time.
+Such a parameter is torch's `DTensor`: it has the shape of the full tensor, and operations on it return results for the
+full tensor while each process computes its own rows. Sums over rows and norms are all-reduced, a few values at a time.
 """
 
 import math
@@ -13,56 +12,24 @@ from typing import Any, NoReturn, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from transformers import PreTrainedModel
-from transformers.training_args import OptimizerNames
 
 from ..errors import TrainingError
-from .engine import OF_WHOLE_PARAMETERS, optimizer_option
 
 
-# What FSDP of the first kind and DeepSpeed's ZeRO-3 leave on parameters that they have cut up.
+# Attributes that FSDP1 and DeepSpeed's ZeRO-3 set on parameters that they have sharded.
 _MARK_OF_ZERO3 = "ds_id"
 _MARKS_OF_PARTS = ("_fsdp_flattened", _MARK_OF_ZERO3)
 
 
-def check_optimizer_under_fsdp(preset: str | None, optim: OptimizerNames | str, accelerator: Accelerator) -> None:
-    """Refuses, before anything is trained, optimizers that take means over whole parameters where FSDP of the first
-    kind makes flat pieces of these; and transformers' Adafactor, which does not know rows that are spread over
-    processes. DeepSpeed's are refused earlier, see [`check_optimizer`].
-
-    Args:
-        preset: name of ours, or None for `optim`.
-        optim: name of transformers'.
-        accelerator: knows the engine.
-
-    Raises:
-        TrainingError: it is one of them.
-    """
-    chosen = optimizer_option(preset, optim)
-    if accelerator.distributed_type != DistributedType.FSDP or chosen not in OF_WHOLE_PARAMETERS:
-        return
-    if not accelerator.is_fsdp2:
-        raise TrainingError(
-            f"FSDP of the first kind cuts parameters into flat pieces, but {chosen} takes means over the rows and "
-            "columns of whole ones: choose --optimizer_preset adamw, or another engine (training/configs/fsdp2.yaml or "
-            "ddp.yaml)."
-        )
-    if preset is None:
-        raise TrainingError(
-            f"FSDP spreads parameters over processes, which {chosen} (the default) does not know: choose "
-            "--optimizer_preset finetune, the original's Adafactor, or --optimizer_preset adamw."
-        )
-
-
 def share_embedding(model: PreTrainedModel) -> None:
-    """Makes one module of those that hold a model's input embedding, and leaves one name for it in state dicts.
+    """Replaces all input embeddings of a model by one module, and keeps one name for it in state dicts.
 
-    FSDP gathers a parameter when its module is called, and must not find it in two. And where torch loads FSDP's
-    checkpoints it visits a module once, but expects a value for every name.
+    FSDP gathers a parameter when its module is called, so no two modules may hold it. When torch loads FSDP's
+    checkpoints, it visits a module once but expects a value for every name.
     """
     embedding = model.get_input_embeddings()
     model.set_input_embeddings(embedding)
@@ -81,16 +48,16 @@ def share_embedding(model: PreTrainedModel) -> None:
     model.register_load_state_dict_pre_hook(restore)
 
 
-def keep_checkpoints_whole(accelerator: Accelerator) -> None:
-    """FSDP's checkpoints are in one piece whatever the launcher was told: peft makes and takes no parts of a prompt."""
+def use_full_checkpoints(accelerator: Accelerator) -> None:
+    """Makes FSDP write full checkpoints regardless of the launcher's config: peft cannot save a sharded prompt."""
     plugin = accelerator.state.fsdp_plugin
-    plugin.state_dict_config = plugin.optim_state_dict_config = None  # both follow from the type where they are None
+    plugin.state_dict_config = plugin.optim_state_dict_config = None  # derived from the type where they are None
     plugin.set_state_dict_type(StateDictType.FULL_STATE_DICT)
 
 
 @contextmanager
-def saving_whole(accelerator: Accelerator) -> Iterator[None]:
-    """The trainer saves a model in one piece meanwhile, even if FSDP's checkpoints are in parts; it would save none."""
+def saving_full_state(accelerator: Accelerator) -> Iterator[None]:
+    """Inside, the trainer saves full state dicts even if FSDP's checkpoints are sharded; else it would save none."""
     plugin = accelerator.state.fsdp_plugin if accelerator.is_fsdp2 else None
     if plugin is None:
         yield
@@ -100,8 +67,8 @@ def saving_whole(accelerator: Accelerator) -> Iterator[None]:
     plugin.state_dict_type = usual
 
 
-def whole(parameter: torch.Tensor) -> torch.Tensor:
-    """A copy of a parameter on the CPU, put together from the rows of all processes; all processes call this."""
+def full_copy(parameter: torch.Tensor) -> torch.Tensor:
+    """A full copy of a parameter on the CPU, gathered from all processes; all processes call this."""
     if isinstance(parameter, DTensor):
         return cast(DTensor, parameter.detach()).full_tensor().cpu()
     if hasattr(parameter, _MARK_OF_ZERO3):
@@ -113,29 +80,29 @@ def whole(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def has_prompt(model: Any) -> bool:
-    """Whether what is trained of a model are peft's rows in front of its input."""
+    """Whether peft trains a soft prompt of this model."""
     return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
 @contextmanager
-def whole_prompt(model: Any) -> Iterator[None]:
-    """peft finds a prompt as a whole meanwhile; all processes call this.
+def full_prompt(model: Any) -> Iterator[None]:
+    """Inside, peft finds the full prompt; all processes call this.
 
-    It would look its rows up on the process that saves alone, while the others hold some of them.
+    It would look rows up on the saving process alone, but the other processes hold some of them.
     """
     if not has_prompt(model):
         yield
         return
-    rows = {name: whole(encoder.embedding.weight) for name, encoder in model.prompt_encoder.items()}
+    rows = {name: full_copy(encoder.embedding.weight) for name, encoder in model.prompt_encoder.items()}
     model.get_prompt_embedding_to_save = rows.__getitem__
     try:
         yield
     finally:
-        del model.get_prompt_embedding_to_save  # that of the class again
+        del model.get_prompt_embedding_to_save  # uncovers the method of the class
 
 
 def refuse_parts(parameters: Iterable[torch.Tensor]) -> None:
-    """Checks that every parameter is whole, or spread over processes by its rows.
+    """Checks that every parameter is full, or sharded by rows.
 
     Raises:
         TrainingError: one is not.
@@ -149,41 +116,40 @@ def refuse_parts(parameters: Iterable[torch.Tensor]) -> None:
 
 
 def refuse() -> NoReturn:
-    """Says that parameters are in parts that no mean of the whole can be taken of."""
+    """Raises the error for parameters that are sharded without rows and columns."""
     raise TrainingError(
-        "An engine has cut the parameters into parts without rows and columns, but this optimizer takes means over "
-        "these: choose --optimizer_preset adamw, or FSDP of the second kind (training/configs/fsdp2.yaml)."
+        "An engine has flattened and sharded the parameters, but this optimizer takes means over their rows and "
+        "columns: choose --optimizer_preset adamw, or FSDP2 (training/configs/fsdp2.yaml)."
     )
 
 
 def placed_with(state: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """`state`, which every process has as a whole unless it is distributed already, on the parameter's device.
+    """Moves `state` to the parameter's device, and shards it like the parameter where it has as many rows.
 
-    Of a parameter that is spread over processes, it is spread alike if it has as many rows, and else stays whole on
-    every process.
+    Every process passes the full state, unless it is a DTensor already. State with other rows is replicated.
     """
     if not isinstance(parameter, DTensor) or isinstance(state, DTensor):
         return state.to(parameter.device)
     mesh = parameter.device_mesh
     has_rows = state.shape[0] == parameter.shape[0]
     placements = parameter.placements if has_rows else [Replicate()] * mesh.ndim
-    # Every process takes its rows of what it has. Offloaded parameters are not where their mesh is.
+    # Each process takes its rows from its own copy. Offloaded parameters are not on the device of their mesh.
     return distribute_tensor(state, mesh, placements, src_data_rank=None).to(parameter.device)
 
 
 def reshaped(values: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """`values` in another shape. If that takes rows apart, processes that have some of them get all: the parts may not
-    end where they should."""
+    """`values` in another shape. If that splits rows, sharded values are replicated first: shards might not end at the
+    new boundaries."""
     if isinstance(values, DTensor) and shape[0] != values.shape[0]:
         values = values.redistribute(placements=[Replicate()] * values.device_mesh.ndim)
     return values.reshape(shape)
 
 
 def mean_over(values: torch.Tensor, axis: int) -> torch.Tensor:
-    """Mean over an axis, which stays with size 1."""
+    """Mean over an axis, keeping it with size 1."""
     total = values.sum(axis, keepdim=True)
     if isinstance(total, DTensor):
-        # Not torch's own mean: of rows that are spread unevenly, it gathers all before it adds them up.
+        # torch's own mean would gather unevenly sharded rows before adding them up.
         total = total.redistribute(
             placements=[Replicate() if place.is_partial() else place for place in total.placements]
         )
@@ -191,6 +157,6 @@ def mean_over(values: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def root_mean_square(values: torch.Tensor) -> torch.Tensor:
-    """Scalar tensor, the same on all processes; nobody waits for the device to compute it."""
+    """A scalar tensor, the same on all processes; computing it does not synchronize with the device."""
     norm = torch.linalg.vector_norm(values)
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm) / math.sqrt(values.numel())

@@ -1,15 +1,13 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Weights for FSDP of the second kind: every process reads its own part of the safetensors files, and nothing else.
+"""Weights for FSDP2: each process reads only its own shard of the safetensors files.
 
-Otherwise every process has the whole model in the host's memory before accelerate cuts it up: 45 GB for t5.1.1.xxl,
-times the number of GPUs. Here the model is made without memory, cut up as accelerate cuts it, and filled by torch's
-reader of distributed checkpoints, which takes slices of the files. They are read by position: torch maps files, and the
-system ends a process that touches a mapped page of a file that has become shorter. DeepSpeed's ZeRO-3 needs none of
-this: transformers loads for it on the first process alone, whose files are mapped into memory, and cuts up module by
-module.
+Otherwise every process would load the full model into host memory before accelerate shards it: 45 GB for t5.1.1.xxl,
+times the number of GPUs. Here the model is created on the meta device, sharded as accelerate shards it, and filled by
+torch's reader of distributed checkpoints, which reads slices of the files. It reads with `pread`: torch would map the
+files, and the kernel kills a process that touches a mapped page of a truncated file. DeepSpeed's ZeRO-3 needs none of
+this: transformers loads for it on the first process alone, from mapped files, and shards module by module.
 """
 
-import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,21 +31,22 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.futures import Future
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..errors import TrainingError
+from ..errors import TrainingError, in_a_line
+from .engine import Engine
 
 
 class PartsReader(HuggingFaceStorageReader):
-    """torch's reader of a model's safetensors files, but by position instead of through maps."""
+    """torch's reader of a model's safetensors files, with `pread` instead of memory maps."""
 
     def read_metadata(self) -> Metadata:
         tensors: dict[str, Any] = {}
         self._paths: dict[str, str] = {}
         for path in sorted(Path(self.path).glob("*.safetensors")):
             with opened(path) as file:
-                for name in file.keys():  # noqa: SIM118 - it is no dictionary
+                for name in file.keys():  # noqa: SIM118 - not a dictionary
                     part = file.get_slice(name)
                     size = torch.Size(part.get_shape())
-                    # Of no rows, a slice has the dtype without a byte being read.
+                    # An empty slice knows the dtype without reading a byte.
                     dtype = part[:0].dtype if size else file.get_tensor(name).dtype
                     chunk = ChunkStorageMetadata(torch.Size([0] * len(size)), size)
                     tensors[name] = TensorStorageMetadata(TensorProperties(dtype=dtype), size, [chunk])
@@ -79,16 +78,16 @@ def _part(file: Any, item: ReadItem) -> torch.Tensor:
 
 
 def opened(path: str | Path) -> Any:
-    """A safetensors file, of which what becomes shorter is an error and not the end of the process."""
+    """A safetensors file opened so that truncation raises an error instead of killing the process."""
     return safe_open(path, "pt", backend="pread")
 
 
-def reads_in_parts(folder: str) -> bool:
-    """Whether the launcher asked for FSDP of the second kind, and the files of a model can be read in parts.
+def reads_in_parts(engine: Engine, folder: str) -> bool:
+    """Whether each process can read only its own shard of the weights in a model's folder.
 
-    torch's reader takes all safetensors files of a folder, so there must be no others than the model's.
+    torch's reader takes all safetensors files of a folder, so the folder must not contain any others.
     """
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() != "true" or os.environ.get("FSDP_VERSION") != "2":
+    if not engine.reads_in_parts:
         return False
     names = {path.name for path in Path(folder).glob("*.safetensors")}
     return names == {SAFE_WEIGHTS_NAME} or (SAFE_WEIGHTS_NAME not in names and _has_index(folder) and bool(names))
@@ -99,39 +98,39 @@ def _has_index(folder: str) -> bool:
 
 
 def is_empty(model: nn.Module) -> bool:
-    """Whether a model has no memory for its weights yet."""
+    """Whether a model is still on the meta device."""
     return any(parameter.is_meta for parameter in model.parameters())
 
 
-def cut_and_fill(model: nn.Module, folder: str, accelerator: Accelerator) -> None:
-    """Spreads an empty model over the processes and reads its weights, each process its own; all processes call this.
+def shard_and_load(model: nn.Module, folder: str, accelerator: Accelerator) -> None:
+    """Shards a model on the meta device and reads its weights, each process its own shard; all processes call this.
 
-    It comes before the optimizer is made: accelerate, which would cut the model up after that, knows parameters by
-    where they are in memory, and empty ones are nowhere.
+    Call this before the optimizer is created: accelerate, which would shard the model later, identifies parameters by
+    their address in memory, which those on the meta device do not have.
 
     Args:
-        model: with all parameters on the device "meta".
+        model: with all parameters on the meta device.
         folder: of the model.
-        accelerator: with a plugin for FSDP of the second kind; leaves the model as it is when it prepares it.
+        accelerator: with a plugin for FSDP2; it will leave the model as it is when it prepares it.
 
     Raises:
-        TrainingError: the files lack a weight, or have one of another shape.
+            TrainingError: the files lack a weight, or have one of a different shape.
     """
     plugin = accelerator.state.fsdp_plugin
     plugin.set_auto_wrap_policy(model)
     if plugin.activation_checkpointing:
         fsdp2_apply_ac(accelerator, model)
-        plugin.activation_checkpointing = False  # accelerate would do it again
-    plugin.cpu_ram_efficient_loading = False  # nothing is left to be sent around
+        plugin.activation_checkpointing = False  # accelerate would apply it again
+    plugin.cpu_ram_efficient_loading = False  # nothing is left to broadcast
     fsdp2_prepare_model(accelerator, model)
     is_offloaded = isinstance(plugin.cpu_offload, CPUOffloadPolicy)
     model.to_empty(device="cpu" if is_offloaded else accelerator.device)
     cast(Any, model).tie_weights()
-    weights = fsdp2_canonicalize_names(dict(model.named_parameters()))  # each once, under the name that files have
+    weights = fsdp2_canonicalize_names(dict(model.named_parameters()))  # each once, under its name in the files
     try:
         dcp.load(weights, storage_reader=PartsReader(folder))
     except (dcp.CheckpointException, SafetensorError, OSError, RuntimeError, ValueError) as error:
-        # torch's own message is a traceback of every process.
+        # torch's own message contains a traceback of every process.
         causes = error.failures.values() if isinstance(error, dcp.CheckpointException) else ()
-        reason = " ".join(str(next((cause for cause, _ in causes), error)).split())[:500]
+        reason = in_a_line(next((cause for cause, _ in causes), error))
         raise TrainingError(f"The weights of {folder} do not load: {reason}") from error

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Processes of a run: how long they wait for each other, and what one says when another has died or hangs."""
+"""Processes of a run that wait for each other: for how long, and what to say when one died or hangs."""
 
 import os
 from datetime import timedelta
@@ -9,9 +9,9 @@ import torch
 from ..errors import ProcessError
 
 
-# gloo's, nccl's and the store's words; all of them come as RuntimeError.
+# Messages of gloo, nccl and the store; all are raised as RuntimeError.
 _GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
-# gloo closes a connection when one operation was too late, and says of all that come after it why it did.
+# gloo closes a connection after one operation timed out, and gives that reason for all later operations.
 _LATE = (
     "Timed out waiting",
     "Application timeout caused pair closure",
@@ -22,27 +22,27 @@ _LATE = (
 
 
 def join_on_cpu(backend: str | None, timeout: timedelta) -> None:
-    """Brings the processes that a launcher has started together, as transformers would, which forgets the timeout on
-    CPUs: they would wait half an hour for each other whatever --ddp_timeout says."""
+    """Joins the process group on CPUs. Transformers would, too, but without --ddp_timeout: processes would wait half an
+    hour for each other."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.distributed.is_initialized():
         torch.distributed.init_process_group(backend or "gloo", timeout=timeout)
 
 
 def lost_peer(error: BaseException) -> ProcessError | None:
-    """The sentence for an error that only says that other processes did not answer; nothing for any other error."""
+    """The message for an error that only says that other processes did not answer; None for any other error."""
     if not (isinstance(error, RuntimeError) and torch.distributed.is_available()):
         return None
     text, me = str(error), f"Process {os.environ.get('RANK', '0')}"
-    again = "then run the same command again, which goes on from the last checkpoint."
+    again = "then run the same command again, which resumes from the last checkpoint."
     if any(sign in text for sign in _GONE):
         return ProcessError(
             f"{me} lost the connection to another process of this run, which has died: see what that one printed, or "
-            f"whether the system ended it for lack of memory, {again}"
+            f"whether the system killed it for lack of memory, {again}"
         )
     if any(sign in text for sign in _LATE):
         return ProcessError(
-            f"{me} waited in vain for another process of this run, which hangs: find it (a machine that does not "
-            "answer, a file that cannot be read), or give --ddp_timeout more seconds if it only is slow; "
+            f"{me} timed out waiting for another process of this run, which hangs: find it (a machine that does not "
+            "answer, a file that cannot be read), or raise --ddp_timeout if it is only slow; "
             f"{again}"
         )
     return None

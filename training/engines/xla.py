@@ -1,9 +1,9 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What training through torch_xla (TPUs) takes: equal shapes in all steps, and steps that end where they should.
+"""Training through torch_xla (TPUs): fixed shapes, and programs that end at steps.
 
-XLA compiles what happens between two marks into one program, anew for every combination of shapes that it has not met.
-So batches are filled up to one shape, and texts are generated into room of a fixed length. Everything here is a no-op
-or unused on other devices.
+XLA compiles the operations between two marks into one program, and compiles again for each new combination of shapes.
+So batches are padded to one shape, and texts are generated into buffers of a fixed length. Everything here is unused or
+a no-op on other devices.
 """
 
 import multiprocessing
@@ -23,8 +23,8 @@ from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from ..errors import TrainingError
 
 
-# Tokens between two looks at whether all texts have ended: each of them waits for the device.
-_TOKENS_UNATTENDED = 16
+# Tokens between two checks whether all texts have ended; each check waits for the device.
+_TOKENS_BETWEEN_CHECKS = 16
 
 
 def is_xla(device: torch.device) -> bool:
@@ -33,36 +33,36 @@ def is_xla(device: torch.device) -> bool:
 
 
 def mark_step() -> None:
-    """Ends a program: all that was recorded is compiled, if it is new, and started; nobody waits for it."""
+    """Ends a program: what was recorded is compiled, if it is new, and started, without waiting for it."""
     import torch_xla
 
     torch_xla.sync()
 
 
 def as_input(number: int, device: torch.device) -> torch.Tensor:
-    """A whole number that is another in every step, as a scalar on the device.
+    """An integer that changes in every step, as a scalar on the device.
 
-    XLA makes all equal scalars of a step one input, so that a counter takes a new program whenever it meets a constant;
-    vectors it leaves apart. On other devices, sending the number would wait for the device.
+    XLA merges equal scalars of a step into one input, so a counter needs a new program whenever it equals a constant;
+    it does not merge vectors. On other devices, copying the integer would wait for the device.
     """
     return torch.tensor([number]).to(device)[0] if is_xla(device) else torch.full((), number, device=device)
 
 
-# One process for all devices: XLA makes one program of a step and divides it among them (SPMD). It follows the
-# divisions that some tensors are given, so that a batch divided by examples, and weights and optimizer divided by rows,
-# are FSDP: XLA itself gathers what a device needs of a weight, and adds up gradients where they belong.
+# SPMD: one process drives all devices, and XLA shards each step among them. It propagates the sharding of tensors that
+# have one, so sharding batches by examples, and weights and optimizer state by rows, amounts to FSDP: XLA gathers the
+# weights that a device needs, and reduces gradients where they belong.
 
 
-def spread_steps() -> None:
-    """Has every step computed by all devices together, from now on.
+def enable_spmd() -> None:
+    """Makes all devices compute every step together from now on.
 
     Raises:
-        TrainingError: the process is one of those that a launcher starts for a device each.
+        TrainingError: the launcher started one process per device.
     """
     if multiprocessing.parent_process() is not None:
         raise TrainingError(
-            "--xla_spmd has one process drive all devices, and the launcher's configuration asks for one process for "
-            "each: start with training/configs/single.yaml."
+            "--xla_spmd drives all devices from one process, but the launcher's config asks for one process per "
+            "device: start with training/configs/single.yaml."
         )
     import numpy as np
     import torch_xla.distributed.spmd as spmd
@@ -73,62 +73,43 @@ def spread_steps() -> None:
     spmd.set_global_mesh(spmd.Mesh(np.arange(devices), (devices,), ("rows",)))
 
 
-def devices_of_a_step() -> int:
-    """How many devices compute this process's steps together."""
+def spmd_devices() -> int:
+    """How many devices compute each step of this process together."""
     import torch_xla.runtime as runtime
 
     return runtime.global_runtime_device_count() if runtime.is_spmd() else 1
 
 
-def spread(tensor: torch.Tensor) -> None:
-    """Divides a tensor by its rows among the devices, now and in what is computed in its place."""
+def shard_rows(tensor: torch.Tensor) -> None:
+    """Shards a tensor by rows among the devices; its updated values inherit that."""
     import torch_xla.distributed.spmd as spmd
 
     spmd.mark_sharding(tensor, spmd.get_global_mesh(), ("rows", *[None] * (tensor.dim() - 1)))
 
 
 def rows_held(tensor: torch.Tensor) -> int:
-    """Of how many rows of a tensor each device holds; XLA fills up what does not come out even."""
+    """How many rows of a tensor each device holds; XLA pads uneven shards."""
     import torch_xla
 
     spec = torch_xla._XLAC._get_xla_sharding_spec(tensor)
-    return -(-tensor.shape[0] // devices_of_a_step()) if "devices=[" in spec else tensor.shape[0]
+    return -(-tensor.shape[0] // spmd_devices()) if "devices=[" in spec else tensor.shape[0]
 
 
-class SpreadCallback(TrainerCallback):
-    """Divides weights and the optimizer's state, which may come from a checkpoint."""
+class ShardCallback(TrainerCallback):
+    """Shards weights and optimizer state, which may come from a checkpoint."""
 
     def on_train_begin(self, *unused: Any, model: Any = None, optimizer: Any = None, **more: Any) -> None:
         while hasattr(optimizer, "optimizer"):
             optimizer = optimizer.optimizer
         for parameter in model.parameters():
-            spread(parameter)
+            shard_rows(parameter)
             for value in optimizer.state.get(parameter, {}).values():
                 if torch.is_tensor(value) and value.dim() and value.shape[0] == parameter.shape[0]:
-                    spread(value)
-
-
-class RandomState:
-    """What XLA's random numbers depend on, as it was when it was read.
-
-    It changes with the end of every program, and so while a checkpoint is written: the run that has written one has to
-    go on from what it wrote, as a run that goes on from the checkpoint does.
-    """
-
-    def __init__(self) -> None:
-        import torch_xla.core.xla_model as xla_model
-
-        self._state = xla_model.get_rng_state()
-
-    def restore(self) -> None:
-        """Goes back to it."""
-        import torch_xla.core.xla_model as xla_model
-
-        xla_model.set_rng_state(self._state)
+                    shard_rows(value)
 
 
 class StepBoundaries(TrainerCallback):
-    """Ends a program with each batch, wherever the batches come from."""
+    """Ends a program after each batch."""
 
     def on_step_end(self, *unused: Any, **also_unused: Any) -> None:
         mark_step()
@@ -140,12 +121,12 @@ class StepBoundaries(TrainerCallback):
 class FixedShapes:
     """A collator whose batches all have one shape.
 
-    What is filled in counts nowhere: it is hidden by the mask and has nothing to predict.
+    Padding does not affect results: the mask hides it, and its labels are ignored.
 
     Args:
         collate: makes the batch.
         rows: of every batch.
-        lengths: of every row, by name of the tensor; what is not named has a fixed length already.
+        lengths: of every row, by name of the tensor; tensors without a name here have a fixed length already.
         pad_token_id: of the tokenizer.
     """
 
@@ -166,21 +147,20 @@ class FixedShapes:
 
 
 class PlainLoader:
-    """The loader inside the one that accelerate makes for XLA.
+    """The loader inside accelerate's loader for XLA.
 
-    accelerate's has threads that fetch batches ahead, and the state in which it says that the last batch has come is
-    that of the thread: evaluation would take the batches before for the last one and cut them to its size. It also ends
-    a program with each batch, and random numbers depend on how many there were. What the threads save is small, since
-    programs run while Python records the next one.
+    accelerate's loader prefetches in threads, and its `end_of_dataloader` reflects the thread's progress: evaluation
+    would truncate earlier batches to the size of the last one. It also ends a program with each batch, which would
+    change random numbers. Prefetching saves little, since programs run while Python records the next one.
 
     Args:
         loader: accelerate's.
-        device: that it sends batches to.
+        device: where it sends batches.
     """
 
     def __init__(self, loader: DataLoader, device: torch.device):
         self.dataloader, self.device = cast(Any, loader).dataloader, device
-        self.dataloader.rng_types = cast(Any, loader)._rng_types  # set aside for the threads' sake
+        self.dataloader.rng_types = cast(Any, loader)._rng_types  # accelerate moved it out for its threads
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.dataloader, name)
@@ -194,7 +174,7 @@ class PlainLoader:
 
 @contextmanager
 def skipping_plainly() -> Iterator[None]:
-    """Where transformers goes on in the middle of an epoch meanwhile, what it skips batches of stays a plain loader."""
+    """Inside, what transformers leaves of an epoch after skipping batches is a [`PlainLoader`], too."""
     usual = transformers.trainer.skip_first_batches
 
     def skip(loader: PlainLoader, batches: int) -> PlainLoader:
@@ -207,35 +187,22 @@ def skipping_plainly() -> Iterator[None]:
         transformers.trainer.skip_first_batches = usual
 
 
-def check_search(beams: int | None) -> None:
-    """Refuses `--generation_num_beams`, for texts are searched greedily here.
-
-    Raises:
-        TrainingError: it is more than 1.
-    """
-    if beams is not None and beams > 1:
-        raise TrainingError(
-            f"--generation_num_beams {beams} cannot be had through torch_xla, where texts are searched greedily: leave "
-            "it out, and evaluate the saved model elsewhere."
-        )
-
-
 @torch.no_grad()
 def generate_greedily(
     model: PreTrainedModel, input_ids: torch.Tensor, generation_config: Any, **model_kwargs: Any
 ) -> torch.Tensor:
-    """Greedy search in steps of one shape, for `generate(custom_generate=...)`: a handful of programs for each shape of
-    inputs, where transformers' search, whose tensors grow, takes one for every token.
+    """Greedy search in steps of one shape, for `generate(custom_generate=...)`: a few programs for each input shape.
+    Transformers' own search, whose tensors grow, needs a program for every token.
 
     Args:
-        model: encoder and decoder.
+        model: encoder-decoder.
         input_ids: `(b, 1)`, the start token.
-        generation_config: says how long texts may get, and which tokens end them.
+        generation_config: has the maximum length and the tokens that end a text.
         model_kwargs: what `generate` has prepared: `encoder_outputs`, and `attention_mask` `(b, m)` of the encoder's
-            inputs. By names of their own, transformers would take them away from the encoder.
+            inputs. As named parameters, transformers would not pass them to the encoder.
 
     Returns:
-        `(b, max_length)`, start token at the front, padding after the token that ends a text.
+        `(b, max_length)`, with the start token first, and padding after the token that ends a text.
     """
     encoder = {name: model_kwargs.get(name) for name in ("encoder_outputs", "attention_mask")}
     length, pad = generation_config.max_length, generation_config.pad_token_id
@@ -252,6 +219,6 @@ def generate_greedily(
         place = place + 1
         texts = torch.where(places == place, tokens, texts)
         mark_step()
-        if count % _TOKENS_UNATTENDED == 0 and bool(finished.all()):
+        if count % _TOKENS_BETWEEN_CHECKS == 0 and bool(finished.all()):
             break
     return texts

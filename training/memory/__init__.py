@@ -1,2 +1,2 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""How much memory a run takes, before it starts."""
+"""Memory estimates before a run."""

@@ -1,51 +1,39 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""How much memory a run takes on each device, said before anything is loaded.
+"""Estimates the memory of a run on each device, before anything is loaded.
 
-accelerate launch training/finetune.py ... --estimate                   as it was launched
-python training/finetune.py ... --estimate deepspeed_zero3:8            as it would be under an engine
+accelerate launch training/finetune.py ... --estimate                   as launched
+python training/finetune.py ... --estimate deepspeed_zero3:8            as under another engine
 python -m t5_experimental.training.memory.estimate      the table of docs/memory.md
 """
 
-import os
 from typing import Any, cast
 
 from accelerate import PartialState
-from transformers.training_args import OptimizerNames
 
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.presets import PRESETS, preset_config
 
+from ..engines.engine import CONFIGS, Engine
 from ..errors import TrainingError
+from ..optim.presets import OptimizerChoice
 from ..report.start_lines import facts_as_text
 from ..trainer.arguments import LAUNCHED, T5TrainingArguments
+from ..trainer.settle import Run
 from .activations import Step
-from .states import ENGINES, Engine, Estimate, Setup, empty_model, estimate
+from .states import Estimate, Setup, empty_model, estimate
 
 
-def launched_engine(training: T5TrainingArguments) -> Engine:
-    """The engine of this process, as `accelerate launch` or `--deepspeed` chose it."""
-    plugin = cast(Any, training.deepspeed_plugin)
-    if plugin is not None:
-        if plugin.zero_stage < 3:
-            return "deepspeed_zero2"
-        return "deepspeed_zero3_offload" if plugin.hf_ds_config.is_offload() else "deepspeed_zero3"
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        return "fsdp2"
-    return "ddp" if training.world_size > 1 else "single"
-
-
-def _setup(training: T5TrainingArguments) -> Setup:
-    engine, processes = launched_engine(training), training.world_size
+def _setup(run: Run[Any]) -> Setup:
+    training, engine = run.training, run.engine
     bf16 = training.mixed_precision == "bf16"
     if training.estimate != LAUNCHED:
         name, _, count = str(training.estimate).partition(":")
-        if name not in ENGINES or not (count or "1").isdecimal() or int(count or 1) < 1:
+        if name not in CONFIGS or not (count or "1").isdecimal() or int(count or 1) < 1:
             raise TrainingError(
-                f"--estimate {training.estimate} is not ENGINE:PROCESSES: the engines are {', '.join(ENGINES)}."
+                f"--estimate {training.estimate} is not ENGINE:PROCESSES: the engines are {', '.join(CONFIGS)}."
             )
-        engine, processes, bf16 = cast(Engine, name), int(count or 1), training.bf16_there
-    optimizer = training.optimizer_preset or OptimizerNames(training.optim).value
-    return Setup(engine, processes, optimizer, bf16)
+        engine, bf16 = Engine.named(name, int(count or 1)), run.estimates_bf16
+    return Setup(engine, training.chosen_optimizer(), bf16)
 
 
 def _step(setup: Setup, training: T5TrainingArguments, source: int, target: int, **more: Any) -> Step:
@@ -61,13 +49,13 @@ def _step(setup: Setup, training: T5TrainingArguments, source: int, target: int,
         autocast=setup.bf16 and not setup.keeps_half,
         half=setup.keeps_half,
         checkpointing=cast(Any, checkpointing),
-        whole_logits=setup.cuts_parameters,
+        all_logits=not setup.engine.keeps_parameters_whole,
         **more,
     )
 
 
 def print_estimate(
-    training: T5TrainingArguments,
+    run: Run[Any],
     config: T5ExperimentalConfig,
     source: int,
     target: int,
@@ -76,21 +64,21 @@ def print_estimate(
     prompt_length: int = 0,
     packed: bool = False,
 ) -> None:
-    """Prints what a run would take, from the first process; all processes call this, and end.
+    """Prints the estimate, from the first process; all processes call this, and leave the process group.
 
     Args:
-        training: options of the run, with `estimate`.
+        run: whose options have `estimate`.
         config: of the model, with the dropout of training.
-        source: the most tokens of an input.
-        target: the most tokens of a target.
+        source: maximum tokens of an input.
+        target: maximum tokens of a target.
         lora_rank: of adapters; 0 for none.
         prompt_length: rows of a prompt; 0 for none.
         packed: several examples share a row.
 
     Raises:
-        TrainingError: `estimate` names no engine, or one that the optimizer does not go along with.
+        TrainingError: `estimate` is not an engine, or one that does not allow the optimizer.
     """
-    setup = _setup(training)
+    setup, training = _setup(run), run.training
     trained = "adapters" if lora_rank else "prompt" if prompt_length else "all"
     step = _step(setup, training, source + prompt_length, target, trained=trained, rank=lora_rank, packed=packed)
     found = estimate(empty_model(config, lora_rank, prompt_length), config, setup, step)
@@ -103,24 +91,26 @@ def _facts(setup: Setup, step: Step, found: Estimate) -> dict[str, str]:
     precision = "bfloat16" if setup.bf16 else "float32"
     checkpointing = {"none": "no", "full": "full", "keep_attention": "partial"}[step.checkpointing]
     return {
-        "estimate": f"{setup.engine} on {setup.processes} process(es), {setup.optimizer}, {precision}",
+        "estimate": f"{setup.engine.config} on {setup.engine.processes} process(es), {setup.optimizer.name}, "
+        f"{precision}",
         "step": f"{step.examples} x {step.source}/{step.target} tokens on each device, {checkpointing} checkpointing",
         **found.lines(),
     }
 
 
-# The table of the README.
+# The table of docs/memory.md.
 
 _BATCH, _SOURCE, _TARGET, _RANK = 8, 512, 128, 16
 
+_FINETUNE, _ADAMW = OptimizerChoice("finetune"), OptimizerChoice("adamw")
 _COLUMNS: dict[str, tuple[Setup, int]] = {
-    "1 GPU, Adafactor": (Setup("single", 1, "finetune"), 0),
-    "1 GPU, AdamW": (Setup("single", 1, "adamw"), 0),
-    f"1 GPU, LoRA {_RANK}": (Setup("single", 1, "adamw"), _RANK),
-    "8 GPUs, ZeRO-2": (Setup("deepspeed_zero2", 8, "adamw"), 0),
-    "8 GPUs, ZeRO-3": (Setup("deepspeed_zero3", 8, "adamw"), 0),
-    "8 GPUs, FSDP2": (Setup("fsdp2", 8, "adamw"), 0),
-    "8 GPUs, offloaded": (Setup("deepspeed_zero3_offload", 8, "adamw"), 0),
+    "1 GPU, Adafactor": (Setup(Engine(), _FINETUNE), 0),
+    "1 GPU, AdamW": (Setup(Engine(), _ADAMW), 0),
+    f"1 GPU, LoRA {_RANK}": (Setup(Engine(), _ADAMW), _RANK),
+    "8 GPUs, ZeRO-2": (Setup(Engine.named("deepspeed_zero2", 8), _ADAMW), 0),
+    "8 GPUs, ZeRO-3": (Setup(Engine.named("deepspeed_zero3", 8), _ADAMW), 0),
+    "8 GPUs, FSDP2": (Setup(Engine.named("fsdp2", 8), _ADAMW), 0),
+    "8 GPUs, offloaded": (Setup(Engine.named("deepspeed_zero3_offload", 8), _ADAMW), 0),
 }
 
 
@@ -134,18 +124,18 @@ def _cell(config: T5ExperimentalConfig, setup: Setup, rank: int) -> str:
         trained="adapters" if rank else "all",
         rank=rank,
         checkpointing="full",
-        whole_logits=setup.cuts_parameters,
+        all_logits=not setup.engine.keeps_parameters_whole,
     )
     found = estimate(empty_model(config, rank), config, setup, step)
-    host = f" + {setup.processes * sum(found.host.values()) / 1e9:.0f} host" if found.host else ""
+    host = f" + {setup.engine.processes * sum(found.host.values()) / 1e9:.0f} host" if found.host else ""
     return f"**{found.gpu or 'none'}** ({found.total / 1e9:.1f}{host})"
 
 
 def table() -> str:
-    """Markdown: the smallest GPU that fits each released size, with the GB that it takes in parentheses."""
+    """Markdown: the smallest GPU that fits each released size, with the required GB in parentheses."""
     rows = [["", *_COLUMNS], ["---", *["---"] * len(_COLUMNS)]]
     for name in PRESETS:
-        if name.startswith("t5.1.1.lm100k"):  # the very shapes of t5.1.1
+        if name.startswith("t5.1.1.lm100k"):  # same sizes as t5.1.1
             continue
         config = preset_config(name, dropout_rate=0.1)
         rows.append([name, *(_cell(config, setup, rank) for setup, rank in _COLUMNS.values())])

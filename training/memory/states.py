@@ -1,14 +1,14 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Bytes that a process of a run holds: parameters, gradients, optimizer, and what comes and goes.
+"""Bytes that a process of a run holds: parameters, gradients, optimizer state, and temporary tensors.
 
-They are counted from the shapes of a model without memory for its weights, as each engine stores them;
-tests/engines/test_footprint.py compares them with what the engines really hold. Activations are those of
-training/activations.py.
+They are computed from the shapes of a model on the meta device, as each engine stores them;
+tests/engines/test_footprint.py compares them with what the engines allocate. Activations are in
+training/memory/activations.py.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,56 +19,44 @@ from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.loss_t5_experimental import _CHUNK
 from t5_experimental.stack_t5_experimental import T5Block
 
+from ..engines.engine import Engine
 from ..errors import TrainingError
 from ..models.adapters import import_peft, lora_config, lora_targets
-from ..optim.presets import build_optimizer
+from ..optim.presets import OptimizerChoice, build_optimizer
 from .activations import Step, activation_bytes
 
 
-Engine = Literal["single", "ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3", "deepspeed_zero3_offload"]
-ENGINES: tuple[str, ...] = get_args(Engine)
-
 GPU_SIZES = (16, 24, 40, 48, 80, 141)
-"""GB (10**9 bytes) of memory that devices are sold with. Most have up to 7 % more, which is left to the CUDA context
-and to gaps between tensors."""
+"""GB (10**9 bytes) of memory of common devices. Most have up to 7 % more, which is left to the CUDA context and to
+fragmentation."""
 
-# DeepSpeed's own defaults, in numbers, which training/configs leaves as they are: what it sums gradients in, what
-# parameters it does not cut up, and how many it keeps together between two uses.
+# DeepSpeed's defaults, in elements, which training/configs keeps: the bucket for reducing gradients, the size below
+# which it does not shard parameters, and how many gathered ones it keeps between two uses.
 _REDUCE_BUCKET = 500_000_000
 _PERSISTENT = 100_000
 _LIVE = 1_000_000_000
-# It cuts a flat group of parameters at multiples of this, for each process.
+# Shards of a flat group of parameters are aligned to this many elements.
 _ALIGNMENT = 2
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is trained, and how.
+    """What to train, and how.
 
     Attributes:
-        engine: as the files in `training/configs` are called.
-        processes: of all machines together, one for each device.
-        optimizer: a preset, or a name that transformers has for `--optim`.
+        engine: with one process per device.
+        optimizer: a preset, or one of transformers'.
         bf16: compute in bfloat16.
     """
 
-    engine: Engine = "single"
-    processes: int = 1
-    optimizer: str = "finetune"
+    engine: Engine
+    optimizer: OptimizerChoice
     bf16: bool = True
-
-    @property
-    def is_deepspeed(self) -> bool:
-        return self.engine.startswith("deepspeed")
-
-    @property
-    def cuts_parameters(self) -> bool:
-        return self.engine == "fsdp2" or self.engine.startswith("deepspeed_zero3")
 
     @property
     def keeps_half(self) -> bool:
         """Whether the model itself computes in bfloat16, without casts."""
-        return self.bf16 and (self.is_deepspeed or self.engine == "fsdp2")
+        return self.bf16 and self.engine.shards_state
 
 
 @dataclass
@@ -76,8 +64,8 @@ class Estimate:
     """Bytes of one process.
 
     Attributes:
-        device: by what they are for, on the device.
-        host: the same in the host's memory, where an engine keeps parts there.
+        device: by purpose, on the device.
+        host: by purpose, in host memory, where an engine offloads to it.
     """
 
     device: dict[str, int] = field(default_factory=dict)
@@ -85,16 +73,16 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """On the device, all at once: a little more than the peak, since not all of it is needed at one time."""
+        """On the device, all together: slightly more than the peak, since they are not all needed at the same time."""
         return sum(self.device.values())
 
     @property
     def gpu(self) -> int | None:
-        """Smallest of [`GPU_SIZES`] that it fits; None if it is too large for all."""
+        """Smallest of [`GPU_SIZES`] that fits; None if none does."""
         return next((size for size in GPU_SIZES if self.total <= size * 10**9), None)
 
     def lines(self) -> dict[str, str]:
-        """What to print, by heading."""
+        """Lines to print, by heading."""
         lines = {name: _gigabytes(size) for name, size in self.device.items()}
         lines["total"] = f"{_gigabytes(self.total)} on each device"
         if self.host:
@@ -108,11 +96,11 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:7.2f} GB"
 
 
-# The model, without memory for its weights.
+# The model on the meta device.
 
 
 def empty_model(config: T5ExperimentalConfig, lora_rank: int = 0, prompt_length: int = 0) -> nn.Module:
-    """The model as it is trained, with shapes alone: its parameters are on the device "meta"."""
+    """The model to train, with shapes alone: its parameters are on the meta device."""
     with torch.device("meta"):
         model = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
         if lora_rank:
@@ -129,7 +117,7 @@ def _split(length: int, parts: int) -> int:
 
 
 def _rows_of(weight: torch.Tensor, processes: int) -> tuple[int, ...]:
-    """Shape of the first process's part of a parameter that is cut along its first dimension."""
+    """Shape of the first process's shard of a parameter that is sharded along its first dimension."""
     return (_split(weight.shape[0], processes), *weight.shape[1:])
 
 
@@ -137,43 +125,43 @@ def _rows_of(weight: torch.Tensor, processes: int) -> tuple[int, ...]:
 
 
 class _Weights:
-    """Counts what is there all the time."""
+    """Counts what exists all the time."""
 
     def __init__(self, model: nn.Module, setup: Setup):
-        self.setup, self.model = setup, model
+        self.setup, self.engine, self.model = setup, setup.engine, model
         self.all = list(model.parameters())
         self.trained = [weight for weight in self.all if weight.requires_grad]
-        self.size = 2 if setup.is_deepspeed and setup.bf16 else 4
+        self.size = 2 if setup.engine.is_deepspeed and setup.bf16 else 4
 
     def groups(self) -> list[list[nn.Parameter]]:
-        """Trained parameters as the optimizer has them; DeepSpeed makes one flat tensor of each group."""
+        """Trained parameters in the optimizer's groups; DeepSpeed flattens each group into one tensor."""
         scales = [weight for weight in self.trained if weight.ndim == 1]
-        if self.setup.optimizer not in ("adamw", "rms_adamw"):
+        if self.setup.optimizer.name not in ("adamw", "rms_adamw"):
             return [self.trained]
         return [group for group in ([weight for weight in self.trained if weight.ndim > 1], scales) if group]
 
     def local_numbers(self) -> list[int]:
-        """Trained numbers of this process, of each tensor that the optimizer sees."""
-        setup, processes = self.setup, self.setup.processes
-        if setup.engine == "fsdp2":
+        """Trained elements of this process, for each tensor that the optimizer sees."""
+        engine, processes = self.engine, self.engine.processes
+        if engine.kind == "fsdp":
             return [torch.Size(_rows_of(weight, processes)).numel() for weight in self.trained]
-        if setup.engine == "deepspeed_zero2":
+        if not engine.is_deepspeed:
+            return [weight.numel() for weight in self.trained]
+        if engine.keeps_parameters_whole:
             totals = [sum(weight.numel() for weight in group) for group in self.groups()]
             unit = _ALIGNMENT * processes
             return [_split(total, unit) * unit // processes for total in totals]
-        if setup.is_deepspeed:
-            return [sum(_split(weight.numel(), processes) for weight in group) for group in self.groups()]
-        return [weight.numel() for weight in self.trained]
+        return [sum(_split(weight.numel(), processes) for weight in group) for group in self.groups()]
 
     def parameters(self) -> int:
-        """Bytes that are never given back."""
-        setup, processes = self.setup, self.setup.processes
-        if setup.engine == "fsdp2":
+        """Bytes of parameters between two steps."""
+        engine, processes = self.engine, self.engine.processes
+        if engine.kind == "fsdp":
             return sum(torch.Size(_rows_of(weight, processes)).numel() for weight in self.all) * self.size
-        if setup.engine.startswith("deepspeed_zero3"):
+        if not engine.keeps_parameters_whole:
             cut = sum(_split(weight.numel(), processes) for weight in self.all)
             return (cut + sum(weight.numel() for weight in self.all if weight.numel() < _PERSISTENT)) * self.size
-        if setup.engine == "deepspeed_zero2":
+        if engine.is_deepspeed:
             frozen = sum(weight.numel() for weight in self.all if not weight.requires_grad)
             return (frozen + sum(self.local_numbers()) * processes) * self.size
         return sum(weight.numel() for weight in self.all) * self.size
@@ -182,27 +170,23 @@ class _Weights:
         return sum(self.local_numbers()) * self.size
 
     def masters(self) -> int:
-        """DeepSpeed's copy of its part in float32, which it has whatever the parameters are in."""
-        return sum(self.local_numbers()) * 4 if self.setup.is_deepspeed else 0
+        """DeepSpeed's float32 copy of its shard, regardless of the dtype of the parameters."""
+        return sum(self.local_numbers()) * 4 if self.engine.is_deepspeed else 0
 
     def _state_bytes(self, state: torch.Tensor, weight: torch.Tensor) -> int:
-        """Of a state that FSDP2 spreads as its parameter if it has as many rows, see
+        """Bytes of a state, which FSDP2 shards like its parameter if it has as many rows, see
         [`~t5_experimental.training.engines.fsdp2.placed_with`]."""
-        if self.setup.engine != "fsdp2" or state.shape[0] != weight.shape[0]:
+        if self.engine.kind != "fsdp" or state.shape[0] != weight.shape[0]:
             return state.nbytes
-        return torch.Size(_rows_of(state, self.setup.processes)).numel() * state.element_size()
+        return torch.Size(_rows_of(state, self.engine.processes)).numel() * state.element_size()
 
     def optimizer(self) -> int:
-        """State as it is after the first step."""
-        name, setup = self.setup.optimizer, self.setup
+        """State after the first step."""
+        self.engine.check(self.setup.optimizer)
+        name = self.setup.optimizer.name
         local = self.local_numbers()
-        counts = 4 * len(local)  # steps
-        if name in ("finetune", "pretrain", "rms_adamw"):
-            if setup.is_deepspeed:
-                raise TrainingError(
-                    f"--optimizer_preset {name} looks at whole parameters, which {setup.engine} cuts up: choose adamw, "
-                    "or another engine."
-                )
+        counts = 4 * len(local)  # `step` of each
+        if self.setup.optimizer.preset is not None and self.setup.optimizer.takes_means:
             optimizer, _ = build_optimizer(name, self.model)
             weights = [(weight, group) for group in optimizer.param_groups for weight in group["params"]]
             return counts + sum(
@@ -211,8 +195,6 @@ class _Weights:
                 for state in cast(Any, optimizer).fresh_state(weight, group, place).values()
             )
         if name == OptimizerNames.ADAFACTOR.value:
-            if setup.is_deepspeed:
-                return 4 * sum(local)
             return sum(map(_factored, self._local_shapes()))
         if name.startswith("adamw") and not any(kind in name for kind in ("8bit", "4bit", "fp8", "anyprecision")):
             return counts + 8 * sum(local)
@@ -224,7 +206,7 @@ class _Weights:
 
     def _local_shapes(self) -> Iterator[tuple[int, ...]]:
         for weight in self.trained:
-            yield _rows_of(weight, self.setup.processes) if self.setup.engine == "fsdp2" else tuple(weight.shape)
+            yield _rows_of(weight, self.engine.processes) if self.engine.kind == "fsdp" else tuple(weight.shape)
 
 
 def _factored(shape: tuple[int, ...]) -> int:
@@ -234,46 +216,46 @@ def _factored(shape: tuple[int, ...]) -> int:
     return 4 * (torch.Size(shape[:-1]).numel() + torch.Size((*shape[:-2], shape[-1])).numel()) + 4
 
 
-# What is there for a moment.
+# Temporary tensors.
 
 
 def _largest_unit(model: nn.Module) -> int:
-    """Numbers of the largest module that an engine gathers at a time: a block, the embedding or the classifier."""
+    """Elements of the largest module that an engine gathers at a time: a block, the embedding or the classifier."""
     units = [module for module in model.modules() if isinstance(module, T5Block | nn.Embedding | nn.Linear)]
     return max(sum(weight.numel() for weight in unit.parameters()) for unit in units)
 
 
 def _gathered(model: nn.Module, setup: Setup) -> int:
-    """Whole parameters of the modules that compute, and of the next."""
+    """Gathered parameters of the modules that compute, and of the next ones."""
     size = 2 if setup.bf16 else 4
-    if not setup.cuts_parameters:
+    if setup.engine.keeps_parameters_whole:
         return 0
     total = sum(weight.numel() for weight in model.parameters())
-    if setup.is_deepspeed:
+    if setup.engine.is_deepspeed:
         return min(total, _LIVE + _largest_unit(model)) * size
     return min(2 * _largest_unit(model), total) * size
 
 
 def _sent(weights: _Weights) -> int:
-    """Gradients on their way to other processes."""
+    """Gradients in communication buffers."""
     setup = weights.setup
-    if setup.engine == "ddp":
+    if setup.engine.config == "ddp":
         return sum(weight.numel() for weight in weights.trained) * 4
-    if setup.is_deepspeed:
+    if setup.engine.is_deepspeed:
         return _REDUCE_BUCKET * weights.size
-    return _largest_unit(weights.model) * (2 if setup.bf16 else 4) if setup.engine == "fsdp2" else 0
+    return _largest_unit(weights.model) * (2 if setup.bf16 else 4) if setup.engine.kind == "fsdp" else 0
 
 
 def _logits(config: T5ExperimentalConfig, step: Step) -> int:
-    """Logits beside those that are kept: their gradient, in the products' precision, too."""
+    """Logits besides those that are kept: their gradient, also in the precision of matmuls."""
     tokens = step.examples * step.target
-    if not step.whole_logits:
+    if not step.all_logits:
         tokens = min(tokens, _CHUNK)
-    return tokens * config.vocab_size * (4 + step.product)
+    return tokens * config.vocab_size * (4 + step.matmul)
 
 
 def _casts(model: nn.Module, step: Step) -> int:
-    """Copies of weights in bfloat16 that autocast makes: all of a pass, since it keeps them to its end."""
+    """Copies of weights in bfloat16 that autocast caches for the forward pass."""
     if step.half or not step.autocast:
         return 0
     return 2 * sum(
@@ -288,17 +270,17 @@ def estimate(model: nn.Module, config: T5ExperimentalConfig, setup: Setup, step:
     """Bytes of a process.
 
     Args:
-        model: what is trained, as of [`empty_model`].
-        config: of it, with the dropout of training.
+        model: to train, from [`empty_model`].
+        config: of the model, with the dropout of training.
         setup: engine and optimizer.
-        step: what a process computes at once.
+        step: one forward pass of a process.
 
     Raises:
-        TrainingError: the optimizer does not go along with the engine, or is not known here.
+        TrainingError: the engine does not allow the optimizer, or its memory is unknown.
     """
     weights = _Weights(model, setup)
     result = Estimate()
-    offloaded = result.host if setup.engine == "deepspeed_zero3_offload" else result.device
+    offloaded = result.host if setup.engine.config == "deepspeed_zero3_offload" else result.device
     offloaded["parameters"] = weights.parameters()
     offloaded["gradients"] = weights.gradients()
     if masters := weights.masters():

@@ -1,8 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Adapters of peft, for every family: low-rank matrices beside the weights (LoRA), and a prompt before the input.
+"""peft adapters for all families: low-rank matrices (LoRA), and prompts before the input.
 
-peft knows the layers of the model types on a list of its own, and the size of a prompt by guessing; both are said here.
-Its prefix tuning is left out: it gives all layers keys of one width, which the first layers narrow do not have.
+peft has a list of layers per model type, and guesses the size of a prompt; here, both are given explicitly. Its prefix
+tuning is not supported: it gives all layers keys of one width, but narrow first layers have a different one.
 """
 
 import importlib
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 LORA_TARGETS = ("q", "v")
-"""Layers that LoRA goes beside unless others are named: those of the paper (https://arxiv.org/abs/2106.09685, table 5),
-and of peft's own list for T5."""
+"""Default layers for LoRA: those of the paper (https://arxiv.org/abs/2106.09685, table 5), and of peft's list for
+T5."""
 
 
 def import_peft() -> Any:
-    """The package `peft`, which the extra of that name brings.
+    """The package `peft`, which the extra of that name installs.
 
     Raises:
         TrainingError: it is not installed.
@@ -40,10 +40,10 @@ def import_peft() -> Any:
 
 
 def lora_targets(model: PreTrainedModel) -> tuple[str, ...]:
-    """Names of the layers that LoRA can go beside: all linear ones of encoder and decoder.
+    """Names of the layers that LoRA can adapt: all linear layers of encoder and decoder.
 
-    The few numbers with which talking heads mix their heads are no linear layer, nor is the position bias; the
-    classifier over the vocabulary is left out, since its adapter would be larger than all others together.
+    Talking heads' mixing matrices and the position bias are not linear layers. The classifier over the vocabulary is
+    left out, since its adapter would be larger than all others together.
     """
     names = {
         name.rpartition(".")[2]
@@ -59,18 +59,18 @@ def lora_config(
 ) -> "LoraConfig":
     """Configuration of low-rank adapters for peft's `get_peft_model`.
 
-    The adapter's product counts once whatever its rank (alpha is the rank, as in the paper's section 4.1), so that
-    another rank needs no other learning rate. Its second matrix begins at zero: an optimizer that scales its steps by
-    the size of a parameter, as Adafactor with parameter scaling, hardly moves it.
+    The scale of an adapter does not depend on its rank (alpha is the rank, as in section 4.1 of the paper), so another
+    rank needs no other learning rate. The second matrix is initialized with zeros: an optimizer that scales updates by
+    the size of a parameter, such as Adafactor with parameter scaling, hardly moves it.
 
     Args:
-        model: encoder and decoder, not adapted yet.
+        model: encoder-decoder, without adapters.
         rank: of the matrices.
-        targets: names of the layers, see [`lora_targets`]; they hold for both stacks.
-        dropout: of the adapters' input while training.
+        targets: names of the layers, see [`lora_targets`]; they apply to both stacks.
+        dropout: of the adapters' input in training.
 
     Raises:
-        TrainingError: peft is not installed, the rank is not positive, or there is no such layer.
+        TrainingError: peft is not installed, the rank is not positive, or a layer does not exist.
     """
     peft = import_peft()
     if rank < 1:
@@ -78,7 +78,7 @@ def lora_config(
     known = lora_targets(model)
     if unknown := sorted(set(targets) - set(known)):
         raise TrainingError(
-            f"LoRA cannot go beside {', '.join(unknown)}: the linear layers of this model are {', '.join(known)}."
+            f"LoRA cannot adapt {', '.join(unknown)}: the linear layers of this model are {', '.join(known)}."
         )
     return peft.LoraConfig(
         task_type=peft.TaskType.SEQ_2_SEQ_LM,
@@ -91,7 +91,7 @@ def lora_config(
 
 
 def prompt_config(length: int, width: int) -> "PromptTuningConfig":
-    """Configuration of a prompt of `length` rows in front of the encoder's input, `width` (`d_model`) numbers each.
+    """Configuration of a prompt of `length` rows of `width` (`d_model`) before the encoder's input.
 
     Raises:
         TrainingError: peft is not installed.
@@ -101,24 +101,23 @@ def prompt_config(length: int, width: int) -> "PromptTuningConfig":
         task_type=peft.TaskType.SEQ_2_SEQ_LM,
         num_virtual_tokens=length,
         token_dim=width,
-        # For two submodules peft trains and saves as many rows again, for the decoder, and never uses them.
+        # With two submodules, peft would train and save as many rows for the decoder, and never use them.
         num_transformer_submodules=1,
     )
 
 
 def add_prompt(model: PreTrainedModel, rows: torch.Tensor) -> "PeftModel":
-    """The model, frozen, with a prompt before its input that is trained; peft saves the prompt alone.
+    """Freezes the model and adds a trainable prompt before its input; peft saves the prompt alone.
 
-    The encoder sees the prompt's rows in front of the embedded input, as its first positions: the relative position
-    bias counts from them on, and the mask lets all positions see them. So does the original (`prefix_prompt` and
-    `create_prompt_encoder_mask` of google-research/prompt-tuning).
+    The rows of the prompt are the encoder's first positions: the relative position bias counts from them, and all
+    positions see them. So it is in the original (`prefix_prompt` and `create_prompt_encoder_mask` of
+    google-research/prompt-tuning).
 
-    Give `generate` the attention mask of padded inputs: peft passes embeddings on, in which padding can no longer be
-    told from text.
+    Pass the attention mask of padded inputs to `generate`: peft passes embeddings on, which do not reveal padding.
 
     Args:
         model: for conditional generation; its parameters are frozen in place.
-        rows: `(length, d_model)`, what the prompt begins with.
+        rows: `(length, d_model)`, initial values of the prompt.
 
     Raises:
         TrainingError: peft is not installed.

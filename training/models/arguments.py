@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from t5_experimental.presets import PRESETS
 
-from ..errors import TrainingError, in_a_line
+from ..errors import TrainingError, check_at_least, in_a_line
 
 
 @dataclass
@@ -19,12 +19,12 @@ class PromptArguments:
     prompt_init: Literal["vocab", "labels", "random"] | None = field(
         default=None,
         metadata={
-            "help": "What the prompt begins with: embeddings of common tokens, those of the class labels and then of "
-            "common tokens, or random numbers. Default: labels if there are any, else vocab."
+            "help": "Initial values: embeddings of common tokens, embeddings of the class labels followed by common "
+            "tokens, or random values. Default: labels if there are any, else vocab."
         },
     )
     class_labels: str | None = field(
-        default=None, metadata={"help": 'The targets of a classification, separated by commas: "positive,negative".'}
+        default=None, metadata={"help": 'Class labels, the possible targets, separated by commas: "positive,negative".'}
     )
     import_prompt: str | None = field(
         default=None,
@@ -34,8 +34,7 @@ class PromptArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.prompt_length < 1:
-            raise TrainingError(f"--prompt_length is {self.prompt_length}: it must be at least 1.")
+        check_at_least(self, 1, "prompt_length")
         if self.prompt_init is None:
             self.prompt_init = "vocab" if self.class_labels is None else "labels"
         if self.prompt_init == "labels" and self.class_labels is None:
@@ -47,20 +46,29 @@ class PromptArguments:
 
     @property
     def labels(self) -> list[str]:
-        """The class labels one by one, without the space around them."""
+        """The class labels as a list, stripped."""
         return [] if self.class_labels is None else [label.strip() for label in self.class_labels.split(",")]
 
 
+class _Dropout:
+    dropout_rate: float
+    broadcast_dropout: bool
+
+    def dropout_fields(self) -> dict[str, float | bool]:
+        """Dropout fields of the model's configuration."""
+        return {"dropout_rate": self.dropout_rate, "broadcast_dropout": self.broadcast_dropout}
+
+
 @dataclass
-class ModelArguments:
-    """What is trained."""
+class ModelArguments(_Dropout):
+    """What to train."""
 
     model_name_or_path: str = field(
         metadata={"help": "Folder of a converted checkpoint, with its tokenizer. Nothing is downloaded."}
     )
     dropout_rate: float = field(
         default=0.1,
-        metadata={"help": "Dropout while training. The checkpoints were pre-trained with 0 and fine-tuned with 0.1."},
+        metadata={"help": "Dropout in training. The checkpoints were pre-trained with 0 and fine-tuned with 0.1."},
     )
     broadcast_dropout: bool = field(
         default=False,
@@ -68,16 +76,15 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        check_model_folder(self.model_name_or_path)
         check_dropout_rate(self.dropout_rate)
 
-    def dropout_fields(self) -> dict[str, float | bool]:
-        """What the model's configuration shall say of dropout."""
-        return {"dropout_rate": self.dropout_rate, "broadcast_dropout": self.broadcast_dropout}
+    def check_files(self) -> None:
+        """Refuses a folder without a model."""
+        check_model_folder(self.model_name_or_path)
 
 
 def check_model_folder(folder: str) -> None:
-    """Refuses a `--model_name_or_path` that holds no model."""
+    """Refuses a `--model_name_or_path` without a model."""
     if not (Path(folder) / "config.json").is_file():
         raise TrainingError(
             f"--model_name_or_path {folder} is not a model folder (it has no config.json): give a folder that "
@@ -86,30 +93,30 @@ def check_model_folder(folder: str) -> None:
 
 
 def check_dropout_rate(rate: float) -> None:
-    """Refuses a `--dropout_rate` that is none."""
+    """Refuses a `--dropout_rate` that is out of range."""
     if not 0 <= rate < 1:
         raise TrainingError(f"--dropout_rate is {rate}: it must be at least 0 and less than 1.")
 
 
 @dataclass
-class PretrainingModelArguments:
-    """What is trained: a checkpoint, or a preset with fresh weights."""
+class PretrainingModelArguments(_Dropout):
+    """What to train: a checkpoint, or a preset with fresh weights."""
 
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder of a converted checkpoint. Nothing is downloaded."}
     )
     preset: str | None = field(
-        default=None, metadata={"help": f"Fresh weights in the shape of a released checkpoint: {', '.join(PRESETS)}."}
+        default=None, metadata={"help": f"Fresh weights with the sizes of a released checkpoint: {', '.join(PRESETS)}."}
     )
     config_overrides: str = field(
-        default="{}", metadata={"help": 'What is otherwise than in the preset, as JSON: {"d_model": 128}.'}
+        default="{}", metadata={"help": 'Fields that differ from the preset, as JSON: {"d_model": 128}.'}
     )
     tokenizer_name: str | None = field(
         default=None,
         metadata={"help": "Folder of a tokenizer, or a sentencepiece model. Default: that of --model_name_or_path."},
     )
     dropout_rate: float = field(
-        default=0.0, metadata={"help": "Dropout while training. The checkpoints were pre-trained with 0."}
+        default=0.0, metadata={"help": "Dropout in training. The checkpoints were pre-trained with 0."}
     )
     broadcast_dropout: bool = field(
         default=False,
@@ -118,22 +125,25 @@ class PretrainingModelArguments:
 
     def __post_init__(self) -> None:
         if (self.model_name_or_path is None) == (self.preset is None):
-            raise TrainingError("Give either --model_name_or_path, to go on with, or --preset, for fresh weights.")
+            raise TrainingError("Give either --model_name_or_path, to continue from, or --preset, for fresh weights.")
         if self.preset is not None:
             if self.preset not in PRESETS:
                 raise TrainingError(f"--preset {self.preset} does not exist: choose one of {', '.join(PRESETS)}.")
             if self.tokenizer_name is None:
                 raise TrainingError("--preset needs a vocabulary: give --tokenizer_name, too.")
-        else:
-            check_model_folder(str(self.model_name_or_path))
-            if self.overrides():
-                raise TrainingError("--config_overrides is for --preset; a checkpoint has its own configuration.")
-        if self.tokenizer_name is not None and not Path(self.tokenizer_name).exists():
-            raise TrainingError(f"--tokenizer_name {self.tokenizer_name} does not exist: give a folder or a file.")
+        elif self.overrides():
+            raise TrainingError("--config_overrides is for --preset; a checkpoint has its own configuration.")
         check_dropout_rate(self.dropout_rate)
 
+    def check_files(self) -> None:
+        """Refuses a folder without a model, and a vocabulary that does not exist."""
+        if self.model_name_or_path is not None:
+            check_model_folder(self.model_name_or_path)
+        if self.tokenizer_name is not None and not Path(self.tokenizer_name).exists():
+            raise TrainingError(f"--tokenizer_name {self.tokenizer_name} does not exist: give a folder or a file.")
+
     def overrides(self) -> dict[str, Any]:
-        """`config_overrides`, read."""
+        """`config_overrides` as a dictionary."""
         try:
             overrides = json.loads(self.config_overrides)
         except (ValueError, RecursionError) as error:
@@ -141,9 +151,5 @@ class PretrainingModelArguments:
         if not isinstance(overrides, dict):
             raise TrainingError('--config_overrides is not a JSON object such as {"d_model": 128}.')
         if own := sorted(set(overrides) & set(self.dropout_fields())):
-            raise TrainingError(f"--config_overrides has {own[0]}, which is an option of its own: give --{own[0]}.")
+            raise TrainingError(f"--config_overrides has {own[0]}, which has an option of its own: give --{own[0]}.")
         return overrides
-
-    def dropout_fields(self) -> dict[str, float | bool]:
-        """What the model's configuration shall say of dropout."""
-        return {"dropout_rate": self.dropout_rate, "broadcast_dropout": self.broadcast_dropout}

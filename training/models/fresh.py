@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Models with fresh weights, in the shape of a released checkpoint, and the vocabulary to train them with."""
+"""Models with fresh weights and the sizes of a released checkpoint, and the vocabulary to train them with."""
 
 import json
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ from .loading import check_vocabulary, load_tokenizer, refusals
 
 
 def load_any_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Tokenizer of a folder, or of a sentencepiece file with T5's 100 sentinels on top.
+    """Tokenizer of a folder, or of a sentencepiece file, with T5's 100 sentinels added.
 
     Raises:
-        TrainingError: there is none, or it is none of T5's kind.
+        TrainingError: there is none, or it is not compatible with T5.
     """
     if not Path(name).is_file():
         return load_tokenizer(name)
@@ -32,7 +32,7 @@ def load_any_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except VocabularyError as error:
         raise TrainingError(f"--tokenizer_name: {error}") from error
     with TemporaryDirectory() as folder:
-        # Those in a file would get ids twice, as `T5Tokenizer` always adds its own.
+        # `T5Tokenizer` always adds sentinels, so those in the file would get ids twice.
         (Path(folder) / "spiece.model").write_bytes(vocabulary.without_sentinels())
         config = {"tokenizer_class": "T5Tokenizer", "extra_ids": SENTINELS}
         (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config))
@@ -47,12 +47,12 @@ def load_any_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def fresh_model(preset: str, overrides: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Model in float32 with weights drawn as the original draws them, and an embedding row for every token.
+    """Model in float32, initialized as the original initializes it, with an embedding row for every token.
 
     Args:
-        preset: name of the released checkpoint whose shape it has.
-        overrides: fields of the configuration that are otherwise.
-        tokenizer: the vocabulary's; the number of rows is rounded up to a multiple of 128 unless `overrides` has it.
+        preset: name of the released checkpoint whose sizes it has.
+        overrides: fields of the configuration that differ.
+        tokenizer: of the vocabulary; the number of rows is rounded up to a multiple of 128 unless `overrides` has it.
 
     Raises:
         TrainingError: a field does not exist or does not fit, or the tokenizer's special ids are not T5's.
@@ -63,7 +63,7 @@ def fresh_model(preset: str, overrides: Mapping[str, Any], tokenizer: PreTrained
         raise TrainingError(f"--config_overrides: the configuration has no field {unknown[0]!r}.")
     try:
         config = preset_config(preset, **fields)
-    except StrictDataclassError as error:  # around what the configuration said itself
+    except StrictDataclassError as error:  # wraps the configuration's own error
         raise TrainingError(f"--config_overrides: {error.__cause__ or error}") from error
     advice = "train the vocabulary with pad_id 0 and eos_id 1, and leave vocab_size out of --config_overrides"
     check_vocabulary(tokenizer, config, "The tokenizer", advice)

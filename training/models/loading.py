@@ -20,16 +20,12 @@ from transformers import (
 
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 
-from ..errors import TrainingError
-
-
-def _in_a_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+from ..errors import TrainingError, in_a_line
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """Tokenizer of a model's folder."""
-    # Where the files are missing, transformers quietly makes a tokenizer that knows no word.
+    # Without these files, transformers silently builds a tokenizer with an empty vocabulary.
     if not any((Path(folder) / name).is_file() for name in ("tokenizer.json", "spiece.model")):
         raise TrainingError(f"{folder} has no tokenizer: convert the checkpoint with --vocab sentencepiece.model.")
     with refusals(f"The tokenizer of {folder} does not load"):
@@ -38,18 +34,18 @@ def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
 
 @contextmanager
 def refusals(what: str) -> Iterator[None]:
-    """Says in a line what a library that reads a tokenizer's files has against them; each has exceptions of its own."""
+    """Turns the errors of libraries that read a tokenizer's files into one line; each has exceptions of its own."""
     try:
         yield
     except BaseException as error:
-        # What panics in Rust arrives as a `PanicException`, which is no `Exception` and cannot be imported.
+        # A panic in Rust raises `PanicException`, which is not an `Exception` and cannot be imported.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise TrainingError(f"{what}: {_in_a_line(error)}") from error
+        raise TrainingError(f"{what}: {in_a_line(error)}") from error
 
 
 def vocabulary_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
-    """Twelve digits that tell vocabularies apart: pieces, what they are worth, and the special ones."""
+    """Twelve digits that identify a vocabulary: pieces, scores and special tokens."""
     if tokenizer is None:
         return None
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -59,28 +55,28 @@ def vocabulary_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
 
 
 def load_config(folder: str, **fields: Any) -> T5ExperimentalConfig:
-    """Configuration of a model's folder, with some fields set otherwise."""
+    """Configuration of a model's folder, with some fields replaced."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, **fields)
-    except Exception as error:  # of whatever kind its values make transformers raise
-        # Around what the configuration says itself there may be an exception that says where it was said.
-        reason = _in_a_line(error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error)
+    except Exception as error:  # transformers raises many types for bad values
+        # The configuration's own error may be wrapped in one that only says where it happened.
+        reason = in_a_line(error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error)
         raise TrainingError(f"The config.json of {folder} does not describe a model: {reason}") from error
     if not isinstance(config, T5ExperimentalConfig):
         raise TrainingError(
-            f"{folder} holds a model of type {config.model_type!r}, which is none of this package's: fine-tune it with "
-            "transformers' own examples."
+            f"{folder} holds a model of type {config.model_type!r}, which this package does not have: fine-tune it "
+            "with transformers' own examples."
         )
     return config
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: T5ExperimentalConfig, whose: str, advice: str) -> None:
-    """Refuses a tokenizer that is not made for a model.
+    """Refuses a tokenizer that does not fit a model.
 
     Args:
         tokenizer: the vocabulary.
         config: of the model.
-        whose: the tokenizer is, for the message.
+        whose: name of the tokenizer, for the message.
         advice: what to do about it, for the message.
     """
     if len(tokenizer) > config.vocab_size:
@@ -104,10 +100,10 @@ def load_model(
 
     Args:
         folder: of the model.
-        tokenizer: its own, or what an option names.
+        tokenizer: the folder's own, or the one that an option names.
         tokenizer_option: that option with its value, for messages.
-        device_map: "meta" checks the files, but reads no weight.
-        fields: of the configuration that shall be otherwise.
+        device_map: "meta" checks the files, but reads no weights.
+        fields: of the configuration that differ.
     """
     config = load_config(folder, **fields)
     if tokenizer_option is None:
@@ -117,7 +113,7 @@ def load_model(
         check_vocabulary(
             tokenizer, config, tokenizer_option, "give the model's own vocabulary, or leave the option out"
         )
-    # Weights are updated in float32 whatever they are stored in: small updates vanish in bfloat16's 8 significant bits.
+    # Weights are updated in float32, regardless of the files: small updates vanish in bfloat16's 8 significant bits.
     try:
         model, report = AutoModelForSeq2SeqLM.from_pretrained(
             folder,
@@ -126,10 +122,10 @@ def load_model(
             device_map=device_map,
             local_files_only=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # the error that it would raise does not say which
+            ignore_mismatched_sizes=True,  # its own error does not name the parameters
         )
-    except Exception as error:  # of whatever kind headers and indexes make the libraries raise
-        raise TrainingError(f"The weights of {folder} do not load: {_in_a_line(error)}") from error
+    except Exception as error:  # the libraries raise many types for bad headers and indexes
+        raise TrainingError(f"The weights of {folder} do not load: {in_a_line(error)}") from error
     if mismatched := sorted(report["mismatched_keys"]):
         name, found, expected = mismatched[0]
         raise TrainingError(
@@ -139,6 +135,6 @@ def load_model(
         )
     if missing := sorted(report["missing_keys"]):
         raise TrainingError(
-            f"{folder} lacks {len(missing)} weights, {missing[0]} for one: give a whole encoder-decoder model."
+            f"{folder} lacks {len(missing)} weights, such as {missing[0]}: give a complete encoder-decoder model."
         )
     return model

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Soft prompts: what they begin with, what they are tuned with, and those that Google released.
+"""Soft prompts: initial values, and the prompts that Google released.
 
 Sources: https://arxiv.org/abs/2104.08691, and the configurations of google-research/prompt-tuning.
 """
@@ -23,7 +23,7 @@ from .adapters import prompt_config
 
 
 COMMON_TOKENS = 5000
-"""A vocabulary of sentencepiece's unigram kind is sorted by likelihood: these many at its front are the common ones."""
+"""Sentencepiece's unigram vocabularies are sorted by likelihood: these first tokens are the common ones."""
 
 RANDOM_RANGE = 0.5
 
@@ -31,7 +31,7 @@ RANDOM_RANGE = 0.5
 def random_rows(length: int, width: int, generator: torch.Generator) -> torch.Tensor:
     """Rows `(length, width)`, uniform from -0.5 to 0.5, as in the paper.
 
-    The released code says `uniform(scale=0.5)` for it, which jax takes for numbers from 0 to 0.5.
+    The released code has `uniform(scale=0.5)`, which is 0 to 0.5 in jax.
     """
     return torch.empty(length, width).uniform_(-RANDOM_RANGE, RANDOM_RANGE, generator=generator)
 
@@ -39,12 +39,12 @@ def random_rows(length: int, width: int, generator: torch.Generator) -> torch.Te
 def vocabulary_rows(
     embedding: torch.Tensor, tokenizer: PreTrainedTokenizerBase, length: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """Rows of the embedding of common tokens, drawn without replacement as long as there are enough of them.
+    """Embedding rows of common tokens, drawn without replacement if there are enough of them.
 
     Args:
         embedding: `(vocabulary, d_model)`.
-        tokenizer: tells the special tokens, which are not drawn; the original, which draws from the first ids, may
-            take three of them.
+        tokenizer: has the special tokens, which are not drawn; the original, which draws from the first ids, may draw
+            three of them.
         length: of the prompt.
         generator: of the draw.
 
@@ -61,18 +61,18 @@ def vocabulary_rows(
 
 
 def label_rows(embedding: torch.Tensor, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str]) -> torch.Tensor:
-    """A row for each label: its token's, or the mean of its tokens'.
+    """One row per label: the embedding of its token, or the mean of its tokens' embeddings.
 
     Args:
         embedding: `(vocabulary, d_model)`.
         tokenizer: of the model.
-        labels: what the targets are, as `["positive", "negative"]`.
+        labels: the possible targets, such as `["positive", "negative"]`.
 
     Returns:
         `(labels, d_model)`.
 
     Raises:
-        TrainingError: a label is empty, or the tokenizer does not know all of it.
+        TrainingError: a label is empty, or has unknown tokens.
     """
     rows = []
     for label in labels:
@@ -81,7 +81,7 @@ def label_rows(embedding: torch.Tensor, tokenizer: PreTrainedTokenizerBase, labe
             raise TrainingError("--class_labels has an empty label: separate the labels by single commas.")
         if tokenizer.unk_token_id in ids:
             raise TrainingError(
-                f"--class_labels: the tokenizer does not know all of {label!r}; give labels that it can write."
+                f"--class_labels: the tokenizer does not know all of {label!r}; give labels that it can encode."
             )
         rows.append(embedding[ids].float().mean(0))
     return torch.stack(rows)
@@ -95,10 +95,10 @@ def initial_rows(
     length: int,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """What a prompt begins with, `(length, d_model)`, in float32.
+    """Initial values of a prompt, `(length, d_model)`, in float32.
 
     Args:
-        kind: `"vocab"`, `"random"`, or `"labels"`, which fills the rows after the labels' own from the vocabulary.
+        kind: `"vocab"`, `"random"`, or `"labels"`, which fills the remaining rows from the vocabulary.
         labels: for `"labels"`.
         embedding: `(vocabulary, d_model)`.
         tokenizer: of the model.
@@ -121,58 +121,58 @@ def initial_rows(
 
 
 def read_prompt(path: Path, config: T5ExperimentalConfig) -> torch.Tensor:
-    """A prompt from a numpy file, `(length, d_model)`, in float32 as it stands there.
+    """Reads a prompt `(length, d_model)` in float32 from a numpy file.
 
     Args:
-        path: the file; its header is believed only as far as the file's size bears it out, and objects are refused.
+        path: the file; its header is checked against the file's size, and pickled objects are refused.
         config: of the model that the prompt is for.
 
     Raises:
-        TrainingError: it cannot be read, is not a matrix of float32 of the model's width, or is not finite.
+        TrainingError: it cannot be read, is not a float32 matrix of the model's width, or is not finite.
     """
-    said = f"--import_prompt {path}"
+    what = f"--import_prompt {path}"
     try:
         rows = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
-        raise TrainingError(f"{said} cannot be read ({error.strerror}): give the path of an .npy file.") from error
-    except Exception as error:  # numpy evaluates the header, and a damaged one ends in errors of all kinds
+        raise TrainingError(f"{what} cannot be read ({error.strerror}): give the path of an .npy file.") from error
+    except Exception as error:  # numpy evaluates the header, and a damaged one raises many types
         raise TrainingError(
-            f"{said} is not a numpy file of numbers ({in_a_line(error)}): export the prompt once more."
+            f"{what} is not a numpy file of numbers ({in_a_line(error)}): export the prompt again."
         ) from error
     if (more := path.stat().st_size - rows.offset - rows.nbytes) > 0:
         raise TrainingError(
-            f"{said} has {more} bytes behind the prompt, which may be another one: export it into a file of its own."
+            f"{what} has {more} bytes after the prompt, which may be another one: export it to a file of its own."
         )
     if rows.dtype != np.float32:
-        raise TrainingError(f"{said} holds {rows.dtype}, not float32: convert it with numpy's astype.")
+        raise TrainingError(f"{what} holds {rows.dtype}, not float32: convert it with numpy's astype.")
     if rows.ndim != 2 or len(rows) == 0:
-        raise TrainingError(f"{said} has the shape {rows.shape}: a prompt is a matrix, one row for each position.")
+        raise TrainingError(f"{what} has the shape {rows.shape}: a prompt is a matrix, one row for each position.")
     if rows.shape[1] != config.d_model:
         raise TrainingError(
-            f"{said} has rows of {rows.shape[1]} numbers, but the model's width is {config.d_model}: choose the model "
+            f"{what} has rows of {rows.shape[1]} numbers, but the model's width is {config.d_model}: choose the model "
             "that the prompt was trained with."
         )
-    # Not through the map, as the system ends a process that touches what a file has lost meanwhile.
+    # Not through the map: the kernel kills a process that touches the missing part of a truncated file.
     numbers = np.fromfile(path, np.float32, rows.size, offset=rows.offset)
     if len(numbers) < rows.size:
-        raise TrainingError(f"{said} became shorter while it was read: try again when nothing writes to it.")
+        raise TrainingError(f"{what} was truncated while it was read: try again when nothing writes to it.")
     prompt = torch.from_numpy(numbers.reshape(rows.shape, order="F" if rows.flags.fnc else "C"))
     if not torch.isfinite(prompt).all():
-        raise TrainingError(f"{said} has numbers that are infinite or not a number: export the prompt once more.")
+        raise TrainingError(f"{what} has numbers that are infinite or NaN: export the prompt again.")
     return prompt
 
 
 def save_prompt(rows: torch.Tensor, model_folder: str, config: T5ExperimentalConfig, folder: Path) -> None:
     """Writes a prompt as an adapter that `PeftModel.from_pretrained` loads; the model itself is not needed.
 
-    The files are written aside and moved when all are there, `adapter_config.json` last: without it, nothing loads the
-    folder.
+    The files are written to a temporary folder and moved at the end, `adapter_config.json` last: without it, nothing
+    loads the folder.
 
     Args:
         rows: `(length, d_model)`.
-        model_folder: of the model that the prompt is for, recorded for those who load the adapter.
+        model_folder: of the model that the prompt is for, recorded for loading the adapter.
         config: of that model.
-        folder: to be written, made unless it is there.
+        folder: to write to; created if it does not exist.
     """
     adapter = prompt_config(*rows.shape)
     adapter.base_model_name_or_path = model_folder

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""The original's Adafactor, which factors by the shapes of the Mesh variables."""
+"""The original's Adafactor, which decides by the shapes of the Mesh variables what to factor."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -13,11 +13,11 @@ from t5_experimental.configuration_t5_experimental import TALKING_HEADS
 from t5_experimental.original import FACTORED_FROM, TALKING_HEADS_AXES, factored_dimensions, labels_of
 
 from ..engines.fsdp2 import mean_over, reshaped, root_mean_square
-from .base import _SCALE_EPSILON, _ParameterGroups, _WholeParameterOptimizer
+from .base import _SCALE_EPSILON, _FullParameterOptimizer, _ParameterGroups
 from .slots import State
 
 
-# The original's epsilon1 and epsilon2, and the root mean square that updates are clipped to.
+# The original's epsilon1, and the root mean square that updates are clipped to.
 _SQUARE_EPSILON = 1e-30
 
 
@@ -25,10 +25,10 @@ _CLIPPING_THRESHOLD = 1.0
 
 
 class Axes(NamedTuple):
-    """How a parameter lies in the original's variable.
+    """The layout of a parameter in the original's variable.
 
     Attributes:
-        shape: what to view the parameter as, so that every dimension of the variable is an axis.
+        shape: a view of the parameter in which every dimension of the variable is an axis.
         order: these axes in the order of the variable's dimensions.
     """
 
@@ -37,8 +37,8 @@ class Axes(NamedTuple):
 
 
 def original_axes(model: nn.Module) -> dict[torch.Tensor, Axes]:
-    """Axes of those parameters that are trained, but norms. It matters what the original keeps apart and in which order
-    it counts: its factoring rule asks for the two largest dimensions, the first of equal ones being the larger."""
+    """Axes of the trained parameters, except norms. The factoring rule depends on the variable's dimensions and their
+    order: it takes the two largest, and of equal ones the first counts as larger."""
     found: dict[torch.Tensor, Axes] = {}
     for module in model.modules():  # parents come before their children
         if isinstance(module, T5Attention):
@@ -51,8 +51,8 @@ def original_axes(model: nn.Module) -> dict[torch.Tensor, Axes]:
 
 
 def _axes_of_attention(attention: T5Attention) -> dict[torch.Tensor, Axes]:
-    """Axes of what is special in an attention: talking heads' kernels have three, plain ones merge heads and their
-    size; the bias table is transposed."""
+    """Axes of attention parameters that differ from other layers: talking heads' kernels have three axes, and the bias
+    table is transposed."""
     spec, found = attention.spec, {}
     if hasattr(attention, "relative_attention_bias"):
         table = attention.relative_attention_bias.weight
@@ -67,8 +67,8 @@ def _axes_of_attention(attention: T5Attention) -> dict[torch.Tensor, Axes]:
     return found
 
 
-class Adafactor(_WholeParameterOptimizer):
-    """Adafactor without momentum, as the original trains: the learning rate comes from outside.
+class Adafactor(_FullParameterOptimizer):
+    """Adafactor without momentum, as the original trains; the caller sets the learning rate.
 
     With g the gradient, t the number of updates before, and `decay = 1 - (t + 1) ** -0.8`, a parameter P changes by
 
@@ -76,19 +76,19 @@ class Adafactor(_WholeParameterOptimizer):
         x = g * rsqrt(v)
         P = P - lr * max(1e-3, rms(P)) * x / max(1, rms(x))
 
-    If two of P's dimensions are of size 128 or more, v is not stored, but `vr` and `vc`, its means over the largest
-    and over the second largest dimension: v is then `vr * vc / mean(vr)`. The state has the mean's dimension as an axis
-    of size 1, in the shape that [`Axes`] gives, so the shapes of the two tell all.
+    If two of P's dimensions have 128 elements or more, the state has `vr` and `vc` instead of v: its means over the
+    largest and over the second largest dimension; v is then `vr * vc / mean(vr)`. Each has an axis of size 1 where the
+    mean was taken, in the shape that [`Axes`] gives, so their shapes tell the axes.
 
     Source: `AdafactorOptimizer` in mesh_tensorflow/optimize.py; https://arxiv.org/abs/1804.04235.
 
     Args:
-        parameters: or groups of them, as of any optimizer.
+        parameters: or groups of them, as for any optimizer.
         lr: learning rate, relative to the parameters' root mean squares.
-        axes: of parameters that are not the original's as they are, see [`original_axes`].
+        axes: of parameters whose layout differs from the original's, see [`original_axes`].
         scale_parameter: multiply by `max(1e-3, rms(P))`.
-        decay_exponent: of the decay.
-        min_dim_size_to_factor: size that both dimensions must have.
+        decay_exponent: exponent of t in the decay.
+        min_dim_size_to_factor: size that both dimensions must reach.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ def _divided_by_root(gradient: torch.Tensor, v: torch.Tensor, decay: float) -> t
 
 
 def _divided_by_factors(gradient: torch.Tensor, vr: torch.Tensor, vc: torch.Tensor, decay: float) -> torch.Tensor:
-    """The same where only means of v are stored, in the shape that they tell."""
+    """The same for a factored v, in the shape that its means imply."""
     gradient = reshaped(gradient, torch.broadcast_shapes(vr.shape, vc.shape))
     d0, d1 = (_lacking_axis(mean, other) for mean, other in ((vr, vc), (vc, vr)))
     squares = gradient.square()
@@ -152,21 +152,21 @@ def _divided_by_factors(gradient: torch.Tensor, vr: torch.Tensor, vc: torch.Tens
 
 
 def _lacking_axis(mean: torch.Tensor, other: torch.Tensor) -> int:
-    """Axis that a mean was taken over: of size 1 in it, but not in the other mean."""
+    """The axis that a mean was taken over: it has size 1 here, but not in the other mean."""
     return next(axis for axis, size in enumerate(mean.shape) if size == 1 != other.shape[axis])
 
 
 class PromptAdafactor(Adafactor):
-    """Adafactor as the original tunes prompts with: not scaled by the parameter, and with a decay of weights.
+    """Adafactor as the original tunes prompts: without parameter scaling, and with weight decay.
 
-    The decay is the share of a number that is lost in a step, not multiplied by the learning rate (but nothing is lost
-    where that is 0). Source: t5x/adafactor.py with `multiply_by_parameter_scale = False`, as in
+    The decay is the fraction of each value that a step removes, not multiplied by the learning rate (but a learning
+    rate of 0 disables it). Source: t5x/adafactor.py with `multiply_by_parameter_scale = False`, as in
     google-research/prompt-tuning.
 
     Args:
-        parameters: or groups of them, as of any optimizer.
-        lr: how far a number goes in a step, at most on average.
-        weight_decay: that share.
+        parameters: or groups of them, as for any optimizer.
+        lr: root mean square of an update, at most.
+        weight_decay: that fraction.
     """
 
     def __init__(self, parameters: Iterable[Any], lr: float = 0.3, weight_decay: float = 1e-5):
@@ -177,7 +177,7 @@ class PromptAdafactor(Adafactor):
     def update(
         self, values: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor], group: Mapping[str, Any]
     ) -> None:
-        # torch makes states for FSDP's checkpoints by a step with a rate of 0, which must not move anything.
+        # torch initializes states for FSDP's checkpoints with a step at learning rate 0, which must not move anything.
         if group["lr"]:
             values.mul_(1 - group["weight_decay"])
         super().update(values, gradient, state, group)

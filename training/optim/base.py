@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What the optimizers here share: parameters in groups, and means over parameters that are spread over processes."""
+"""What the optimizers here share: parameters in groups, and means over parameters that may be sharded."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,15 +19,15 @@ _SCALE_EPSILON = 1e-3
 _ParameterGroups: TypeAlias = Iterable[torch.Tensor] | Iterable[dict[str, Any]]
 
 
-class _WholeParameterOptimizer(Optimizer, ABC):
-    """What optimizers have in common whose update of a number depends on others of its parameter.
+class _FullParameterOptimizer(Optimizer, ABC):
+    """Base class of optimizers whose update of a value depends on the other values of its parameter.
 
-    States are in at least float32, whatever the parameters are in; `step` counts the updates of a parameter and stays
-    on the CPU. FSDP of the second kind puts distributed tensors in place of the parameters, between construction and
-    the first step; their states are distributed, too. So what is known of a parameter goes by its place in the groups.
+    State has at least float32 precision, regardless of the parameter's dtype; `step` counts a parameter's updates and
+    stays on the CPU. FSDP2 replaces parameters by DTensors between construction and the first step; their state becomes
+    DTensors, too. So per-parameter data is indexed by the position in the groups.
 
     Attributes:
-        first_states: those that parameters begin with at their first update, by place; where there is none, afresh.
+        first_states: initial states by position; parameters without one start with a fresh state.
     """
 
     def __init__(self, parameters: _ParameterGroups, defaults: dict[str, Any]):
@@ -40,7 +40,7 @@ class _WholeParameterOptimizer(Optimizer, ABC):
         self._shapes += [parameter.shape for parameter in self.param_groups[-1]["params"]]
 
     def begin_with(self, states: Mapping[torch.Tensor, State]) -> None:
-        """Gives states, `step` among them, to parameters that have not been updated yet."""
+        """Sets initial states, including `step`, of parameters that have not been updated yet."""
         self.first_states = {
             place: dict(states[parameter])
             for place, (parameter, _) in enumerate(self._members())
@@ -52,7 +52,7 @@ class _WholeParameterOptimizer(Optimizer, ABC):
         """Updates all parameters that have a gradient.
 
         Raises:
-            TrainingError: an engine has cut a parameter into parts that have lost its rows.
+            TrainingError: an engine has flattened and sharded a parameter.
         """
         loss = None
         if closure is not None:
@@ -64,7 +64,7 @@ class _WholeParameterOptimizer(Optimizer, ABC):
         return loss
 
     def _members(self) -> Iterator[tuple[torch.Tensor, dict[str, Any]]]:
-        """All parameters, each with its group; their order are their places."""
+        """All parameters, each with its group, in the order of their positions."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 yield parameter, group
@@ -72,7 +72,7 @@ class _WholeParameterOptimizer(Optimizer, ABC):
     def _update(self, parameter: torch.Tensor, group: Mapping[str, Any], place: int) -> None:
         state = self.state[parameter]
         if not state:
-            # ZeRO-1 and 2 put flat parts there.
+            # ZeRO-1 and 2 put flat shards there.
             if parameter.shape != self._shapes[place]:
                 refuse()
             refuse_parts([parameter])
@@ -88,16 +88,16 @@ class _WholeParameterOptimizer(Optimizer, ABC):
 
     @abstractmethod
     def fresh_state(self, parameter: torch.Tensor, group: Mapping[str, Any], place: int) -> State:
-        """State of the parameter at a place of the groups before its first update, `step` aside."""
+        """State, without `step`, of the parameter at a position before its first update."""
 
     @abstractmethod
     def update(self, values: torch.Tensor, gradient: torch.Tensor, state: State, group: Mapping[str, Any]) -> None:
-        """Changes `values` and `state` in place; `step` of it is the number of updates before this one."""
+        """Changes `values` and `state` in place; `state["step"]` is the number of previous updates."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.first_states.clear()
-        # torch has cast the states to the dtypes of the parameters, and left `step` on the device that it came on.
+        # torch has cast the states to the dtypes of the parameters, and has not moved `step`.
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         own = chain.from_iterable(group["params"] for group in self.param_groups)
         for index, parameter in zip(saved, own, strict=True):

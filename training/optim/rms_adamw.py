@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""AdamW with the learning rate scaled by each parameter's size, as nanoT5 has it."""
+"""AdamW with the learning rate scaled by each parameter's size, as in nanoT5."""
 
 import math
 from collections.abc import Mapping
@@ -8,23 +8,23 @@ from typing import Any
 import torch
 
 from ..engines.fsdp2 import root_mean_square
-from .base import _SCALE_EPSILON, _ParameterGroups, _WholeParameterOptimizer
+from .base import _SCALE_EPSILON, _FullParameterOptimizer, _ParameterGroups
 from .slots import State
 
 
-class RMSScaledAdamW(_WholeParameterOptimizer):
-    """AdamW whose learning rate is multiplied by `max(1e-3, rms(P))` for every parameter P, as Adafactor's is.
+class RMSScaledAdamW(_FullParameterOptimizer):
+    """AdamW whose learning rate is multiplied by `max(1e-3, rms(P))` for every parameter P, as in Adafactor.
 
-    As in nanoT5 (https://arxiv.org/abs/2309.02373), which pre-trains T5 with it, epsilon stands beside a second moment
-    that is not corrected for its bias, and the decay of weights is not scaled by P; in `torch.optim.AdamW` it stands
-    beside the corrected one.
+    As in nanoT5 (https://arxiv.org/abs/2309.02373), which pre-trains T5 with it, epsilon is added to the square root of
+    the second moment before bias correction, and weight decay is not scaled by P. `torch.optim.AdamW` adds epsilon
+    after the correction.
 
     Args:
-        parameters: or groups of them, as of any optimizer.
+        parameters: or groups of them, as for any optimizer.
         lr: learning rate, relative to the parameters' root mean squares.
-        betas: decays of the first and of the second moment.
+        betas: decays of the first and second moments.
         eps: added to the root of the second moment.
-        weight_decay: multiplied by `lr`, the share of a weight that is taken away in a step.
+        weight_decay: fraction of a weight that a step removes, divided by `lr`.
     """
 
     def __init__(

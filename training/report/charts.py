@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Curves as SVG that stands in a page, without any library."""
+"""Line charts as inline SVG, without any library."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 520, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 12, 30, 34
-# Of Okabe and Ito, whom people with any colour vision can tell apart.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# The colorblind-safe palette of Okabe and Ito.
+_COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers within a range: multiples of 1, 2 or 5 times a power of ten, about as many as wanted."""
+    """Round numbers within a range: multiples of 1, 2 or 5 times a power of ten, about as many as requested."""
     if high <= low:
         return [low]
     rough = (high - low) / about
@@ -26,11 +26,11 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def chart(title: str, curves: Mapping[str, Points]) -> str:
-    """An SVG element with curves over the steps of training.
+    """An SVG element with curves over training steps.
 
     Args:
-        title: stands above.
-        curves: by name, points of step and value in the order of the steps; points that are not finite are left out.
+        title: above the chart.
+        curves: by name, points of step and value, sorted by step; points that are not finite are left out.
     """
     finite = {name: [point for point in points if math.isfinite(point[1])] for name, points in curves.items()}
     xs, ys = zip(*(point for points in finite.values() for point in points), strict=True)
@@ -45,15 +45,15 @@ def chart(title: str, curves: Mapping[str, Points]) -> str:
         parts.append(f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
     for number, (name, points) in enumerate(finite.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        color = _COLORS[number % len(_COLORS)]
         places = [(f"{x_scale(x):.1f}", f"{y_scale(y):.1f}") for x, y in points]
         line = " ".join(f"{x},{y}" for x, y in places)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="1.5"/>')
         if len(points) < 20:
-            parts.extend(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}"/>' for x, y in places)
+            parts.extend(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{color}"/>' for x, y in places)
         if len(finite) > 1:
             x = _WIDTH - _RIGHT - 90 * (len(finite) - number)
-            parts.append(f'<text x="{x + 90}" y="16" text-anchor="end" fill="{colour}">{escape(name)}</text>')
+            parts.append(f'<text x="{x + 90}" y="16" text-anchor="end" fill="{color}">{escape(name)}</text>')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
         f'font-family="sans-serif" font-size="11">{"".join(parts)}</svg>'
@@ -61,7 +61,7 @@ def chart(title: str, curves: Mapping[str, Points]) -> str:
 
 
 class _Scale:
-    """Values to places on the page: `low` to `start`, `high` to `end`; a single value gets room on both sides."""
+    """Maps values to coordinates: `low` to `start`, `high` to `end`; a single value gets margins on both sides."""
 
     def __init__(self, low: float, high: float, start: float, end: float):
         room = 0.0 if high > low else abs(low) / 10 or 1.0

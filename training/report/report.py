@@ -1,6 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What is left of a run besides the model: `report.html`, one page without anything from elsewhere, and the model card
-that links to it."""
+"""What a run leaves besides the model: `report.html`, a self-contained page, and the model card that links to it."""
 
 import json
 import math
@@ -24,6 +23,7 @@ from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from ..interruption import held_back
 from ..trainer.arguments import T5TrainingArguments
 from ..trainer.checkpoint_folders import ASIDE, remove_aside
+from ..trainer.settle import Run
 from ..trainer.trainer import T5Trainer
 from .charts import Points, chart
 
@@ -35,19 +35,19 @@ _NO_FIGURES = ("runtime", "per_second", "flos", "model_preparation_time")
 
 @dataclass(frozen=True)
 class Report:
-    """A run to show.
+    """The contents of a report.
 
     Attributes:
-        title: what was done.
+        title: kind of run.
         model: class of the model.
-        model_type: its family's.
-        is_adapter: only adapters were saved, for the model that `facts` name.
-        source: what was trained, as the name of its folder; empty for fresh weights.
+        model_type: of its configuration.
+        is_adapter: only adapters were saved, for the model in `facts`.
+        source: name of the folder of the trained model; empty for fresh weights.
         command: the command line.
-        facts: what was said before the start, by heading.
-        metrics: final figures, by split and name.
+        facts: what was printed before the start, by heading.
+        metrics: final values, by split and name.
         samples: objects with `source`, `prediction` and `references`.
-        history: the trainer's log: dictionaries with `step` and figures.
+        history: the trainer's log: dictionaries with `step` and values.
         versions: of packages and machine, by name.
     """
 
@@ -64,7 +64,7 @@ class Report:
     versions: Mapping[str, str]
 
     def figures(self) -> dict[str, float]:
-        """The final figures that say how good the model is, by name."""
+        """The final values that measure the quality of the model, by name."""
         return {
             name: value
             for values in self.metrics.values()
@@ -80,7 +80,7 @@ def report_of(
     metrics: Mapping[str, Mapping[str, float]],
     samples: Sequence[Any] = (),
 ) -> Report:
-    """A report on what the trainer has done; arguments as the attributes of [`Report`]."""
+    """The report of a trainer's run; arguments as for [`Report`]."""
     model, args = trainer.plain_model(), trainer.args
     return Report(
         title=title,
@@ -88,7 +88,7 @@ def report_of(
         model_type=model.config.model_type,
         is_adapter=hasattr(trainer.model, "peft_config"),
         source=Path(str(model.config.name_or_path)).name,
-        command=args.command,
+        command=trainer.run.command,
         facts=facts,
         metrics=metrics,
         samples=samples,
@@ -97,20 +97,20 @@ def report_of(
     )
 
 
-def card_of_import(config: T5ExperimentalConfig, model_folder: str, args: T5TrainingArguments) -> Report:
-    """What the model card of a released prompt says, which nothing here has trained."""
+def card_of_import(config: T5ExperimentalConfig, model_folder: str, run: Run[Any]) -> Report:
+    """The model card of a released prompt, which was not trained here."""
     return Report(
         title="A prompt for prompt tuning",
         model=(config.architectures or [type(config).__name__])[0],
         model_type=config.model_type,
         is_adapter=True,
         source=Path(model_folder).resolve().name,
-        command=args.command,
+        command=run.command,
         facts={},
         metrics={},
         samples=(),
         history=(),
-        versions=_versions(args),
+        versions=_versions(run.training),
     )
 
 
@@ -145,18 +145,18 @@ def curves(history: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Points
 
 
 def write_report(folder: Path, report: Report) -> None:
-    """Writes `report.html` and `README.md`, each as a whole or not at all."""
+    """Writes `report.html` and `README.md`, each atomically."""
     charts = [Markup(chart(title, lines)) for title, lines in curves(report.history).items()]
     _write(folder, "report.html", "report.html", report=report, charts=charts)
     write_card(folder, report)
 
 
 def write_card(folder: Path, report: Report) -> None:
-    """Writes the model card, `README.md`, as a whole or not at all."""
+    """Writes the model card, `README.md`, atomically."""
     _write(folder, "model_card.md", "README.md", report=report)
 
 
-# What users and files name things, in a model card: as the reader shall see it, and never as markup.
+# Names from users and files in a model card: shown literally, never as markup.
 
 
 def _printable(text: str) -> str:
@@ -164,35 +164,35 @@ def _printable(text: str) -> str:
 
 
 def _prose(text: str) -> str:
-    """In a line of markdown; every sign that could mean something there is escaped."""
+    """In a line of markdown, with all special characters escaped."""
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", _printable(text))
 
 
 def _ticks(text: str, least: int) -> str:
-    """More backquotes in a row than the text has."""
+    """More backquotes than any run of them in the text."""
     return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def _code(text: str) -> str:
-    """As code within a line."""
+    """As inline code."""
     text = _printable(text)
     ticks, space = _ticks(text, 1), " " if "`" in text else ""
     return f"{ticks}{space}{text}{space}{ticks}"
 
 
 def _fenced(text: str) -> str:
-    """As code in lines of its own."""
+    """As a code block."""
     text = "\n".join(map(_printable, text.split("\n")))
     return f"{_ticks(text, 3)}\n{text}\n{_ticks(text, 3)}"
 
 
 def _python(text: str) -> str:
-    """As a literal of Python, on one line."""
+    """As a Python literal on one line."""
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def _yaml(text: str) -> str:
-    """As a scalar of YAML's front matter."""
+    """As a scalar in YAML front matter."""
     return text if re.fullmatch(r"[a-z][\w.]*", text) else json.dumps(text)
 
 
@@ -200,7 +200,7 @@ _FILTERS = {"prose": _prose, "code": _code, "fenced": _fenced, "python": _python
 
 
 def _write(folder: Path, template: str, name: str, **values: Any) -> None:
-    """Fills in a template."""
+    """Renders a template into a file of the folder, atomically."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=lambda name: name is not None and name.endswith(".html"),

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What an entry point says before it starts, for the user to check."""
+"""What an entry point prints before it starts, for the user to check."""
 
 import sys
 from collections.abc import Mapping, Sized
@@ -7,12 +7,9 @@ from typing import cast
 
 import torch
 from transformers.trainer_utils import SchedulerType
-from transformers.training_args import OptimizerNames
 
 from t5_experimental.original import VOCAB_DIVISOR
 
-from ..engines.engine import describe_engine
-from ..optim.presets import plateau_of
 from ..optim.slots import slots_step
 from ..trainer.arguments import T5TrainingArguments
 from ..trainer.same_run import learning_rate_of
@@ -20,19 +17,19 @@ from ..trainer.trainer import T5Trainer
 
 
 FLOAT16_WARNING = (
-    "\nWARNING: --fp16 computes in float16, which ends at 65504; activations of T5 models go beyond that, and the loss "
-    "becomes NaN: use --bf16 where the hardware has it, else --bf16 False without --fp16, which is float32.\n"
+    "\nWARNING: --fp16 computes in float16, whose largest number is 65504; activations of T5 models exceed it, and the "
+    "loss becomes NaN: use --bf16 if the hardware supports it, else --bf16 False without --fp16, which is float32.\n"
 )
 
 
 def warn_of_float16(training: T5TrainingArguments) -> None:
-    """Says once that float16 does not suit T5, if that is what the run computes in."""
+    """Warns once, from the first process, if the run computes in float16, which does not suit T5."""
     if training.mixed_precision == "fp16" and training.process_index == 0:
         print(FLOAT16_WARNING, file=sys.stderr, flush=True)
 
 
 def describe(trainer: T5Trainer, more: Mapping[str, str]) -> dict[str, str]:
-    """What is about to happen: the model, how it is trained, and what else the entry point has to say, by heading."""
+    """Facts about the run by heading: the model, how it is trained, and additional facts of the entry point."""
     model, args = trainer.plain_model(), trainer.args
     asked = trainer.accelerator.mixed_precision
     precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(asked, asked)
@@ -40,15 +37,15 @@ def describe(trainer: T5Trainer, more: Mapping[str, str]) -> dict[str, str]:
         precision += " (bfloat16 is slow on most CPUs; --bf16 True asks for it)"
     return {
         "model": f"{type(model).__name__} ({model.config.model_type}), {_describe_parameters(trainer)}",
-        "engine": describe_engine(trainer.accelerator),
+        "engine": trainer.run.engine.describe(trainer.accelerator),
         "dropout": f"{model.config.dropout_rate:g}{', the same at all positions' * model.config.broadcast_dropout}",
         "precision": f"weights float32, computation {precision}",
-        "optimizer": _describe_optimizer(args),
+        "optimizer": _describe_optimizer(trainer),
         "clipping": f"gradients to norm {args.max_grad_norm:g}" if args.max_grad_norm else "none",
         "denominator": f"{args.loss_denominator} of a step",
         **_describe_vocabulary(trainer),
         **more,
-        **({"beginning": args.beginning} if args.beginning else {}),
+        **({"beginning": trainer.run.beginning} if trainer.run.beginning else {}),
     }
 
 
@@ -59,37 +56,37 @@ def facts_as_text(facts: Mapping[str, str]) -> str:
 
 def _describe_parameters(trainer: T5Trainer) -> str:
     parameters = list(cast(torch.nn.Module, trainer.model).parameters())
-    # Where DeepSpeed's ZeRO-3 has emptied a parameter, it keeps the number beside it.
+    # DeepSpeed's ZeRO-3 keeps the number of elements next to an empty parameter.
     sizes = [(getattr(parameter, "ds_numel", parameter.numel()), parameter.requires_grad) for parameter in parameters]
     total, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
     return f"{total:,} parameters" + (f", {trained:,} of them trained" if trained < total else "")
 
 
 def _describe_vocabulary(trainer: T5Trainer) -> dict[str, str]:
-    """A line if there are more embedding rows than filling up to a multiple of 128, as the original does, explains."""
+    """A line if there are more embedding rows than the original's padding to a multiple of 128 explains."""
     ids, rows = len(cast(Sized, trainer.processing_class)), trainer.plain_model().config.vocab_size
     if rows - ids < VOCAB_DIVISOR:
         return {}
     return {"vocabulary": f"{ids:,} ids for {rows:,} embedding rows: make sure that it is this model's own"}
 
 
-def _describe_optimizer(args: T5TrainingArguments) -> str:
-    preset, decay = args.optimizer_preset, f", decay {args.weight_decay:g}" if args.weight_decay else ""
-    name = OptimizerNames(args.optim).value if preset is None else f"preset {preset}"
-    return f"{name}, {describe_learning_rate(args)}{decay}{_describe_slots(args)}"
+def _describe_optimizer(trainer: T5Trainer) -> str:
+    args = trainer.args
+    chosen, decay = args.chosen_optimizer(), f", decay {args.weight_decay:g}" if args.weight_decay else ""
+    name = chosen.optim if chosen.preset is None else f"preset {chosen.preset}"
+    return f"{name}, {describe_learning_rate(trainer)}{decay}{_describe_slots(args)}"
 
 
-def describe_learning_rate(args: T5TrainingArguments) -> str:
-    """The highest learning rate, also that of a checkpoint to go on from if it is another one, and the schedule."""
-    rate, checkpoint = args.highest_learning_rate(), args.resume_from_checkpoint
+def describe_learning_rate(trainer: T5Trainer) -> str:
+    """The highest learning rate, also that of the checkpoint to resume from if it differs, and the schedule."""
+    rate, checkpoint = trainer.args.highest_learning_rate(), trainer.run.checkpoint
     before = None if checkpoint is None else learning_rate_of(checkpoint)
     changed = "" if before in (None, rate) else f" ({before:g} up to the checkpoint)"
-    return f"learning rate {rate:g}{changed}, schedule {_describe_schedule(args)}"
+    return f"learning rate {rate:g}{changed}, schedule {_describe_schedule(trainer.args)}"
 
 
 def _describe_schedule(args: T5TrainingArguments) -> str:
-    steps, preset = args.warmup_steps, args.optimizer_preset
-    plateau = None if preset is None else plateau_of(preset, int(steps) or None)
+    steps, plateau = args.warmup_steps, args.plateau()
     if plateau is not None:
         return f"constant up to step {plateau:,}, then inverse square root"
     warmup = f", warm-up {steps:.0%} of the steps" if steps < 1 else f", warm-up {steps:,.0f} steps"
@@ -97,16 +94,16 @@ def _describe_schedule(args: T5TrainingArguments) -> str:
 
 
 def _describe_slots(args: T5TrainingArguments) -> str:
-    folder, preset = args.optimizer_slots, args.optimizer_preset
-    if folder is None or preset is None:
+    folder = args.optimizer_slots
+    if folder is None:
         return ""
-    step, plateau = slots_step(folder), plateau_of(preset, int(args.warmup_steps) or None)
+    step, plateau = slots_step(folder), args.plateau()
     there = "" if plateau is None else f" ({args.highest_learning_rate() * (plateau / max(step, plateau)) ** 0.5:.3g})"
     return f", from the state in {folder} of step {step:,}{there}"
 
 
 def describe_step(trainer: T5Trainer, inputs: float, targets: float) -> str:
-    """How much a step of the optimizer takes; `inputs` and `targets` are tokens of an example."""
+    """Size of an optimizer step; `inputs` and `targets` are mean tokens of an example."""
     args = trainer.args
     batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     tokens = f"about {batch * inputs:,.0f} input and {batch * targets:,.0f} target tokens"

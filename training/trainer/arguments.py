@@ -1,71 +1,25 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Options that the entry points share, as dataclasses that the command line is parsed into."""
+"""Options that all entry points share, as dataclasses for the command line parser."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-import torch
-from transformers.integrations import (
-    get_available_reporting_integrations,
-    get_reporting_integration_callbacks,
-    is_tensorboard_available,
-)
+from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from t5_experimental.activation_checkpointing_t5_experimental import OPTION
 
-from ..engines.engine import check_optimizer, settle_engine
-from ..engines.lost_processes import join_on_cpu
-from ..errors import TrainingError
+from ..errors import TrainingError, check_at_least
 from ..optim.arguments import OptimizerArguments
-from .checkpoint_folders import check_aside, choose_checkpoint, find_checkpoints
 from .losses import LossDenominator, check_loss_options
 
 
-# What `--estimate` without a value means: the engine and the processes that there are.
+# `--estimate` without a value: the engine and the processes of this launch.
 LAUNCHED = "launched"
 
-# Files that make a folder what it is, and are written last.
-FINISHED = {"config.json": "a model", "adapter_config.json": "an adapter"}
 # Keys of `--gradient_checkpointing_kwargs`: ours, and those of torch's checkpoint function.
 _CHECKPOINTING = {OPTION, "use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop"}
-# The last things that a run writes.
-_REPORT = ("report.html", "README.md")
-
-
-def bfloat16_is_fast(use_cpu: bool) -> bool:
-    """Whether bfloat16 is worth being the default: on CUDA devices with circuits for it.
-
-    On the CPU it is not. Most processors emulate it, so that it takes longer than float32 and is less exact.
-    """
-    return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def _check_output(folder: Path) -> None:
-    """Refuses a folder that cannot be written to or already holds a model; checkpoints may be there, and also a model
-    from which its run has not got as far as the report."""
-    try:
-        if folder.is_file():
-            raise TrainingError(f"--output_dir {folder} is a file: give a folder.")
-        is_finished = all((folder / name).exists() for name in _REPORT)
-        for name, what in FINISHED.items():
-            if (folder / name).exists() and (is_finished or not find_checkpoints(folder)):
-                finished = ", and its run is finished" if is_finished else ""
-                raise TrainingError(
-                    f"--output_dir {folder} already holds {what}{finished}: give another folder, or remove it."
-                )
-        check_aside(folder)
-        # Tried out, since permissions alone do not tell. Nothing stays behind where another check fails, and the name
-        # is random, so that processes that check at the same time do not meet.
-        with TemporaryDirectory(dir=next(path for path in (folder, *folder.parents) if path.exists())):
-            pass
-    except OSError as error:
-        raise TrainingError(
-            f"--output_dir {folder} cannot be written to ({error.strerror}): give a folder where you may write."
-        ) from error
 
 
 def _check_reporters(names: list[str]) -> None:
@@ -74,42 +28,42 @@ def _check_reporters(names: list[str]) -> None:
         if name in available:
             continue
         try:
-            reporter()  # that list lacks some that do work; their constructors know
+            reporter()  # the list is incomplete, but constructors check for themselves
         except (ImportError, RuntimeError) as error:
             raise TrainingError(
                 f"--report_to {name} needs a package that is not installed ({error}): install it, or leave it out."
             ) from error
 
 
+OF_DENOMINATOR = {
+    "help": "Divisor of a step's summed loss: the tokens to predict, or, as in the original, all target positions, "
+    "padding included. Evaluation always divides by tokens."
+}
+
+
 @dataclass
 class T5TrainingArguments(OptimizerArguments):
-    """Transformers' own options, with the defaults that every training of these models shares, checked."""
+    """Transformers' own options, with the defaults that all training of these models shares, and with checks."""
 
     logging_steps: float = field(default=50, metadata={"help": "Steps between two logs of the loss."})
     z_loss: float = field(
         default=0.0,
-        metadata={"help": "Weight of the squared log-normaliser in the loss of training; the original's is 1e-4."},
+        metadata={"help": "Weight of the z-loss, the squared log-normalizer, in training; the original uses 1e-4."},
     )
-    loss_denominator: LossDenominator = field(
-        default="tokens",
-        metadata={
-            "help": "What the summed loss of a step is divided by: the tokens to predict, or, as in the original, all "
-            "target positions, padding included. Evaluation always divides by tokens."
-        },
-    )
+    loss_denominator: LossDenominator = field(default="tokens", metadata=OF_DENOMINATOR)
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={
-            "help": "Leave non-finite losses out of the log, and do not stop at them. Non-finite weights are not saved."
+            "help": "Keep NaN and infinite losses out of the log, and do not stop at them. Such weights are not saved."
         },
     )
-    bf16: bool | None = field(  # type: ignore[assignment]  # None only until __post_init__
+    bf16: bool | None = field(  # type: ignore[assignment]  # None until settled
         default=None,
         metadata={
-            "help": "Compute in bfloat16 where that is safe, with float32 weights. Default: on CUDA devices that have "
-            "it, unless another precision is asked for; not on the CPU, where it is slower than float32. "
+            "help": "Compute in bfloat16 where that is safe, with float32 weights. Default: on CUDA devices that "
+            "support it, unless another precision is given; not on the CPU, where it is slower than float32. "
             "--bf16 False is float32.",
-            # What the parser gives to switches whose default is not None.
+            # As the parser sets for switches whose default is not None.
             "nargs": "?",
             "const": True,
         },
@@ -117,31 +71,31 @@ class T5TrainingArguments(OptimizerArguments):
     resume_from_checkpoint: str | None = field(
         default="auto",
         metadata={
-            "help": "Folder of the checkpoint to go on from. By default, auto, it is the newest whole one in "
-            "--output_dir, so that the same command goes on with a run that has died; where there is none, the run "
-            "begins. True insists on one, False on there being none."
+            "help": "Checkpoint folder to resume from. Default: auto, the newest complete one in --output_dir, so that "
+            "the same command resumes a run that died; without one, the run starts from scratch. True requires that "
+            "there is one, False that there is none."
         },
     )
-    report_to: None | str | list[str] = field(  # noqa: RUF036 - the parser wants transformers' own order
+    report_to: None | str | list[str] = field(  # noqa: RUF036 - the parser needs transformers' order
         default=None,
-        metadata={"help": "Where logs go besides the report, as wandb. Default: tensorboard, if it is installed."},
+        metadata={"help": "Where to log besides the report, such as wandb. Default: tensorboard, if it is installed."},
     )
     do_train: bool | None = field(  # type: ignore[assignment]  # None is not given
-        default=None, metadata={"help": "Every run trains; there is no need to say so.", "nargs": "?", "const": True}
+        default=None, metadata={"help": "Every run trains; this option is not needed.", "nargs": "?", "const": True}
     )
     do_eval: bool | None = field(  # type: ignore[assignment]
         default=None,
-        metadata={"help": "Whatever --validation_file gives is evaluated on at the end.", "nargs": "?", "const": True},
+        metadata={"help": "A --validation_file is always evaluated at the end.", "nargs": "?", "const": True},
     )
     do_predict: bool | None = field(  # type: ignore[assignment]
         default=None,
-        metadata={"help": "Whatever --test_file gives is evaluated on at the end.", "nargs": "?", "const": True},
+        metadata={"help": "A --test_file is always evaluated at the end.", "nargs": "?", "const": True},
     )
     estimate: str | None = field(
         default=None,
         metadata={
-            "help": "Trains nothing, and loads no weights: prints how much memory each device would need, as "
-            "launched or under ENGINE:PROCESSES, such as deepspeed_zero3:8.",
+            "help": "Trains nothing and loads no weights: prints how much memory each device needs, as launched or "
+            "under ENGINE:PROCESSES, such as deepspeed_zero3:8.",
             "nargs": "?",
             "const": LAUNCHED,
         },
@@ -149,66 +103,53 @@ class T5TrainingArguments(OptimizerArguments):
     xla_spmd: bool = field(
         default=False,
         metadata={
-            "help": "Through torch_xla, one process has all devices compute each step together: each holds its rows of "
-            "the weights and of the optimizer's state, and its part of the batch, whose size is that of all."
+            "help": "Through torch_xla, one process drives all devices (SPMD): each holds its rows of the weights and "
+            "optimizer state, and its part of the batch, whose size is the total of all devices."
         },
     )
-    bf16_there: bool = field(default=False, init=False)
-    """Whether the devices that `estimate` names compute in bfloat16: unless another precision is asked for."""
-    command: str = field(default="", init=False)
-    """The command line that these came from, to be shown in the report."""
-    given: frozenset[str] = field(default=frozenset(), init=False)
-    """Names of the options on it and in its recipe."""
-    goes_on: bool = field(default=True, init=False)
-    """Whether the same command, given once more, goes on from the newest checkpoint in `output_dir`."""
-    beginning: str = field(default="", init=False)
-    """What is to be said of the checkpoint that the run goes on from, or of those that it cannot use."""
 
     def __post_init__(self) -> None:
+        """Checks the options on their own. Transformers' own `__post_init__`, which joins the process group, is called
+        by [`~t5_experimental.training.trainer.settle.settle`]."""
         if self.output_dir is None:
-            raise TrainingError("--output_dir is missing: give the folder that the model shall be written to.")
-        float32_wanted = self.bf16 is False
-        if self.estimate not in (None, LAUNCHED):
-            self.bf16_there, self.bf16 = not float32_wanted and not self.fp16, False
-        if self.bf16 is None:
-            # What `accelerate launch` was told; it says "no" when it was told nothing.
-            unspecified = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no" and not self.fp16
-            self.bf16 = unspecified and bfloat16_is_fast(self.use_cpu)
+            raise TrainingError("--output_dir is missing: give the folder to write the model to.")
         self._check_amount()
         if self.load_best_model_at_end and str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
             raise TrainingError(
                 "--load_best_model_at_end needs evaluations to compare: give --validation_file and --eval_strategy."
             )
-        if isinstance(self.deepspeed, str) and self.deepspeed.endswith(".json") and not Path(self.deepspeed).is_file():
-            raise TrainingError(f"--deepspeed {self.deepspeed} does not exist: give the path of a configuration.")
         check_loss_options(self.z_loss, self.label_smoothing_factor)
         self.settle_optimizer()
-        if self.report_to is None:
-            self.report_to = "tensorboard" if is_tensorboard_available() else "none"
-        settle_engine(self, self.xla_spmd)
-        if self.use_cpu:
-            join_on_cpu(self.ddp_backend, self.ddp_timeout_delta)
-        super().__post_init__()
-        check_optimizer(self, self.optimizer_preset)
-        if float32_wanted and self.mixed_precision == "bf16":
-            self.mixed_precision = "no"  # the launcher's word, but the script's own option counts more
-        _check_output(Path(self.output_dir))
-        self.goes_on = str(self.resume_from_checkpoint).lower() in ("auto", "true")
-        self.resume_from_checkpoint, self.beginning = choose_checkpoint(
-            self.resume_from_checkpoint, Path(self.output_dir)
-        )
+
+    def check_files(self) -> None:
+        """Refuses options that name missing files.
+
+        Raises:
+            TrainingError: a file does not exist, or cannot be read.
+        """
+        if isinstance(self.deepspeed, str) and self.deepspeed.endswith(".json") and not Path(self.deepspeed).is_file():
+            raise TrainingError(f"--deepspeed {self.deepspeed} does not exist: give the path of a configuration.")
+        self.check_slots()
+
+    def check_packages(self) -> None:
+        """Refuses options that need a missing package.
+
+        Raises:
+            TrainingError: one is missing.
+        """
         _check_reporters(cast(list[str], self.report_to))
 
-    def check_data(self, has_validation: bool, has_test: bool) -> None:
-        """Refuses what these options ask for, if there is no data for it, and what the data contradicts.
+    def check_data(self, given: Collection[str], has_validation: bool, has_test: bool) -> None:
+        """Refuses options that need data that there is not, or that contradict the data.
 
         Args:
-            has_validation: whether there are examples to evaluate on.
-            has_test: whether there are others, for the end alone.
+            given: names of the options that the user gave.
+            has_validation: whether there are validation examples.
+            has_test: whether there are test examples.
         """
         if self.eval_strategy != "no" and not has_validation:
             raise TrainingError("--eval_strategy needs examples to evaluate on: give --validation_file, too.")
-        if "eval_steps" in self.given and self.eval_strategy == "no":
+        if "eval_steps" in given and self.eval_strategy == "no":
             raise TrainingError("--eval_steps has no effect without --eval_strategy steps: give both, or none.")
         if self.gradient_checkpointing_kwargs is not None and not self.gradient_checkpointing:
             raise TrainingError(
@@ -216,7 +157,7 @@ class T5TrainingArguments(OptimizerArguments):
             )
         if unknown := sorted(set(cast(dict[str, Any], self.gradient_checkpointing_kwargs or {})) - _CHECKPOINTING):
             raise TrainingError(
-                f"--gradient_checkpointing_kwargs has {unknown[0]!r}, which is none of "
+                f"--gradient_checkpointing_kwargs has {unknown[0]!r}, which is not one of "
                 f"{', '.join(sorted(_CHECKPOINTING))}."
             )
         if self.do_train is False:
@@ -232,7 +173,7 @@ class T5TrainingArguments(OptimizerArguments):
                 raise TrainingError(f"--{option} False contradicts --{source}, which is evaluated on: leave one out.")
 
     def check_best_metric(self, figures: Sequence[str]) -> None:
-        """Refuses a --metric_for_best_model that no evaluation computes; `figures` are those that one does."""
+        """Refuses a --metric_for_best_model that no evaluation computes; `figures` are the available ones."""
         wanted = self.metric_for_best_model
         if wanted is None or wanted.removeprefix("eval_") in figures:
             return
@@ -242,19 +183,9 @@ class T5TrainingArguments(OptimizerArguments):
         )
 
     def _check_amount(self) -> None:
-        for option in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            if (value := getattr(self, option)) < 1:
-                raise TrainingError(f"--{option} is {value}: it must be at least 1.")
-        least = {
-            "dataloader_num_workers": 0,
-            "seed": 0,
-            "data_seed": 0,
-            "generation_num_beams": 1,
-            "generation_max_length": 1,
-        }
-        for option, lowest in least.items():
-            if (value := getattr(self, option)) is not None and value < lowest:
-                raise TrainingError(f"--{option} is {value}: it must be at least {lowest}.")
+        check_at_least(self, 0, "dataloader_num_workers", "seed", "data_seed")
+        check_at_least(self, 1, "generation_num_beams", "generation_max_length", "gradient_accumulation_steps")
+        check_at_least(self, 1, "per_device_train_batch_size", "per_device_eval_batch_size")
         for option in ("save_steps", "eval_steps", "logging_steps"):
             if (value := getattr(self, option)) is not None and not value > 0:
                 raise TrainingError(f"--{option} is {value:g}: it must be more than 0.")

@@ -1,10 +1,10 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Folders of checkpoints: what makes one whole, which one a run goes on from, and how one takes its place.
+"""Checkpoint folders: which are complete, which one a run resumes from, and how one is put in place.
 
-A checkpoint is written aside. Its last file lists the others with their sizes; then everything is forced to the disk,
-and a single rename puts the folder where it is looked for: whatever a run dies of, `checkpoint-N` is whole, or it is
-not there. A file that was lost or cut short afterwards, as by an interrupted copy, shows in the sizes. Changed bytes do
-not: reading some gigabytes for that at every start is not worth it.
+A checkpoint is written to a temporary folder. Its last file lists the others with their sizes; then everything is
+flushed to disk, and one rename puts the folder in place: after a crash, `checkpoint-N` is either complete or absent.
+The sizes reveal files that were lost or truncated later, for example by an interrupted copy. They do not reveal changed
+bytes: reading some gigabytes for that at every start is not worth it.
 """
 
 import json
@@ -23,7 +23,7 @@ from ..permissions import share_as_usual
 
 
 ASIDE = "unfinished"
-"""Folder inside the output folder where everything is written first; what is there is of no use to anybody."""
+"""Folder inside the output folder where everything is written first; its contents are temporary."""
 
 RECORD = "complete.json"
 STATE = "trainer_state.json"
@@ -33,15 +33,15 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 @dataclass(frozen=True)
 class Record:
-    """What a checkpoint says of itself.
+    """What a checkpoint records about itself.
 
     Attributes:
         files: size in bytes of each, by its path in the folder.
         processes: how many wrote it.
-        examples: of all processes together in a step.
-        engine: what spread parameters and optimizer over the processes, as `"DeepSpeed ZeRO-2"`; empty where each has
-            them all.
-        model_only: without the optimizer, as `--save_only_model` wants it.
+        examples: per step, of all processes together.
+        engine: name of the engine that sharded parameters or optimizer, such as `"DeepSpeed ZeRO-2"`; empty if none
+            did.
+        model_only: without the optimizer, as with `--save_only_model`.
     """
 
     files: dict[str, int]
@@ -57,35 +57,35 @@ def steps_of(checkpoint: Path) -> int:
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """Folders in there that are named as checkpoints are, the fewest steps first."""
+    """Folders in there that are named like checkpoints, sorted by step."""
     if not folder.is_dir():
         return []
     return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()), key=steps_of)
 
 
 def is_ours(checkpoint: Path) -> bool:
-    """Whether it is a folder that this program wrote as a checkpoint, and may replace or remove; no link is one."""
+    """Whether this is a checkpoint folder that this program wrote and may replace or remove; links never are."""
     record = checkpoint / RECORD
     return checkpoint.is_dir() and not checkpoint.is_symlink() and record.is_file() and not record.is_symlink()
 
 
 def check_aside(folder: Path) -> None:
-    """Refuses a folder where something of others has the name of this program's unfinished work.
+    """Refuses a folder in which the name of the temporary folder is taken.
 
     Raises:
-        TrainingError: it has.
+        TrainingError: it is.
     """
     aside = folder / ASIDE
     why = own_folders.why_not_unfinished(aside)
     if why is not None:
         raise TrainingError(
-            f"{aside} is in the way, where checkpoints and models are written at first, and this program did not make "
-            f"it ({why}): remove or rename it."
+            f"{aside} is in the way of temporary files of checkpoints and models, and this program did not make it "
+            f"({why}): remove or rename it."
         )
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of all files of a folder, by path in it."""
+    """Sizes in bytes of all files in a folder, by relative path."""
     return {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in sorted(folder.rglob("*"))
@@ -94,7 +94,7 @@ def file_sizes(folder: Path) -> dict[str, int]:
 
 
 def read_record(checkpoint: Path) -> Record | None:
-    """What a checkpoint says of itself; nothing if another version or transformers' own trainer wrote it.
+    """A checkpoint's record; None if another version or transformers' own trainer wrote it.
 
     Raises:
         ValueError, TypeError: the file is damaged.
@@ -104,7 +104,7 @@ def read_record(checkpoint: Path) -> Record | None:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What a checkpoint lacks, or nothing."""
+    """What is wrong with a checkpoint; None if it is complete."""
     for name, read in ((STATE, _read_state), (RECORD, read_record)):
         try:
             read(checkpoint)
@@ -128,23 +128,23 @@ def _read_state(checkpoint: Path) -> Any:
     return json.loads((checkpoint / STATE).read_text())
 
 
-# Where a run begins.
+# Where a run starts.
 
 
 def choose_checkpoint(wanted: str | None, folder: Path) -> tuple[str | None, str]:
-    """Where a run begins.
+    """Chooses the checkpoint to resume from.
 
     Args:
-        wanted: `"auto"` is the newest checkpoint of the folder that is whole, if there is one, `"true"` insists on it,
-            `"false"` or nothing begins anew; else it is the path of a checkpoint.
-        folder: that the run writes into.
+        wanted: `"auto"` is the newest complete checkpoint of the folder, if there is one; `"true"` requires one;
+            `"false"` or None starts from scratch; anything else is the path of a checkpoint.
+        folder: the output folder.
 
     Returns:
-        The checkpoint to go on from, or nothing; and what the user should know about the choice, which may be nothing.
+        The checkpoint to resume from, or None; and a note about the choice for the user, which may be empty.
 
     Raises:
-        TrainingError: there is no such checkpoint, it is not whole, or it does not suffice to go on; or a run that is
-            to begin anew would meet checkpoints of another one.
+        TrainingError: the checkpoint does not exist, is not complete, or cannot be resumed; or a run that starts from
+            scratch would meet checkpoints of another one.
     """
     choice = (wanted or "false").lower()
     if choice == "false":
@@ -153,52 +153,52 @@ def choose_checkpoint(wanted: str | None, folder: Path) -> tuple[str | None, str
     if choice not in ("auto", "true"):
         if (problem := damage(Path(str(wanted)))) is not None:
             raise TrainingError(
-                f"--resume_from_checkpoint {wanted} is not a whole checkpoint ({problem}): give the path of one that "
-                "the trainer has finished."
+                f"--resume_from_checkpoint {wanted} is not a complete checkpoint ({problem}): give the path of one "
+                "that the trainer has finished."
             )
         _check_suffices(Path(str(wanted)))
         _check_places(folder, after=Path(str(wanted)))
-        return wanted, f"goes on from {wanted}"
-    newest, passed_over = _newest_whole(folder)
+        return wanted, f"resumes from {wanted}"
+    newest, passed_over = _newest_complete(folder)
     if newest is None and choice == "true":
         seen = f" ({passed_over})" if passed_over else ""
         raise TrainingError(
-            f"--resume_from_checkpoint {wanted} needs a checkpoint in --output_dir {folder}, which has none that is "
-            f"whole{seen}: leave the option out to start anew, or give the path of a checkpoint."
+            f"--resume_from_checkpoint {wanted} needs a checkpoint in --output_dir {folder}, which has no complete "
+            f"one{seen}: leave the option out to start over, or give the path of a checkpoint."
         )
     _check_places(folder, after=newest)
     if newest is None:
-        return None, passed_over and f"begins anew, since {passed_over}"
+        return None, passed_over and f"starts over, since {passed_over}"
     _check_suffices(newest)
-    return str(newest), f"goes on from {newest}" + (passed_over and f", since {passed_over}")
+    return str(newest), f"resumes from {newest}" + (passed_over and f", since {passed_over}")
 
 
-def where_it_goes_on(folder: Path, begun_from: str | None, goes_on: bool) -> str:
-    """What the command of a run that has been ended would do now, as a sentence.
+def where_it_resumes(folder: Path, resumed_from: str | None, resumes: bool) -> str:
+    """What the same command would do after its run was ended, as a sentence.
 
     Args:
-        folder: that the run writes into.
-        begun_from: the checkpoint that it went on from.
-        goes_on: whether the command looks for the newest checkpoint in the folder.
+        folder: the output folder.
+        resumed_from: the checkpoint that the run resumed from.
+        resumes: whether the command resumes from the newest checkpoint in the folder.
     """
-    newest, _ = _newest_whole(folder)
-    if newest is None and begun_from is None:
+    newest, _ = _newest_complete(folder)
+    if newest is None and resumed_from is None:
         if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
-            return f"The training was finished, and {folder} holds what it was for; only the evaluation is missing."
-        return "No checkpoint had been written: the same command begins anew."
-    if goes_on or newest is None:
-        return f"The same command goes on from {newest or begun_from}."
-    return f"The same command without --resume_from_checkpoint goes on from {newest}."
+            return f"Training was finished, and {folder} has its result; only the evaluation is missing."
+        return "No checkpoint had been written: the same command starts over."
+    if resumes or newest is None:
+        return f"The same command resumes from {newest or resumed_from}."
+    return f"The same command without --resume_from_checkpoint resumes from {newest}."
 
 
-def _newest_whole(folder: Path) -> tuple[Path | None, str]:
-    """The newest checkpoint that is whole, and what is wrong with each that is newer."""
+def _newest_complete(folder: Path) -> tuple[Path | None, str]:
+    """The newest complete checkpoint, and what is wrong with each newer one."""
     problems: list[str] = []
     for checkpoint in reversed(find_checkpoints(folder)):
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint, " and ".join(problems)
-        problems.append(f"{checkpoint.name} is not a whole checkpoint ({problem})")
+        problems.append(f"{checkpoint.name} is not a complete checkpoint ({problem})")
     return None, " and ".join(problems)
 
 
@@ -206,13 +206,13 @@ def _check_suffices(checkpoint: Path) -> None:
     record = read_record(checkpoint)
     if record is not None and record.model_only:
         raise TrainingError(
-            f"{checkpoint} was written with --save_only_model, so a run cannot go on from it: give another "
-            "--output_dir, and the checkpoint as --model_name_or_path if its weights shall be trained further."
+            f"{checkpoint} was written with --save_only_model, so a run cannot resume from it: give another "
+            "--output_dir, and the checkpoint as --model_name_or_path to train its weights further."
         )
 
 
 def _check_places(folder: Path, after: Path | None) -> None:
-    """Refuses what has the name of a checkpoint to come and is none of this program's, which would be replaced."""
+    """Refuses files with the name of a future checkpoint that this program did not write: they would be replaced."""
     begin = steps_of(after) if after is not None and _NAME.fullmatch(after.name) else 0
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if _NAME.fullmatch(path.name) and steps_of(path) > begin and not is_ours(path):
@@ -221,7 +221,7 @@ def _check_places(folder: Path, after: Path | None) -> None:
 
 def _in_the_way(place: Path) -> str:
     return (
-        f"{place} is in the way of a run that comes to that step, and is no checkpoint of this program (a folder "
+        f"{place} is in the way of a run that reaches that step, and is not a checkpoint of this program (a folder "
         f"with a file {RECORD}): remove or rename it."
     )
 
@@ -230,18 +230,18 @@ def _check_no_checkpoints(folder: Path) -> None:
     if found := find_checkpoints(folder):
         raise TrainingError(
             f"--output_dir {folder} holds {found[-1].name} of an earlier run: give another folder or remove it to "
-            "begin anew, or leave --resume_from_checkpoint out to go on."
+            "start over, or leave --resume_from_checkpoint out to resume."
         )
 
 
 def check_same_run(checkpoint: Path, engine: str, processes: int, examples: int | None) -> None:
-    """Refuses a checkpoint that other processes, or others in number, cannot go on from exactly.
+    """Refuses a checkpoint that the engine, or this number of processes, cannot resume from exactly.
 
     Args:
-        checkpoint: to go on from.
-        engine: as in [`Record`], now.
-        processes: how many, now.
-        examples: of all processes together in a step, now; nothing if the data do not depend on it.
+        checkpoint: to resume from.
+        engine: of this run, as in [`Record`].
+        processes: of this run.
+        examples: per step of this run, of all processes together; None if the data do not depend on it.
     """
     record = read_record(checkpoint)
     if record is None:
@@ -249,18 +249,18 @@ def check_same_run(checkpoint: Path, engine: str, processes: int, examples: int 
     if record.engine != engine:
         raise TrainingError(
             f"{checkpoint} was written {_with_engine(record.engine)}, and this run is {_with_engine(engine)}: resume "
-            "with the same --config_file, or give the checkpoint as --model_name_or_path, which begins a new run."
+            "with the same --config_file, or give the checkpoint as --model_name_or_path, which starts a new run."
         )
     if record.processes != processes and engine.startswith("DeepSpeed"):
         raise TrainingError(
-            f"{checkpoint} was written by {record.processes} processes, and {engine} cannot deal its parts out to "
-            f"{processes}: resume with as many as it was written by."
+            f"{checkpoint} was written by {record.processes} processes, and {engine} cannot reshard it for "
+            f"{processes}: resume with as many processes as wrote it."
         )
     if examples is not None and record.examples != examples:
         raise TrainingError(
-            f"{checkpoint} was written with {record.examples} examples in a step, and now there are {examples}: choose "
-            "--per_device_train_batch_size and --gradient_accumulation_steps so that the number of processes times "
-            "both is the same, or let the data begin anew with --ignore_data_skip."
+            f"{checkpoint} was written with {record.examples} examples per step, but now there are {examples}: choose "
+            "--per_device_train_batch_size and --gradient_accumulation_steps so that their product with the number of "
+            "processes is the same, or restart the data with --ignore_data_skip."
         )
 
 
@@ -268,24 +268,24 @@ def _with_engine(engine: str) -> str:
     return f"with {engine}" if engine else "without DeepSpeed or FSDP"
 
 
-# How a checkpoint takes its place.
+# How a checkpoint is put in place.
 
 
 def complete(folder: Path, record: Record) -> None:
-    """Lists what has been written as all that there is, and has the disk hold it."""
+    """Records all files that have been written, and flushes them to disk."""
     share_as_usual(folder)
     (folder / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n")
     force_to_disk(folder)
 
 
 def force_to_disk(folder: Path) -> None:
-    """Returns when all that is in a folder would outlast a power cut."""
+    """Flushes everything in a folder to disk."""
     for path in (*folder.rglob("*"), folder):
         force(path)
 
 
 def force(path: Path) -> None:
-    """Returns when the bytes of a file, or the names in a folder, would outlast a power cut."""
+    """Flushes a file's bytes, or a folder's names, to disk."""
     if os.name == "nt":  # where folders cannot be opened
         return
     handle = os.open(path, os.O_RDONLY)
@@ -296,10 +296,10 @@ def force(path: Path) -> None:
 
 
 def put_in_place(written: Path, place: Path) -> None:
-    """Renames a folder; a checkpoint that is in its place, as from before a run went back, goes.
+    """Renames a folder, replacing a checkpoint of ours, as after a run went back to an earlier one.
 
     Raises:
-        TrainingError: something else is in its place.
+        TrainingError: something else has that name.
     """
     if own_folders.exists(place):
         if not is_ours(place):
@@ -314,22 +314,22 @@ def put_in_place(written: Path, place: Path) -> None:
 
 
 def remove_oldest(folder: Path, keep: int | None, newest: Path, best: str | None) -> None:
-    """Removes checkpoints beyond the number to keep, but never the newest and the best one, nor what others wrote.
+    """Removes checkpoints beyond the number to keep, but never the newest, the best, or those that others wrote.
 
-    transformers goes by the clock, or by the steps where that does not tell, and may take a damaged checkpoint that the
-    run has gone back behind for the newest.
+    transformers sorts by modification time, or else by steps, and may take a damaged checkpoint, which the run skipped,
+    for the newest.
 
     Args:
-        folder: of the checkpoints.
-        keep: how many; nothing or 0 for all.
+        folder: the output folder.
+        keep: how many; None or 0 for all.
         newest: the last one that was written.
-        best: path of the best one, if it is known.
+        best: path of the best one, if known.
     """
     if not keep or keep < 0:
         return
     kept = {newest.resolve(), *({Path(best).resolve()} if best else ())}
     found = [path for path in find_checkpoints(folder) if is_ours(path)]
-    # Those of more steps are what the run has gone back behind.
+    # Those with more steps are what the run skipped when it went back.
     removable = sorted(
         (path for path in found if path.resolve() not in kept),
         key=lambda path: (steps_of(path) <= steps_of(newest), steps_of(path)),
@@ -339,16 +339,16 @@ def remove_oldest(folder: Path, keep: int | None, newest: Path, best: str | None
         return
     own_folders.begin(folder / ASIDE)
     for path in gone:
-        # Renamed first, since half of a checkpoint may look whole to older versions.
+        # Renamed first: older versions may take a partly removed checkpoint for a complete one.
         os.replace(path, folder / ASIDE / path.name)
     remove_aside(folder)
 
 
 def remove_aside(folder: Path) -> None:
-    """Removes this program's unfinished work in a folder, as far as that is possible.
+    """Removes the temporary folder, as far as possible.
 
     Raises:
-        TrainingError: something of others has its name.
+        TrainingError: this program did not make it.
     """
     check_aside(folder)
     if own_folders.exists(folder / ASIDE):
@@ -357,9 +357,9 @@ def remove_aside(folder: Path) -> None:
 
 
 def why_not_written(error: BaseException) -> str | None:
-    """Why a save failed, if it is for the disk: no room, no access, a file that is too large.
+    """Why a save failed, if the disk is the reason: no room, no access, a file too large. None for any other error.
 
-    torch and safetensors write by themselves and complain in words of their own.
+    torch and safetensors write their files themselves and raise errors of their own.
     """
     if isinstance(error, OSError):
         return error.strerror or str(error)

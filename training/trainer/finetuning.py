@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What fine-tuning adds to training: texts are generated and compared with every reference of their input."""
+"""What fine-tuning adds to training: it generates texts and compares them with all references of their input."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,16 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..data.arguments import DataArguments
 from ..data.examples import Split, source_features
 from ..data.metrics import compute_metrics
-from ..engines.xla import check_search, generate_greedily, is_xla
 from .trainer import T5Trainer
 
 
-# Of a split, if no metric asks for all of it.
+# Samples of a split if there is no metric that needs all of it.
 _SAMPLES = 8
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An input, what the model makes of it, and what is right."""
+    """An input, the model's output, and the references."""
 
     source: str
     prediction: str
@@ -31,29 +30,28 @@ class Sample:
 
 
 class FinetuningTrainer(T5Trainer):
-    """Evaluates a split, which the prefix of the metrics names, in two passes: the loss of every pair of input and
-    target, then one text for each different input, if there are metrics to compute.
+    """Evaluates a split, identified by the prefix of the metrics, in two passes: first the loss of every pair of input
+    and target, then, if there are metrics, one generated text per distinct input.
 
     Args:
-        splits: by prefix, `train` among them.
+        splits: by prefix, including `train`.
         data: the options that the splits were made with.
         metrics: names of [`~t5_experimental.training.data.metrics.METRICS`].
-        kwargs: as of transformers' `Seq2SeqTrainer`.
+        kwargs: as for transformers' `Seq2SeqTrainer`.
     """
 
     def __init__(self, splits: Mapping[str, Split], data: DataArguments, metrics: Sequence[str], **kwargs: Any) -> None:
         pairs = {split: features.pairs for split, features in splits.items()}
         super().__init__(train_dataset=pairs["train"], eval_dataset=pairs.get("eval"), **kwargs)
         self._splits, self._data, self._metrics = splits, data, metrics
-        if is_xla(self.args.device):
-            check_search(self.args.generation_num_beams)
-        # Losses come from a pass of their own, which does not generate.
+        self.hooks.check_search(self.args.generation_num_beams)
+        # The pass that computes losses does not generate.
         self.args.predict_with_generate = True
         source, target = data.max_source_length, data.max_target_length
         self.fixed_lengths = {"input_ids": source, "attention_mask": source}
         self.fixed_lengths |= {"labels": target, "decoder_input_ids": target}
         self.samples: dict[str, list[Sample]] = {}
-        """Of the last evaluation of each split."""
+        """From the last evaluation of each split."""
 
     def evaluation_loop(
         self,
@@ -75,8 +73,8 @@ class FinetuningTrainer(T5Trainer):
         return output
 
     def sample(self, split: str) -> list[Sample]:
-        """Some examples of a split, as the model does them now, or did when the split was evaluated; all processes call
-        this."""
+        """Some examples of a split with texts of the current model, or of the split's last evaluation; all processes
+        call this."""
         if split not in self.samples:
             references = dict(list(self._splits[split].references().items())[:_SAMPLES])
             self._gen_kwargs = {
@@ -87,19 +85,18 @@ class FinetuningTrainer(T5Trainer):
         return self.samples[split]
 
     def _generate_texts(self, sources: list[str], prefix: str) -> list[str]:
-        """What the model makes of each input, on all processes."""
+        """Texts that the model generates for each input; all processes call this."""
         tokenizer = cast(Any, self.processing_class)
         features = source_features(sources, self._data, tokenizer)
         loader = self.get_test_dataloader(cast(torch.utils.data.Dataset, features))
-        if is_xla(self.args.device):
-            self._gen_kwargs["custom_generate"] = generate_greedily
+        self._gen_kwargs |= self.hooks.generation
         output = super().evaluation_loop(loader, "Generation", prediction_loss_only=False, metric_key_prefix=prefix)
         ids = cast(np.ndarray, output.predictions)
-        # Rows of unequal length come filled up with -100.
+        # Rows are padded with -100.
         return tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
-        # Predictions come in the order of their inputs, even where training groups examples by length.
+        # Predictions have the order of their inputs, even where training groups examples by length.
         return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
 
 

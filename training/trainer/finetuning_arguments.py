@@ -1,39 +1,38 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Options that only fine-tuning has."""
+"""Options of fine-tuning."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from transformers.trainer_utils import SchedulerType
 
-from ..data.metrics import check_metrics, figures_of
+from ..data.metrics import check_metrics, check_packages, figures_of
 from ..errors import TrainingError
 from .arguments import T5TrainingArguments
 
 
-# Options of how transformers collects the logits of an evaluation, with their defaults.
+# Options for the logits that transformers collects in an evaluation, with their defaults.
 _OF_LOGITS = {"prediction_loss_only": False, "batch_eval_metrics": False, "eval_do_concat_batches": True}
 
 
 @dataclass
 class FinetuningArguments(T5TrainingArguments):
-    """How it is trained: the original's fine-tuning, unless said otherwise."""
+    """How to train: the original's fine-tuning by default."""
 
     default_schedule: ClassVar[SchedulerType] = SchedulerType.CONSTANT  # T5's
 
     metric: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "What generated texts are judged by, when examples are evaluated: bleu, rouge, exact_match, f1, or "
-            "several. Examples with the same input are references of one text. Default: exact_match with "
-            "--predict_with_generate, else none."
+            "help": "Metrics of generated texts: bleu, rouge, exact_match, f1, or several. Examples with the same "
+            "input are references of one text. Default: exact_match with --predict_with_generate, else none."
         },
     )
     lora_rank: int = field(
         default=0, metadata={"help": "Train adapters of this rank (LoRA) instead of all weights; 0: all weights."}
     )
     merge_lora: bool = field(
-        default=False, metadata={"help": "Write a whole model with the adapters added in, and not adapters alone."}
+        default=False, metadata={"help": "Merge the adapters, and write a full model instead of adapters alone."}
     )
 
     def __post_init__(self) -> None:
@@ -44,17 +43,20 @@ class FinetuningArguments(T5TrainingArguments):
         for option in _OF_LOGITS:
             if getattr(self, option) != _OF_LOGITS[option]:
                 raise TrainingError(
-                    f"--{option} has no place in fine-tuning, where losses are computed without logits and texts are "
-                    "generated apart from them: leave it out."
+                    f"--{option} does not apply to fine-tuning, which computes losses without logits and generates "
+                    "texts separately: leave it out."
                 )
         self.check_best_metric(["loss", *figures_of(self.metric)])
         if self.lora_rank < 0:
             raise TrainingError(f"--lora_rank is {self.lora_rank}: it must be at least 1, or 0 for all weights.")
-        if self.lora_rank and self.optimizer_preset in ("finetune", "pretrain"):
+        if self.lora_rank and (chosen := self.chosen_optimizer()).is_original_adafactor:
             raise TrainingError(
-                f"--lora_rank begins with matrices of zeros, and the Adafactor of --optimizer_preset "
-                f"{self.optimizer_preset} scales its steps by the size of a parameter: choose adamw "
-                "there, or leave the option out."
+                f"--lora_rank initializes matrices with zeros, and the Adafactor of {chosen.option} scales updates by "
+                "the size of a parameter: choose adamw there, or leave the option out."
             )
         if self.merge_lora and not self.lora_rank:
-            raise TrainingError("--merge_lora is of no use without --lora_rank: give both, or none.")
+            raise TrainingError("--merge_lora has no effect without --lora_rank: give both, or none.")
+
+    def check_packages(self) -> None:
+        super().check_packages()
+        check_packages(self.metric)

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Which loss a step of training has, beyond plain cross-entropy; what computes it is the model."""
+"""Which loss a training step has besides plain cross-entropy; the model computes it."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
@@ -9,12 +9,12 @@ import torch
 from ..errors import TrainingError
 
 
-# What the summed loss of a step is divided by: the tokens to predict, or all target positions, padding included.
+# Divisor of a step's summed loss: the tokens to predict, or all target positions, padding included.
 LossDenominator: TypeAlias = Literal["tokens", "positions"]
 
 
 def check_loss_options(z_loss: float, label_smoothing: float) -> None:
-    """Refuses a `--z_loss` and a `--label_smoothing_factor` that are none.
+    """Refuses a `--z_loss` or `--label_smoothing_factor` that is out of range.
 
     Raises:
         TrainingError: one of them is out of bounds.
@@ -26,13 +26,13 @@ def check_loss_options(z_loss: float, label_smoothing: float) -> None:
 
 
 def loss_arguments(z_loss: float, label_smoothing: float) -> dict[str, Any]:
-    """Arguments of the model's forward pass in a step of training, which looks at no logits.
+    """Arguments of the model's forward pass in a training step, which does not need logits.
 
-    The model smooths labels itself: transformers' trainer wants all logits for that, and evaluates smoothed.
+    The model smooths labels itself: transformers' trainer needs all logits for that, and also smooths in evaluation.
     """
     return {"skip_logits": True, "z_loss": z_loss, "smoothing": label_smoothing}
 
 
 def with_all_positions(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch for counting: every position of `labels` `(batch, length)` holds something to predict."""
+    """A batch for counting: `labels` `(batch, length)` in which no position is ignored."""
     return {name: torch.zeros_like(values) for name, values in batch.items() if name == "labels"}

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Where a run first met a number that is none: kept on the device, so that no step has to wait for it."""
+"""The first NaN or infinity of a run: recorded on the device, so that no step waits for it."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -8,62 +8,54 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
-from ..engines.xla import as_input, is_xla
+from ..engines.hooks import NEVER
+from ..engines.xla import as_input
 
 
-_NEVER = 2**40  # more steps than any run has
-_NAMED = 3  # tensors of a complaint that are named; the others are counted
-
-
-def steps_unseen(device: torch.device, processes: int) -> int:
-    """How many steps go by until somebody looks at what was found in them, besides logs and saves: one if it costs
-    nothing. Elsewhere a look waits for the device or for other processes, and on XLA's devices it takes a program."""
-    if is_xla(device):
-        return _NEVER
-    return 1 if device.type == "cpu" and processes == 1 else 10
+_NAMED = 3  # tensors that a message names; it counts the others
 
 
 def non_finite(tensors: Iterable[torch.Tensor | None], device: torch.device) -> torch.Tensor:
-    """Which of the tensors hold an infinity or something that is not a number, as `(tensors,)` of bool on `device`.
+    """Which of the tensors contain an infinity or NaN, as `(tensors,)` of bool on `device`.
 
-    What is missing or empty holds none. Where engines cut tensors up, every process looks at its own part: FSDP keeps
-    that inside a distributed tensor.
+    Missing or empty tensors do not. Where engines shard tensors, each process checks its own shard; FSDP keeps it
+    inside a DTensor.
     """
     parts = [part.to_local() if isinstance(part, DTensor) else part for part in tensors]
     whole = {place: part.detach() for place, part in enumerate(parts) if part is not None and part.numel()}
     bad = torch.zeros(len(parts), dtype=torch.bool, device=device)
     if whole:
-        # The largest absolute value is not finite exactly if one value is not; many tensors in few kernels.
+        # The largest absolute value is not finite if any value is not; this checks many tensors in few kernels.
         largest = torch._foreach_norm(list(whole.values()), math.inf)
         bad[list(whole)] = ~torch.stack([value.to(device) for value in largest]).isfinite()
     return bad
 
 
 def named(names: Sequence[str], bad: torch.Tensor) -> str:
-    """The names where `bad` `(names,)` is true, as text; all but the first few are only counted."""
+    """The names for which `bad` `(names,)` is true, as text; only the first few are listed, the others counted."""
     chosen = [name for name, is_bad in zip(names, bad.tolist(), strict=True) if is_bad]
     more = f" and {len(chosen) - _NAMED} more of {len(names)}" if len(chosen) > _NAMED else ""
     return ", ".join(chosen[:_NAMED]) + more
 
 
 class FirstNonFinite:
-    """The first step with a non-finite loss or gradient, and what it was that was not finite then.
+    """The first step with a non-finite loss or gradient, and which of them were not finite.
 
     Args:
-        names: of all parameters, in the order in which [`look`] gets their gradients.
+        names: of all parameters, in the order of their gradients in [`look`].
         device: where the losses are.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device):
         self._names = tuple(names)
-        self._step = torch.tensor(_NEVER, device=device)
+        self._step = torch.tensor(NEVER, device=device)
         self._loss = torch.tensor(False, device=device)
         self._gradients = torch.zeros(len(names), dtype=torch.bool, device=device)
 
     def look(self, step: int, loss: torch.Tensor, gradients: Iterable[torch.Tensor | None] | None = None) -> None:
-        """Takes note of a loss, a scalar, and of gradients, before they are clipped, in step number `step`, from 1.
+        """Records a loss, a scalar, and gradients before clipping, of step number `step`, counted from 1.
 
-        A step may be looked at several times, as for each of the batches that it accumulates. Reads nothing back from
+        A step may be recorded several times, for example for each batch that it accumulates. Does not synchronize with
         the device.
         """
         bad_loss = ~torch.isfinite(loss.to(self._loss.device))
@@ -77,20 +69,20 @@ class FirstNonFinite:
             self._gradients = torch.where(is_first, bad, self._gradients)
 
     def all_finite(self) -> torch.Tensor:
-        """Whether nothing was found, a scalar on the device."""
-        return self._step == _NEVER
+        """Whether nothing was recorded, as a scalar on the device."""
+        return self._step == NEVER
 
     def describe(self, accelerator: Accelerator) -> str | None:
-        """What the first of the processes to find something found, or None; all processes call this."""
+        """What the process with the earliest record found, or None; all processes call this."""
         records = accelerator.gather(
             torch.cat([self._step.reshape(1), self._loss.reshape(1).long(), self._gradients.long()])[None]
         )
         step = records[:, 0].min()
-        if step == _NEVER:
+        if step == NEVER:
             return None
         at_first = records[records[:, 0] == step].amax(0).cpu()
         loss, gradients = bool(at_first[1]), at_first[2:].bool()
         what = ["the loss"] if loss else []
         if gradients.any():
             what.append(f"the gradients of {named(self._names, gradients)}")
-        return f"In step {step.item()}, {' and '.join(what)} became infinite or not a number"
+        return f"In step {step.item()}, {' and '.join(what)} became infinite or NaN"

@@ -11,12 +11,12 @@ from .trainer import T5Trainer
 
 
 class PretrainingTrainer(T5Trainer):
-    """Trains on the batches of a stream as they come.
+    """Trains on the batches of a stream.
 
     Args:
-        loader: of the stream. Every process has its own part already, and only what is handed out counts as trained
-            on: nothing may fetch batches ahead.
-        kwargs: as of transformers' `Seq2SeqTrainer`.
+        loader: of the stream. Each process already has its own part, and a batch counts as trained once it is handed
+            out, so nothing may prefetch.
+        kwargs: as for transformers' `Seq2SeqTrainer`.
     """
 
     def __init__(self, loader: StreamLoader, **kwargs: Any) -> None:

@@ -1,25 +1,30 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Options of a run that tunes a prompt."""
+"""Options of prompt tuning."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from ..optim.presets import OptimizerChoice
 from .finetuning_arguments import FinetuningArguments
 
 
 @dataclass
 class PromptTrainingArguments(FinetuningArguments):
-    """How it is tuned: as in https://arxiv.org/abs/2104.08691, unless said otherwise."""
+    """How to tune: as in https://arxiv.org/abs/2104.08691 by default."""
 
     learning_rate: float = field(default=0.3, metadata={"help": "Learning rate; the paper's is 0.3."})
     weight_decay: float = field(
-        default=1e-5, metadata={"help": "Share of the prompt that is lost in a step; the paper's is 1e-5."}
+        default=1e-5, metadata={"help": "Fraction of the prompt that a step removes; the paper's is 1e-5."}
     )
     per_device_train_batch_size: int = field(
-        default=32, metadata={"help": "Examples in a step of each device; the paper has 32 altogether."}
+        default=32, metadata={"help": "Examples per device and step; the paper's total is 32."}
     )
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradients are scaled down to this norm; 0 for never."})
-    # No options here: the prompt is the adapter, and no preset of an optimizer is made for one.
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradients are clipped to this norm; 0 disables it."})
+    # Not options here: the prompt is the adapter, and no optimizer preset is meant for one.
     lora_rank: int = field(default=0, init=False)
     merge_lora: bool = field(default=False, init=False)
     optimizer_preset: str | None = field(default=None, init=False)
     optimizer_slots: str | None = field(default=None, init=False)
+
+    def chosen_optimizer(self) -> OptimizerChoice:
+        """Here, `--optim adafactor` is [`~t5_experimental.training.optim.adafactor.PromptAdafactor`]."""
+        return replace(super().chosen_optimizer(), knows_shards=True)

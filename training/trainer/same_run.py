@@ -1,9 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What a checkpoint must have in common with the run that goes on from it, and the one thing that may change: the
-learning rate.
+"""What a checkpoint must share with the run that resumes from it. Only the learning rate may change.
 
-transformers loads whatever state it finds: with another optimizer or model that ends in a traceback if the shapes
-differ, and else in a mixture of two runs.
+transformers loads any state it finds: with another optimizer or model, that ends in a traceback if shapes differ, and
+otherwise silently mixes two runs.
 """
 
 import json
@@ -14,7 +13,6 @@ from typing import Any, cast
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer_utils import SchedulerType
-from transformers.training_args import OptimizerNames
 
 from ..errors import TrainingError
 from ..models.loading import vocabulary_digest
@@ -26,23 +24,23 @@ RECORD = "run.json"
 _RATE = "learning rate"
 _SCHEDULE, _BY_STEP = "kind of schedule", "by the step"
 _DATA = ("number of training examples", "--seed")
-_NAMED = 3  # differences of a complaint; the others are counted
+_NAMED = 3  # differences that a message names; it counts the others
 
 _SHAPE = (
     *("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "attention_type"),
     *("num_key_heads", "num_value_heads", "d_k", "d_v", "layer_overrides", "feed_forward_proj", "tie_word_embeddings"),
 )
-# Their state is more than the number of the step.
+# Schedules whose state is more than the step.
 _STATEFUL_SCHEDULES = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
 
 def write_record(trainer: Trainer, checkpoint: str) -> None:
-    """Writes into a checkpoint what its state belongs to; one process calls this."""
+    """Records in a checkpoint which run its state belongs to; one process calls this."""
     (Path(checkpoint) / RECORD).write_text(json.dumps(_record(trainer), indent=2) + "\n")
 
 
 def check_resumption(trainer: Trainer, checkpoint: str) -> None:
-    """Compares a run with the checkpoint that it is to go on from, before anything of it is loaded.
+    """Compares a run with the checkpoint that it resumes from, before loading anything from it.
 
     Raises:
         TrainingError: the checkpoint's state is not this run's.
@@ -56,30 +54,30 @@ def check_resumption(trainer: Trainer, checkpoint: str) -> None:
         may_differ.add(_RATE)
     names = [name for name in now if name not in may_differ and before.get(name) != now[name]]
     if "family" in names:
-        names = ["family"]  # all else follows from it
+        names = ["family"]  # the other differences follow from it
     if names:
         named = ", ".join(f"{name} ({before.get(name)} then, {now[name]} now)" for name in names[:_NAMED])
         more = f" and {len(names) - _NAMED} more settings" if len(names) > _NAMED else ""
         raise TrainingError(
-            f"{checkpoint} was written with another {named}{more}: use the same, or start anew in another --output_dir."
+            f"{checkpoint} was written with another {named}{more}: use the same, or start over in another --output_dir."
         )
 
 
 def learning_rate_of(checkpoint: str) -> float | None:
-    """The highest learning rate that a checkpoint was trained with, if it says so."""
+    """The highest learning rate that a checkpoint was trained with, if recorded."""
     return _read(checkpoint).get(_RATE)
 
 
 def use_learning_rate(scheduler: Any, learning_rate: float) -> None:
-    """Lets a run go on with its own learning rate, where the state of a checkpoint brought along another one.
+    """Applies this run's learning rate after a checkpoint has restored its own.
 
     Args:
-        scheduler: of the optimizer, perhaps in accelerate's wrapper; both are loaded.
-        learning_rate: the highest of the schedule, which all groups of parameters share.
+        scheduler: of the optimizer, possibly in accelerate's wrapper.
+        learning_rate: the highest of the schedule, shared by all parameter groups.
 
     """
     scheduler = getattr(scheduler, "scheduler", scheduler)
-    # Beside schedules that do not follow from the step alone, the rate must be the same.
+    # Schedules that depend on more than the step must keep their learning rate.
     if not isinstance(scheduler, LambdaLR) or set(scheduler.base_lrs) == {learning_rate}:
         return
     scheduler.base_lrs = [learning_rate] * len(scheduler.base_lrs)
@@ -89,32 +87,30 @@ def use_learning_rate(scheduler: Any, learning_rate: float) -> None:
 
 
 def _read(checkpoint: str) -> dict[str, Any]:
-    """A checkpoint's record; empty if it has none, as those of transformers' own trainer."""
+    """A checkpoint's record; empty if it has none, for example if transformers' own trainer wrote it."""
     path = Path(checkpoint) / RECORD
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _record(trainer: Trainer) -> dict[str, Any]:
-    """What must be the same, by the name that a complaint gives it, and the learning rate."""
+    """What must be the same, by its name in messages, and the learning rate."""
     model, args = cast(Any, trainer.model), trainer.args
     assert isinstance(args, OptimizerArguments)
     config = model.get_base_model().config if hasattr(model, "get_base_model") else model.config
-    preset, schedule = args.optimizer_preset, SchedulerType(args.lr_scheduler_type)
+    schedule = SchedulerType(args.lr_scheduler_type)
     record = {
         "family": config.model_type,
         **{name: getattr(config, name, None) for name in _SHAPE},
         **_record_of_adapters(model),
         "vocabulary": vocabulary_digest(cast(Any, trainer.processing_class)),
-        "optimizer": f"--optim {OptimizerNames(args.optim).value}"
-        if preset is None
-        else f"--optimizer_preset {preset}",
+        "optimizer": args.chosen_optimizer().option,
         "step of --optimizer_slots": "none" if args.optimizer_slots is None else slots_step(args.optimizer_slots),
         "--weight_decay": args.weight_decay,
         **{f"--{name}": getattr(args, name) for name in ("adam_beta1", "adam_beta2", "adam_epsilon")},
         _SCHEDULE: schedule.value if schedule in _STATEFUL_SCHEDULES else _BY_STEP,
         _RATE: args.highest_learning_rate(),
     }
-    if isinstance(trainer.train_dataset, Sized):  # streams have a record of their own
+    if isinstance(trainer.train_dataset, Sized):  # streams have their own record
         seed = args.seed if args.data_seed is None else args.data_seed
         record |= zip(_DATA, (len(trainer.train_dataset), seed), strict=True)
     return record

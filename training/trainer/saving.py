@@ -1,9 +1,9 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""A trainer whose checkpoints and model appear as a whole, and which goes on from a checkpoint as if nothing had been.
+"""A trainer that writes complete checkpoints and models or none, and resumes as if it had never stopped.
 
-What transformers' own trainer forgets over a resumption: the losses since the last log, so that the next one is the
-mean of fewer steps; the losses of the whole run, whose mean is `train_loss`; and that no step is left, if the
-checkpoint is that of the last one.
+transformers' own trainer loses some state when it resumes: the losses since the last log, so that the next log averages
+fewer steps; the losses of the entire run, whose mean is `train_loss`; and, for the checkpoint of the last step, that no
+step is left.
 """
 
 import json
@@ -11,18 +11,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from statistics import fmean
+from typing import Any
 
 import torch
 from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from t5_experimental import own_folders
 
-from ..engines.fsdp2 import saving_whole
+from ..engines.fsdp2 import saving_full_state
 from ..errors import ProcessError, TrainingError
 from ..interruption import check, held_back
 from ..permissions import share_as_usual
-from .arguments import FINISHED
+from .arguments import T5TrainingArguments
 from .checkpoint_folders import (
     ASIDE,
     STATE,
@@ -38,22 +39,31 @@ from .checkpoint_folders import (
     remove_oldest,
     why_not_written,
 )
+from .settle import FINISHED, Run, settle
 
 
 _LOSSES = "losses.json"
 
 
 class SavingTrainer(Seq2SeqTrainer):
-    """`Seq2SeqTrainer` that writes aside and renames, see [`~t5_experimental.training.trainer.checkpoint_folders`]."""
+    """`Seq2SeqTrainer` that writes to a temporary folder and renames, see
+    [`~t5_experimental.training.trainer.checkpoint_folders`].
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    Args:
+        model: to train.
+        args: a settled run, or options, which are settled here.
+        kwargs: as for transformers' `Seq2SeqTrainer`.
+    """
+
+    def __init__(self, model: Any = None, *, args: T5TrainingArguments | Run[Any], **kwargs: Any) -> None:
+        self.run = args if isinstance(args, Run) else settle((args,))
+        super().__init__(model, self.run.training, **kwargs)
         self._aside: Path | None = None  # while a checkpoint is written
         self._losses_begin = 0  # after this step
         self.add_callback(_RestoreLosses(self))
         self.add_callback(_EndWhenTold())
 
-    # Going on.
+    # Resuming.
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         checkpoint = Path(resume_from_checkpoint) if isinstance(resume_from_checkpoint, str) else None
@@ -68,35 +78,32 @@ class SavingTrainer(Seq2SeqTrainer):
         if len(found := set(steps.tolist())) > 1:
             seen = " and ".join("no checkpoint" if step < 0 else f"one of step {step}" for step in sorted(found))
             raise TrainingError(
-                f"The processes do not agree on where to go on, they see {seen}: give an --output_dir that all "
+                f"The processes do not agree on where to resume, they see {seen}: give an --output_dir that all "
                 "machines share."
             )
         if checkpoint is not None:
             examples = None if self.args.ignore_data_skip else self._examples()
-            check_same_run(checkpoint, self._engine(), self.args.world_size, examples)
+            check_same_run(checkpoint, self._sharded_by(), self.args.world_size, examples)
 
     def _examples(self) -> int:
-        """In a step, of all processes."""
+        """Per step, of all processes together."""
         args = self.args
         return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
-    def _engine(self) -> str:
-        """What spreads parameters and optimizer over the processes."""
-        state = cast(Any, self.accelerator.state)
-        if self.is_deepspeed_enabled:
-            return f"DeepSpeed ZeRO-{state.deepspeed_plugin.zero_stage}"
-        return f"FSDP{state.fsdp_plugin.fsdp_version}" if self.is_fsdp_enabled else ""
+    def _sharded_by(self) -> str:
+        """The engine that shards optimizer or parameters, as in [`Record`]; empty if none does."""
+        return self.run.engine.name if self.run.engine.shards_state else ""
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
-        else:  # transformers would train for one more step before it looks
+        else:  # transformers would train for one more step before it checks
             self.control.should_training_stop = True
 
     # Losses.
 
     def losses(self) -> dict[str, Any]:
-        """Sums of losses that are not logged yet, one of each process, and of all that are; all processes call this."""
+        """Sums of losses: those not logged yet, one per process, and the logged ones; all processes call this."""
         sums = self.accelerator.gather(self._tr_loss.detach().reshape(1)).tolist()
         return {
             "since_log": sums,
@@ -106,15 +113,15 @@ class SavingTrainer(Seq2SeqTrainer):
         }
 
     def restore_losses(self) -> None:
-        """Goes on with the sums of a checkpoint; without them, with those of this run alone."""
+        """Restores the sums of a checkpoint; without them, sums start at this run."""
         path = self.losses_to_restore
         self._losses_begin = self.state.global_step
         if path is None or not path.is_file():
             return
         losses = json.loads(path.read_text())
         since_log = losses["since_log"]
-        # Of other processes, only the mean makes sense; it is all that is ever logged.
-        mine = since_log[self.args.process_index] if len(since_log) == self.args.world_size else _mean(since_log)
+        # With another number of processes, the mean is used; only the mean is ever logged.
+        mine = since_log[self.args.process_index] if len(since_log) == self.args.world_size else fmean(since_log)
         self._tr_loss += mine
         self._globalstep_last_logged, self._total_loss_scalar = losses["logged_until"], losses["logged"]
         self._losses_begin = losses["begin"]
@@ -127,7 +134,7 @@ class SavingTrainer(Seq2SeqTrainer):
     # Checkpoints.
 
     def save_own_state(self, folder: Path) -> None:
-        """Writes what else a checkpoint needs; every process calls this."""
+        """Writes what else a checkpoint needs; all processes call this."""
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         output = Path(self._get_output_dir(trial))
@@ -159,27 +166,27 @@ class SavingTrainer(Seq2SeqTrainer):
 
     def _record(self, folder: Path) -> Record:
         args = self.args
-        return Record(file_sizes(folder), args.world_size, self._examples(), self._engine(), args.save_only_model)
+        return Record(file_sizes(folder), args.world_size, self._examples(), self._sharded_by(), args.save_only_model)
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Waits for the checkpoint to be in its place."""
+        """Does nothing yet: the checkpoint is pushed once it is in place."""
 
     # Writing.
 
     @contextmanager
     def writing(self, what: str, folder: Path) -> Iterator[None]:
-        """Inside, `what` is written into the folder `ASIDE` of this one, which is made anew, and removed afterwards;
-        all processes do this.
+        """Creates the temporary folder `ASIDE` in a folder, for writing `what`, and removes it afterwards; all
+        processes do this.
 
         Raises:
-            ProcessError: the disk is full, say.
-            TrainingError: something of others has the name of that folder.
+            ProcessError: the write failed, for example because the disk is full.
+            TrainingError: the name of the temporary folder is taken.
         """
         try:
-            self._clear(folder, anew=True)
+            self._clear(folder, create=True)
             yield
         except BaseException as error:
             if self.args.should_save:
@@ -189,18 +196,18 @@ class SavingTrainer(Seq2SeqTrainer):
                 raise
             output = Path(str(self.args.output_dir))
             last = find_checkpoints(output)
-            then = f"goes on from {last[-1].name}" if last else "begins anew"
+            then = f"resumes from {last[-1].name}" if last else "starts over"
             raise ProcessError(
                 f"{what} cannot be written ({why}): make room in {output} and run the same command again, which {then}."
             ) from error
         if self.args.should_save:
             remove_aside(folder)
 
-    def _clear(self, folder: Path, anew: bool = False) -> None:
-        """Removes what a run that died has left in a folder, and makes the place of unfinished work anew."""
+    def _clear(self, folder: Path, create: bool = False) -> None:
+        """Removes what a run that died left in a folder; with `create`, creates the temporary folder."""
         if self.args.should_save:
             remove_aside(folder)
-            if anew:
+            if create:
                 folder.mkdir(parents=True, exist_ok=True)
                 own_folders.begin(folder / ASIDE)
         self.accelerator.wait_for_everyone()
@@ -208,14 +215,14 @@ class SavingTrainer(Seq2SeqTrainer):
     def save_finished_model(self) -> None:
         """Writes model and tokenizer into the output folder; all processes call this.
 
-        The files are written aside and moved when the disk holds them all, `config.json` (of adapters
-        `adapter_config.json`) last: without it, nothing loads the folder. The trainer's own `training_args.bin` is a
-        pickle that loading does not need, and is left out.
+        The files are written to a temporary folder and moved once all are on disk, `config.json` (for adapters
+        `adapter_config.json`) last: without it, nothing loads the folder. The trainer's own `training_args.bin`, a
+        pickle that loading does not need, is left out.
         """
         folder = Path(str(self.args.output_dir))
         aside = folder / ASIDE
         with self.writing("The model", folder):
-            with saving_whole(self.accelerator):
+            with saving_full_state(self.accelerator):
                 self.save_model(str(aside))
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
@@ -231,7 +238,7 @@ class SavingTrainer(Seq2SeqTrainer):
 
 
 class _RestoreLosses(TrainerCallback):
-    """transformers sets its sums to zero right before this."""
+    """Restores losses right after transformers has reset its sums."""
 
     def __init__(self, trainer: SavingTrainer):
         self._trainer = trainer
@@ -243,14 +250,10 @@ class _RestoreLosses(TrainerCallback):
 
 
 class _EndWhenTold(TrainerCallback):
-    """Ends a run whose signal was lost, as Python loses exceptions while it cleans up."""
+    """Ends a run whose signal was lost: Python drops exceptions that are raised during cleanup."""
 
     def on_step_begin(self, *unused: Any, **more: Any) -> None:
         check()
 
     def on_prediction_step(self, *unused: Any, **more: Any) -> None:
         check()
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""How fast training goes, for logs and the progress bar."""
+"""Training speed, for logs and the progress bar."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 
 
 def count_tokens(inputs: dict[str, Any]) -> torch.Tensor:
-    """Tokens of a batch that are no padding, inputs and targets together, as a scalar on its device."""
+    """Tokens of a batch that are not padding, inputs and targets together, as a scalar on its device."""
     labels, mask, segments = (inputs.get(name) for name in ("labels", "attention_mask", "segment_ids"))
     if mask is None:
         mask = segments if segments is not None else torch.ones_like(inputs["input_ids"])
@@ -22,8 +22,7 @@ def count_tokens(inputs: dict[str, Any]) -> torch.Tensor:
 
 
 class TokenMeter:
-    """Counts tokens, and the seconds in which they were trained on; both stay where they arise until they are asked
-    for."""
+    """Counts tokens and the seconds of training on them, without synchronizing until they are read."""
 
     def __init__(self, device: torch.device):
         self._tokens = torch.tensor(0, device=device)
@@ -36,20 +35,20 @@ class TokenMeter:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """What happens in here, as evaluating or saving, is no training."""
+        """Excludes what happens inside, such as evaluation and saving, from training time."""
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start
 
     def read(self) -> tuple[torch.Tensor, float]:
-        """Tokens, a scalar, and seconds since the last time, and starts anew."""
+        """Tokens, a scalar, and seconds since the last call; resets both."""
         tokens, seconds = self._tokens, time.perf_counter() - self._started - self._paused
         self.__init__(tokens.device)  # type: ignore[misc]
         return tokens, seconds
 
 
 class TokenProgressCallback(ProgressCallback):
-    """The progress bar, with the last loss and speed beside it; each pass over examples to evaluate has its own."""
+    """The progress bar, showing the last loss and speed; each evaluation pass has its own."""
 
     _evaluated: Any = None
 
@@ -63,7 +62,7 @@ class TokenProgressCallback(ProgressCallback):
     ) -> None:
         if eval_dataloader is not self._evaluated:
             self._evaluated = eval_dataloader
-            self.on_predict(args, state, control)  # closes the bar of the pass before
+            self.on_predict(args, state, control)  # closes the bar of the previous pass
         super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader, **kwargs)
 
     def on_log(

@@ -34,7 +34,7 @@ def stock_twin(model: torch.nn.Module) -> T5ForConditionalGeneration:
         feed_forward_proj="gated-gelu",
         decoder_start_token_id=ours.decoder_start_token_id,
     )
-    # T5Config of transformers 5 sets both, whatever it is given.
+    # T5Config of transformers 5 sets both, regardless of its arguments.
     config.tie_word_embeddings = config.scale_decoder_outputs = False
     stock = T5ForConditionalGeneration(config)
     # Untied, its stacks would otherwise have embeddings of their own, to be loaded, held and updated.
@@ -67,7 +67,7 @@ def in_turns(
         contestants: what to time, by name.
         rounds: turns of each that count.
         warm_up: turns of each before those.
-        cpu_seconds: gets the processor's time of every call, by name: less of it is the neighbours' doing.
+        cpu_seconds: gets the processor's time of every call, by name: other programs disturb it less.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(warm_up + rounds):

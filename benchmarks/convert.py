@@ -97,7 +97,7 @@ def nbytes(variable: Variable) -> int:
 
 
 def random_blocks(size: int, generator: np.random.Generator) -> Iterator[memoryview]:
-    """Bytes of so many float32 of the size that weights have."""
+    """`size` random float32 numbers, as large as weights are, as bytes."""
     for start in range(0, size, 2**22):
         block = generator.standard_normal(min(2**22, size - start), np.float32)
         block *= 0.05

@@ -50,7 +50,7 @@ def tensorflow(source: str, mapping: str, output: str) -> None:
 
     fields = json.loads(Path(mapping).read_text(encoding="utf-8"))
     config = T5Config(**fields["config"])
-    # T5Config of transformers 5 sets it, whatever it is given.
+    # T5Config of transformers 5 sets it, regardless of its arguments.
     config.tie_word_embeddings = False
     model = T5ForConditionalGeneration(config)
     # So told, it gives its stacks embeddings of their own, too.

@@ -166,7 +166,7 @@ def compare_speed(work: Path, tokens: float, arguments: argparse.Namespace) -> d
 
     Returns:
         Losses of the held-out rows before training, which must agree, and times; tokens count by the processor's
-        time, which neighbours disturb less.
+        time, which other programs disturb less.
     """
     torch.set_num_threads(1)
     losses: dict[str, float] = {}

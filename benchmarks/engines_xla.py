@@ -66,7 +66,7 @@ _TEXT = (
 
 
 class Cell(NamedTuple):
-    """Something to train: a family by an entry point with flags, each step by so many devices together."""
+    """Something to train: a family by an entry point with flags, each step by `devices` together."""
 
     family: str
     entry_point: str

@@ -7,7 +7,7 @@ CTranslate2 lays its weights out anew when it loads them. Here every call of `ge
 weights may change between calls; a contestant whose calls share a `decoding_session` shows the time without that.
 
 All contestants take turns in every round, in one process and with as many threads, and generate greedily as many tokens
-as they are told to, whatever the end-of-sequence token says. A figure is the median over the rounds of the time of a
+as they are told to; the end-of-sequence token ends none. A figure is the median over the rounds of the time of a
 whole call (encoder included), divided by the number of generated tokens. Written are OUTPUT.json and OUTPUT.png.
 """
 

@@ -37,7 +37,7 @@ COLOURS = ("#d1603d", "#5b8db8", "#6a9a58")
 
 
 def train_vocabulary(texts: Iterable[str], path: Path, pieces: int) -> None:
-    """Writes a sentencepiece model of at most so many pieces, with T5's special ids and normalisation."""
+    """Writes a sentencepiece model of at most this count of pieces, with T5's special ids and normalization."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -106,8 +106,7 @@ def launch(script: str, options: Mapping[str, Any], threads: int) -> Usage:
 
 
 def launch_all(script: str, runs: Sequence[Mapping[str, Any]], at_once: int) -> list[Usage]:
-    """Runs an entry point with each of several sets of options, on one thread each, so many of them at the same
-    time."""
+    """Runs an entry point with each of several sets of options, on one thread each, `at_once` at the same time."""
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(lambda options: launch(script, options, threads=1), runs))
 

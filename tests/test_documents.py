@@ -25,7 +25,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / f"{
 COMMANDS = ("convert", "inspect", "export", "push", "verify", "presets")
 ENTRY_POINTS = ("finetune", "pretrain", "prompt_tune")
 # Words that a reader of the field stumbles over.
-FOREIGN = r"\b(whoever|nobody|somebody|anybody|whatever|whole number|not a number)\b"
+FOREIGN = r"\b(whoever|nobody|somebody|anybody|whatever|whole numbers?|not a number|so many|neighbours?|in vain)\b"
 # Files and modules that documents name, but for placeholders such as NAME.
 _TOPS, _ENDINGS = "t5_experimental|convert|training|tests|benchmarks|docs", "py|yaml|md|jsonl?|model|npz|sh"
 PATHS = rf"(?<![\w/.-])(?:{_TOPS})/[\w./-]*\.(?:{_ENDINGS})\b"
@@ -104,6 +104,14 @@ def test_make_targets_exist(document: Path) -> None:
 @pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda document: document.name)
 def test_words_are_the_fields(document: Path) -> None:
     assert re.findall(FOREIGN, text_of(document), flags=re.IGNORECASE) == []
+
+
+@pytest.mark.parametrize("folder", ["t5_experimental", "convert", "training", "benchmarks"])
+def test_words_in_code_are_the_fields(folder: str) -> None:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    found = {str(file.relative_to(ROOT)): re.findall(FOREIGN, text_of(file), flags=re.IGNORECASE) for file in files}
+    assert len(found) > 10
+    assert {file: words for file, words in found.items() if words} == {}
 
 
 @cache

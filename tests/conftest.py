@@ -1,6 +1,7 @@
 """Fixtures that several test folders use: tiny models of every family, and the reference data of the original code."""
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -41,6 +42,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REFERENCE = Path(__file__).parent / "reference"
+
+
+def pytest_collection_finish() -> None:
+    """Trainers collect garbage several times in a run; what was imported until now need not be looked at each time."""
+    gc.collect()
+    gc.freeze()
+
 
 TINY = {"vocab_size": 1152, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 2}
 

@@ -6,6 +6,7 @@ forked finds its fellows, computes and dies as processes of a launcher do. As a 
 them when one has failed.
 """
 
+import gc
 import json
 import os
 import signal
@@ -180,6 +181,8 @@ def main(with_deepspeed: bool) -> None:
 
     if with_deepspeed:
         import deepspeed  # noqa: F401
+    gc.collect()
+    gc.freeze()  # so that collections in the forked processes neither look at nor copy what is imported
     entries = {"finetune": finetune.main, "pretrain": pretrain.main, "prompt_tune": prompt_tune.main}
     for line in sys.stdin:
         order = json.loads(line)

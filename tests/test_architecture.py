@@ -18,7 +18,7 @@ ROOMS = {
     "convert": {
         "tensors.py": set(),
         "released.py": set(),
-        "source": {"released.py"},
+        "source": {"tensors.py", "released.py"},
         "bundle": {"tensors.py", "source"},
         "mesh": {"tensors.py"},
         "plan": {"tensors.py", "mesh"},

@@ -135,10 +135,10 @@ class _Weights:
 
     def groups(self) -> list[list[nn.Parameter]]:
         """Trained parameters in the optimizer's groups; DeepSpeed flattens each group into one tensor."""
-        scales = [weight for weight in self.trained if weight.ndim == 1]
-        if self.setup.optimizer.name not in ("adamw", "rms_adamw"):
+        if self.setup.optimizer.preset is None:
             return [self.trained]
-        return [group for group in ([weight for weight in self.trained if weight.ndim > 1], scales) if group]
+        optimizer, _ = build_optimizer(self.setup.optimizer.preset, self.model)
+        return [group["params"] for group in optimizer.param_groups]
 
     def local_numbers(self) -> list[int]:
         """Trained elements of this process, for each tensor that the optimizer sees."""

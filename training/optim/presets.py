@@ -64,17 +64,17 @@ class _Preset:
     """An optimizer with its settings.
 
     Attributes:
-        make: builds it, from model, learning rate, weight decay and, for AdamW, `betas` and `eps`.
+        make: builds it, from model, learning rate, weight decay and, unless it is the original's, `betas` and `eps`.
         learning_rate: default; None if it follows from the plateau.
         plateau: steps for which the original's schedule, `1 / sqrt(max(n, plateau))`, is constant; None for any other.
-        has_schedule: whether it has its own schedule; otherwise the caller's applies.
+        is_original: the original's Adafactor, which has its own schedule, and moments and decay that no option changes.
         takes_means: over entire parameters, so that engines which flatten and shard these refuse it.
     """
 
     make: Callable[..., Optimizer]
     learning_rate: float | None
     plateau: int | None = None
-    has_schedule: bool = True
+    is_original: bool = False
     takes_means: bool = True
 
 
@@ -107,10 +107,10 @@ def _with_decay(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 _PRESETS = {
-    "finetune": _Preset(_make_adafactor, 1e-3),
-    "pretrain": _Preset(_make_adafactor, None, plateau=10_000),
-    "adamw": _Preset(_make_adamw, 3e-4, has_schedule=False, takes_means=False),
-    "rms_adamw": _Preset(_make_rms_adamw, 2e-2, has_schedule=False),
+    "finetune": _Preset(_make_adafactor, 1e-3, is_original=True),
+    "pretrain": _Preset(_make_adafactor, None, plateau=10_000, is_original=True),
+    "adamw": _Preset(_make_adamw, 3e-4, takes_means=False),
+    "rms_adamw": _Preset(_make_rms_adamw, 2e-2),
 }
 PRESETS = tuple(_PRESETS)
 
@@ -153,14 +153,14 @@ class OptimizerChoice:
 
 def has_own_schedule(preset: str) -> bool:
     """Whether a preset has its own schedule instead of the caller's."""
-    return _PRESETS[preset].has_schedule
+    return _PRESETS[preset].is_original
 
 
 def check_preset(preset: str, weight_decay: float = 0.0) -> None:
     """Refuses a preset that does not exist, and weight decay for one without it."""
     if preset not in _PRESETS:
         raise TrainingError(f"--optimizer_preset {preset} does not exist: choose one of {', '.join(PRESETS)}.")
-    if weight_decay and _PRESETS[preset].make is _make_adafactor:
+    if weight_decay and _PRESETS[preset].is_original:
         raise TrainingError(
             f"--weight_decay {weight_decay:g} is not for Adafactor, which the original runs without it: leave it out, "
             "or choose --optimizer_preset adamw."
@@ -225,6 +225,6 @@ def build_optimizer(
     first_step = 0 if slots is None else load_slots(optimizer, model, slots)
     if plateau is not None:
         return optimizer, LambdaLR(optimizer, lambda n: math.sqrt(plateau / max(n + first_step, plateau)))
-    if chosen.has_schedule:
+    if chosen.is_original:
         return optimizer, get_constant_schedule_with_warmup(optimizer, warmup_steps or 0)
     return optimizer, None

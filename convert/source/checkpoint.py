@@ -24,6 +24,9 @@ GIN_FILE = "operative_config.gin"
 _SUFFIX = re.compile(r"(?<=.)\.(index|meta|data-\d{5}-of-\d{5})\Z")
 _MAX_COPY_BYTES = 2**26
 
+# The file `checkpoint` names some of the last checkpoints, the newest of them at its beginning.
+_MOST_STATE_BYTES = 2**20
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -76,7 +79,7 @@ class Checkpoint:
         Raises:
             ConversionError: it cannot be read.
         """
-        return bytes(self.storage.read(GIN_FILE, 0, min(self.storage.size(GIN_FILE), most)))
+        return self.storage.head(GIN_FILE, most)
 
     @property
     def named_step(self) -> int | None:
@@ -204,9 +207,8 @@ def _in_folder(storage: Storage) -> tuple[Storage, str] | None:
 def _newest(storage: Storage) -> tuple[Storage, str]:
     """What TensorFlow's `checkpoint` file names, also after the folder was copied from elsewhere."""
     state = storage.place("checkpoint")
-    match = re.search(
-        r'^[ \t]*model_checkpoint_path\s*:\s*"((?:[^"\\]|\\.)*)"', storage.text("checkpoint"), re.MULTILINE
-    )
+    text = storage.head("checkpoint", _MOST_STATE_BYTES).decode("utf-8", errors="replace")
+    match = re.search(r'^[ \t]*model_checkpoint_path\s*:\s*"((?:[^"\\]|\\.)*)"', text, re.MULTILINE)
     if not match:
         raise ConversionError(f"{state} names no checkpoint: give the prefix of the one to convert.")
     named = re.sub(r"\\(.)", r"\1", match[1])

@@ -14,8 +14,6 @@ from .local_files import LocalFiles
 from .matrix import FileMatrix
 
 
-_MAX_TEXT_BYTES = 2**24
-
 Range = tuple[str, int, int]
 """Name of a file, first byte, count of bytes."""
 
@@ -81,12 +79,9 @@ class Storage(ABC):
         """A matrix in a file whose columns can be read without the rest; None where each read takes too long."""
         return None
 
-    def text(self, name: str) -> str:
-        """All of a small text file. Raises as `read` does."""
-        size = self.size(name)
-        if size > _MAX_TEXT_BYTES:
-            raise ConversionError(f"{name} in {self.describe()} has {size} bytes, so it is not the text it should be.")
-        return bytes(self.read(name, 0, size)).decode("utf-8", errors="replace")
+    def head(self, name: str, most: int) -> bytes:
+        """The first bytes of a file, at most `most`. Raises as `read` does."""
+        return bytes(self.read(name, 0, min(self.size(name), most)))
 
     def expect(self, ranges: Iterable[Range]) -> None:  # noqa: B027
         """Announces everything that is going to be read, in this order, and replaces what was announced before.
@@ -128,9 +123,10 @@ class LocalStorage(Storage):
     def size(self, name: str) -> int:
         """See `Storage.size`."""
         path = self.local_folder / name
-        if not path.is_file():
-            raise FileMissing(f"{path} is missing: copy all files of the checkpoint into one folder.")
-        return self._files.size(path)
+        try:
+            return self._files.size(path)
+        except (OSError, ValueError) as error:
+            raise FileMissing(f"{path} is missing: copy all files of the checkpoint into one folder.") from error
 
     def read(self, name: str, offset: int, length: int) -> memoryview:
         """See `Storage.read`."""
@@ -139,6 +135,14 @@ class LocalStorage(Storage):
         if length:
             self.fill(name, offset, data)
         return data.data.toreadonly()
+
+    def head(self, name: str, most: int) -> bytes:
+        """See `Storage.head`; also of files whose size says nothing, as in /proc."""
+        try:
+            with (self.local_folder / name).open("rb") as file:
+                return file.read(most)
+        except OSError as error:
+            raise ConversionError(f"{self.place(name)} cannot be read: {error.strerror}.") from error
 
     def fill(self, name: str, offset: int, target: np.ndarray) -> None:
         """See `Storage.fill`."""

@@ -100,9 +100,10 @@ def test_three_processes_of_which_one_has_no_row_of_some_weights(reports: dict[i
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process where Linux tells it")
 def test_no_process_holds_a_copy_of_the_whole_model(tmp_path: Path) -> None:
     """In float32, which the files are not. The usual way does hold one, so the figures mean something."""
-    script = Path(__file__).parents[2] / "benchmarks" / "memory_per_rank.py"
     options = ["--preset", "t5.1.1.small", "--ways", "ours", "whole", "--output", tmp_path / "memory"]
-    outcome = subprocess.run([sys.executable, script, *options], capture_output=True, text=True, timeout=1800)
+    command = [sys.executable, "-m", "benchmarks.memory_per_rank", *options]
+    root = Path(__file__).parents[2]
+    outcome = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1800)
     assert outcome.returncode == 0, outcome.stderr[-3000:]
     found = json.loads((tmp_path / "memory.json").read_text())
     whole = 4 * found["settings"]["parameters"]

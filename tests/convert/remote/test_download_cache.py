@@ -60,7 +60,7 @@ def test_the_second_run_downloads_nothing(
         for suffix in (".index", ".data-00000-of-00001"):
             name = prefix + suffix
             assert storage.read(name, 0, storage.size(name)) == (folder / name).read_bytes()
-        assert storage.text("operative_config.gin") == (folder / "operative_config.gin").read_text()
+        assert storage.head("operative_config.gin", 10**6).decode() == (folder / "operative_config.gin").read_text()
         if run == 0:
             assert len(server.data()) == 4
             server.requests.clear()
@@ -273,9 +273,9 @@ def test_small_files_of_a_server_without_versions_are_not_kept(
 ) -> None:
     server.files["run/checkpoint"] = b"one"
     server.faults = [fault("", "untagged", times=99)]
-    assert cached().text("checkpoint") == "one"
+    assert cached().head("checkpoint", 9) == b"one"
     server.files["run/checkpoint"] = b"two"
-    assert cached().text("checkpoint") == "two"
+    assert cached().head("checkpoint", 9) == b"two"
     assert cached().read("data", 0, 9) == content[:9]
     server.requests.clear()
     assert cached().read("data", 0, 9) == content[:9]

@@ -92,6 +92,12 @@ def make_config() -> Callable[..., T5ExperimentalConfig]:
     return tiny_config
 
 
+@pytest.fixture
+def architectures() -> tuple[str, ...]:
+    """Names for `make_config`: the families, and a mix that no released checkpoint has."""
+    return ARCHITECTURES
+
+
 @pytest.fixture(params=ARCHITECTURES)
 def config(request: pytest.FixtureRequest) -> T5ExperimentalConfig:
     """Every tiny architecture in turn."""

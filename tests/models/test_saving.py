@@ -2,7 +2,6 @@
 
 import copy
 import json
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -164,47 +163,44 @@ sys.meta_path.insert(0, Absent())
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-folder, inputs, outputs = sys.argv[1:]
-with torch.no_grad():
-    batch = load_file(inputs)
-    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
-    logits = model(**batch).logits
-    encoder = transformers.AutoModelForTextEncoding.from_pretrained(folder, trust_remote_code=True)
-    hidden = encoder(batch["input_ids"], batch["attention_mask"]).last_hidden_state
-    model.save_pretrained(folder + "-again")
-try:
-    import t5_experimental
-except ModuleNotFoundError:
-    save_file({"logits": logits, "hidden": hidden}, outputs)
+for folder in sys.argv[1:]:
+    with torch.no_grad():
+        batch = load_file(f"{folder}-batch")
+        model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
+        logits = model(**batch).logits
+        encoder = transformers.AutoModelForTextEncoding.from_pretrained(folder, trust_remote_code=True)
+        hidden = encoder(batch["input_ids"], batch["attention_mask"]).last_hidden_state
+        model.save_pretrained(f"{folder}-again")
+    try:
+        import t5_experimental
+    except ModuleNotFoundError:
+        save_file({"logits": logits, "hidden": hidden}, f"{folder}-outputs")
 """
 
 
-def test_a_folder_carries_its_code(model, batch, tmp_path, monkeypatch):
-    """The same folder in a process that cannot import the package, offline; and the folder that it saves in turn."""
-    folder = tmp_path / "model"
-    model.save_pretrained(folder)
-    save_file(batch, tmp_path / "batch")
+def test_folders_carry_their_code(architectures, make_config, batch, tmp_path, monkeypatch):
+    """In a process that cannot import the package, offline; and the folders that it saves in turn in another one."""
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    expected = model(**batch, output_hidden_states=True)
-    for source in (folder, tmp_path / "model-again"):
-        command = [
-            sys.executable,
-            "-c",
-            LOAD_WITHOUT_PACKAGE,
-            str(source),
-            str(tmp_path / "batch"),
-            str(tmp_path / "out"),
-        ]
+    expected = {}
+    for name in architectures:
+        torch.manual_seed(0)
+        model = AutoModelForSeq2SeqLM.from_config(make_config(name)).eval()
+        model.save_pretrained(tmp_path / name)
+        expected[name] = model(**batch, output_hidden_states=True)
+        auto_map = json.loads((tmp_path / name / "config.json").read_text())["auto_map"]
+        assert set(auto_map) == {"AutoConfig", *AUTO_CLASSES}
+    for suffix in ("", "-again"):
+        folders = {name: tmp_path / f"{name}{suffix}" for name in architectures}
+        for folder in folders.values():
+            save_file(batch, f"{folder}-batch")
+        command = [sys.executable, "-c", LOAD_WITHOUT_PACKAGE, *map(str, folders.values())]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        outputs = load_file(tmp_path / "out")
-        torch.testing.assert_close(outputs["logits"], expected.logits)
-        torch.testing.assert_close(outputs["hidden"], expected.encoder_last_hidden_state)
-        (tmp_path / "out").unlink()
-    auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
-    assert set(auto_map) == {"AutoConfig", *AUTO_CLASSES}
-    shutil.rmtree(tmp_path / "modules")
+        for name, folder in folders.items():
+            outputs = load_file(f"{folder}-outputs")
+            torch.testing.assert_close(outputs["logits"], expected[name].logits)
+            torch.testing.assert_close(outputs["hidden"], expected[name].encoder_last_hidden_state)
 
 
 def test_a_copy_shares_its_own_embedding(model, batch):

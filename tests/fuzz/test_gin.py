@@ -297,8 +297,8 @@ def unchecked(gin: GinFile, what: str, value: Any, *_: Any, **__: Any) -> Any:
     return value
 
 
-# What is left out, by module, name and what stands in its place. Without a limit on the parts of a value, inputs fill all
-# memory instead of ending: tests/convert/test_gin.py has one that doubles.
+# What is left out, by module, name and what stands in its place. Without a limit on the parts of a value, inputs fill
+# all memory instead of ending: tests/convert/test_gin.py has one that doubles.
 MUTANTS: dict[str, tuple[Any, str, Any]] = {
     "integers in their range": (gin_config, "integer", unchecked),
     "finite numbers in their range": (gin_config, "number", unchecked),

@@ -4,8 +4,8 @@
     python tests/check_golden.py FOLDER GOLDEN.npz
 
 prints the largest difference of logits, the difference of the losses, both as shares of the largest logit, and whether
-greedy decoding gives the same tokens; exits with 1 if any of them is off. Float32 keeps so many digits of what logits
-are added up of, so that larger logits, as real sizes have, differ by more.
+greedy decoding gives the same tokens; exits with 1 if any of them is off. Float32 keeps a fixed count of digits
+of what logits are added up of, so that larger logits, as real sizes have, differ by more.
 """
 
 import sys

@@ -107,7 +107,7 @@ def test_an_added_token_is_found_within_a_word(folders: Folders) -> None:
 
 
 def test_tokens_added_to_a_folder_that_an_older_version_wrote_stay(folders: Folders, tmp_path: Path) -> None:
-    """Ids of added tokens are in the folder, whatever finds them."""
+    """Ids of added tokens are in the folder, by every way to find them."""
     tokenizer = AutoTokenizer.from_pretrained(folders[NATIVE])
     tokenizer.add_tokens(["<tk>"])
     tokenizer.save_pretrained(tmp_path)

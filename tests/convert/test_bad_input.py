@@ -186,7 +186,7 @@ BROKEN_VARIABLES = {
         changed("decoder/rms_norm/scale", lambda a: a[None]),
         r"has the shape \[1, 32\], but \[32\]",
     ),
-    "whole numbers": (
+    "integers": (
         changed("decoder/rms_norm/scale", lambda a: a.astype(np.int32)),
         "decoder/rms_norm/scale has the dtype",
     ),

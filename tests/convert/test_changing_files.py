@@ -125,7 +125,7 @@ def test_a_checkpoint_between_its_index_and_its_first_byte(
     write = writer.write_tensors
 
     def late(*arguments: Any) -> Any:
-        # The step is read before; so many other files may be in use that this one is not kept open.
+        # The step is read before; with many other files in use this one is not kept open.
         arguments[1]._storage.close()
         CHANGES.get(change, replace)(data)
         return write(*arguments)

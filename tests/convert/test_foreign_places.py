@@ -141,7 +141,7 @@ def test_what_is_not_ours_is_not_where_the_old_folder_goes(
     result = run(*commands[again])
     assert (everything(work), everything(elsewhere)) == before
     assert_refused(result, ".out.old")
-    # Where nothing is replaced, it is in nobody's way.
+    # Where nothing is replaced, it disturbs nothing.
     shutil.rmtree(work / "out")
     kept = everything(elsewhere)
     assert run(*commands[command]).status == 0

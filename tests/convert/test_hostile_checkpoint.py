@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Checkpoints that were made to do harm, through the command: one sentence, nothing written, nothing read in vain."""
+"""Checkpoints that were made to do harm, through the command: one sentence, nothing written, no needless reads."""
 
 import os
 import re

@@ -129,7 +129,7 @@ def arguments(command: str, folder: Path, reference: Path) -> tuple[object, ...]
     ],
 )
 def test_what_is_no_file(command: str, file: str, folder: Path, reference: Path, run: Run) -> None:
-    """Reading a pipe that nobody writes to would not end."""
+    """Reading a pipe without a writer would not end."""
     (folder / file).unlink(missing_ok=True)
     os.mkfifo(folder / file)
     message = "has no model.safetensors|is not a file" if file.startswith("model") else "is not a file"

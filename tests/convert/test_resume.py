@@ -45,7 +45,7 @@ def expected(source: Path, run: Run, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, BaseException], None]:
-    """`stop_after(count, error)`: writing ends with the error when so many blocks are on the disk."""
+    """`stop_after(count, error)`: writing ends with the error when `count` blocks are on the disk."""
     write = writer._Background._write
 
     def stop(count: int, error: BaseException) -> None:

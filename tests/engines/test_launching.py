@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 
-# A rank says hello, and works on with a process of its own until somebody ends it, or ends by itself.
+# A rank says hello, and works on with a child process until it is ended, or ends by itself.
 SCRIPT = """
 import os, signal, subprocess, sys
 

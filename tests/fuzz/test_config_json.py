@@ -58,7 +58,7 @@ def test_configurations(attempt: Attempt, fuzz: Callable[..., None]) -> None:
 
 
 class Believed(BaseException):
-    """So many layers would have been listed."""
+    """All these layers would have been listed."""
 
 
 def _believe_layers(config: Any, stack: str) -> int:

@@ -1,4 +1,4 @@
-"""Padding that is not computed: nothing changes where somebody reads, and the work is that of the tokens."""
+"""Padding that is not computed: nothing changes where outputs are read, and the work is that of the tokens."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def found(monkeypatch):
 
 
 def ragged(lengths, length, left=()):
-    """A mask of rows with so many tokens; the rows in `left` have their padding on the left."""
+    """A mask of rows with these counts of tokens; the rows in `left` have their padding on the left."""
     mask = (torch.arange(length) < torch.tensor(lengths)[:, None]).long()
     for row in left:
         mask[row] = mask[row].flip(0)

@@ -144,7 +144,7 @@ FAMILIES = [config_class.__name__.removesuffix("Config") for config_class in CON
 def test_fields_of_a_stock_configuration_mean_what_they_mean_there(config_class, is_tied, form):
     stock_config = T5Config(num_heads=4, feed_forward_proj="gated-gelu", tie_word_embeddings=is_tied)
     fields = stock_config.to_diff_dict() if form == "differences" else stock_config.to_dict()
-    assert fields.get("tie_word_embeddings", True) is True  # as transformers 5 writes it whatever is true
+    assert fields.get("tie_word_embeddings", True) is True  # as transformers 5 always writes it
     if form == "before transformers 5":
         del fields["scale_decoder_outputs"], fields["tie_word_embeddings"]
         fields |= {} if is_tied else {"tie_word_embeddings": False}

@@ -211,7 +211,7 @@ def test_what_has_the_name_of_a_checkpoint_to_come_stops_a_run_before_it_begins(
     output = tmp_path / "output"
     output.mkdir()
     whole = make_checkpoint(output, 3)
-    make_foreign(kind, output / "checkpoint-2", tmp_path / "elsewhere")  # in nobody's way
+    make_foreign(kind, output / "checkpoint-2", tmp_path / "elsewhere")  # disturbs nothing
     assert choose_checkpoint("auto", output)[0] == str(whole)
     make_foreign(kind, output / "checkpoint-4", tmp_path / "elsewhere")
     if kind in ("link", "folder"):  # which may hold a checkpoint of transformers' own trainer, to be gone on from

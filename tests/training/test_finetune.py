@@ -88,7 +88,7 @@ def test_learns_resumes_and_reports_exact_match(tiny_models, forked, tmp_path):
     result = forked(**options, output_dir=resumed, max_steps=120, logging_steps=20, resume_from_checkpoint=checkpoint)
     assert logged_losses(result) == losses[3:]
 
-    # "True" is the last checkpoint of the output folder, whatever its name sorts as.
+    # "True" is the last checkpoint of the output folder, regardless of how its name sorts.
     continued = tmp_path / "continued"
     shutil.copytree(checkpoint, continued / "checkpoint-60")
     (continued / "checkpoint-7").mkdir()

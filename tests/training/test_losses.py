@@ -114,6 +114,6 @@ def test_the_loss_is_what_the_options_say(make_trainer: Callable[..., T5Trainer]
     assert len(set(expected.values())) == 4
     for options, loss in expected.items():
         trainer = make_trainer("t5_v1_1", **whole, **dict(options))
-        # Evaluation is cross-entropy per token, whatever training minimises.
+        # Evaluation is cross-entropy per token, regardless of the training loss.
         assert trainer.evaluate()["eval_loss"] == pytest.approx(mean(), rel=1e-5)
         assert train(trainer)[0] == pytest.approx([loss], rel=1e-5)

@@ -57,7 +57,7 @@ def masks_differ(recorded, mask_of) -> int:
 
 
 def joined_and_cut(documents, together, length):
-    """Documents joined by so many and cut, without the code under test."""
+    """Documents joined in groups and cut, without the code under test."""
     chunks = []
     for start in range(0, len(documents), together):
         tokens = np.concatenate(documents[start : start + together])

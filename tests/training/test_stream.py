@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Streaming of text: every document once, in whatever ranges a file is read, and exact resumption."""
+"""Streaming of text: every document once, however a file is divided into ranges, and exact resumption."""
 
 import json
 import shutil
@@ -301,12 +301,12 @@ def test_documents_too_large_for_memory_are_refused(name, content, per_line, exp
     file = DocumentFile(path, path.stat().st_size, document_per_line=per_line)
     with pytest.raises(TrainingError, match=expected):
         list(file.read(0, file.size))
-    # Whoever begins behind it does not read it all at once, either.
+    # A range that begins behind it does not read it all at once, either.
     assert list(file.read(file.size - 1, file.size)) == []
 
 
 def test_refusing_a_large_document_needs_little_memory(tmp_path):
-    """A gigabyte without line breaks, of which nobody may read more than the limit at a time."""
+    """A gigabyte without line breaks, of which at most the limit may be read at a time."""
     path = tmp_path / "hole.txt"
     with path.open("wb") as file:
         file.truncate(2**30)

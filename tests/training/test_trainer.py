@@ -40,7 +40,7 @@ def build(tiny_models, tmp_path, monkeypatch) -> Callable[..., FinetuningTrainer
 
 @pytest.mark.parametrize("flags", ["", "--label_smoothing_factor 0.1", "--predict_with_generate"])
 def test_evaluation_is_the_mean_over_tokens(flags, build):
-    """Whatever the batches are: their own means, of unequally many tokens, do not count."""
+    """For any batches: their own means, of unequally many tokens, do not count."""
     losses = []
     for batch_size in (1, 3):
         trainer = build(f"{flags} --per_device_eval_batch_size {batch_size}")

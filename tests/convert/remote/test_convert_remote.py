@@ -1,4 +1,4 @@
-"""Whole conversions from a server, through the command: the same folder as from disk, and nothing read in vain."""
+"""Whole conversions from a server, through the command: the same folder as from disk, and no needless reads."""
 
 from collections.abc import Callable
 from pathlib import Path

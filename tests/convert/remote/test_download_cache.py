@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from t5_experimental.convert.errors import ConversionError
+from t5_experimental.convert.output import blocks
 from t5_experimental.convert.source import download_cache
 from t5_experimental.convert.source.checkpoint import resolve
 from t5_experimental.convert.source.download_cache import CachedStorage
@@ -231,6 +232,27 @@ def test_a_damaged_copy_is_fetched_again(
             assert path.read_bytes() == (second / path.name).read_bytes(), path.name
     assert [request.name.endswith(name.removeprefix(".")) for request in server.data()] == [True]
     assert stored(tmp_path, name).read_bytes() == server.files[server.data()[0].name]
+
+
+def test_a_damaged_copy_is_fetched_again_before_its_columns_are_read(
+    run_twice: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of variables that are too large to be transposed in memory."""
+    matrices: list[str] = []
+    open_matrix = CachedStorage.open_matrix
+
+    def noted(self: CachedStorage, name: str, *place: int) -> Any:
+        matrices.append(name)
+        return open_matrix(self, name, *place)
+
+    monkeypatch.setattr(blocks, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(CachedStorage, "open_matrix", noted)
+    data = ".data-00000-of-00001"
+    result = run_twice(lambda: SPOILED["a bit"](stored(tmp_path, data)))
+    assert result.status == 0, result.err
+    assert matrices
+    first, second = (tmp_path / folder / "model.safetensors" for folder in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.parametrize("name", [".data-00000-of-00001", ".index"])

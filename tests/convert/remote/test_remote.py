@@ -101,7 +101,7 @@ def test_a_server_without_range_requests(server: Any, fault: Any, impatient: Pat
 
 def test_only_what_was_announced_comes_and_it_comes_ahead(server: Any, impatient: Patience, megabytes: bytes) -> None:
     storage = RemoteStorage(server.address("run"), impatient, block_bytes=MIB // 2, depth=2)
-    # Two tensors with something long between them that nobody needs, as full-size slots are.
+    # Two tensors with something long between them that is not needed, as full-size slots are.
     storage.expect([("data", 0, MIB), ("data", 3 * MIB, MIB), ("data", 4 * MIB, 77)])
     storage.size("data")
     assert storage.read("data", 0, 100) == megabytes[:100]

@@ -39,6 +39,8 @@ WORKER = "tests.support.engine_worker"
 
 ENGINES = ("ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3", "deepspeed_zero3_offload")
 STEPS = 15
+QUICK_STEPS = 6
+"""For the tests: three of warm-up, and as many at the full rate."""
 TOLERANCE = 1e-4
 """Of the losses of a step, relative; float32."""
 _ANOTHER_DRAW = 0.3
@@ -59,7 +61,7 @@ FAMILIES = {
 # Eight examples in a step, however many processes share them; targets are of unequal length.
 _STEP = "--optimizer_preset adamw --learning_rate 3e-3 --lr_scheduler_type linear --warmup_steps 3 --logging_steps 1"
 _COMMON = "--dropout_rate 0 --bf16 False --save_strategy no --disable_tqdm True --report_to none --seed 7"
-_TEXTS = "--generation_max_length 12 --generation_num_beams 2 --per_device_eval_batch_size 2 --eval_strategy steps"
+_TEXTS = "--generation_max_length 8 --generation_num_beams 2 --per_device_eval_batch_size 2 --eval_strategy steps"
 _PAIRS = (
     f"--train_file {DATA / 'restaurants_train.jsonl'} --max_source_length 48 --max_target_length 48 {_TEXTS} "
     "--metric f1"
@@ -87,7 +89,7 @@ class Cell:
     name: str
     family: str
     entry_point: str = "finetune"
-    flags: str = f"{_PAIRS} {_STEP} --eval_steps {STEPS}"
+    flags: str = f"{_PAIRS} {_STEP}"
     batches: tuple[str, str] = (
         "--per_device_train_batch_size 8",
         "--per_device_train_batch_size 2 --gradient_accumulation_steps 2",
@@ -124,19 +126,18 @@ CELLS = (
             "--per_device_train_batch_size 4",
         ),
     ),
-    Cell("LoRA", "t5_first_layers_narrow", flags=f"{_PAIRS} {_STEP} --eval_steps {STEPS} --lora_rank 4"),
+    Cell("LoRA", "t5_first_layers_narrow", flags=f"{_PAIRS} {_STEP} --lora_rank 4"),
     Cell(
         "prompt",
         "t5_lm_adapted",
         "prompt_tune",
-        f"{_PAIRS} {_STEP.replace('--optimizer_preset adamw', '--optim adamw_torch')} --eval_steps {STEPS} "
-        "--prompt_length 5",
+        f"{_PAIRS} {_STEP.replace('--optimizer_preset adamw', '--optim adamw_torch')} --prompt_length 5",
     ),
     Cell(
         "prompt, Adafactor",
         "t5_talking_heads",
         "prompt_tune",
-        f"{_PAIRS} --logging_steps 1 --eval_steps {STEPS} --prompt_length 5",
+        f"{_PAIRS} --logging_steps 1 --prompt_length 5",
         takes_means=True,
     ),
 )
@@ -160,7 +161,7 @@ def make_models(folder: Path) -> None:
     (folder / "five.jsonl").write_text("\n".join(rows) + "\n")
 
 
-def _flags(cell: Cell, folder: Path, output: Path, processes: int) -> list[str]:
+def _flags(cell: Cell, folder: Path, output: Path, processes: int, steps: int) -> list[str]:
     if cell.name == _FRESH:
         size = {name: value for name, value in _SIZE.items() if name != "vocab_size"}
         model = ["--preset", "t5.1.th.base", "--tokenizer_name", str(DATA / "restaurants.model")]
@@ -168,12 +169,12 @@ def _flags(cell: Cell, folder: Path, output: Path, processes: int) -> list[str]:
     else:
         model = ["--model_name_or_path", str(folder / cell.family)]
     if cell.entry_point != "pretrain":
-        model += ["--validation_file", str(folder / "five.jsonl")]
-    settings = f"{cell.flags} {cell.batches[processes > 1]} {_COMMON} --max_steps {STEPS}"
+        model += ["--validation_file", str(folder / "five.jsonl"), "--eval_steps", str(steps)]
+    settings = f"{cell.flags} {cell.batches[processes > 1]} {_COMMON} --max_steps {steps}"
     return [*model, "--output_dir", str(output), *settings.split()]
 
 
-def train(engine: str, cells: Sequence[Cell], folder: Path, processes: int = 2) -> None:
+def train(engine: str, cells: Sequence[Cell], folder: Path, processes: int = 2, steps: int = STEPS) -> None:
     """Trains cells under an engine; leaves `ENGINE/CELL/model` and `ENGINE/CELL/record` in the folder.
 
     Args:
@@ -181,6 +182,7 @@ def train(engine: str, cells: Sequence[Cell], folder: Path, processes: int = 2) 
         cells: to train.
         folder: where [`make_models`] wrote.
         processes: how many; `single` has one.
+        steps: of each cell.
     """
     processes = 1 if engine == "single" else processes
     root = folder / engine
@@ -189,7 +191,7 @@ def train(engine: str, cells: Sequence[Cell], folder: Path, processes: int = 2) 
     plan = [
         {
             "entry_point": cell.entry_point,
-            "flags": [*_flags(cell, folder, root / cell.name / "model", processes), *more],
+            "flags": [*_flags(cell, folder, root / cell.name / "model", processes, steps), *more],
             "record": str(root / cell.name / "record"),
             "spoil": cell.spoil if processes > 1 else None,
         }
@@ -209,7 +211,7 @@ def records(folder: Path, engine: str, name: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in paths]
 
 
-def compare(folder: Path, engine: str, cell: Cell, processes: int = 2) -> dict[str, Any]:
+def compare(folder: Path, engine: str, cell: Cell, processes: int = 2, steps: int = STEPS) -> dict[str, Any]:
     """The row of a cell, of which `single` and the engine have been trained.
 
     Raises:
@@ -237,7 +239,7 @@ def compare(folder: Path, engine: str, cell: Cell, processes: int = 2) -> dict[s
         "generated_equal": all(record["predictions"] == single["predictions"] for record in seen),
         "another_draw": another_draw,
     }
-    failed = [*_problems_of_engine(engine, row, seen, processes), *_problems_of_results(row)]
+    failed = [*_problems_of_engine(engine, row, seen, processes), *_problems_of_results(row, steps)]
     assert not failed, f"{'; '.join(failed)}: {json.dumps(row)}"
     return row
 
@@ -278,9 +280,9 @@ def _problems_of_engine(
 _KINDS = ("parameters", "optimizer")
 
 
-def _problems_of_results(row: dict[str, Any]) -> Iterable[str]:
+def _problems_of_results(row: dict[str, Any], steps: int) -> Iterable[str]:
     """Where an engine got to something else than one process."""
-    if row["steps"] != STEPS:
+    if row["steps"] != steps:
         yield f"there were {row['steps']} steps"
     if not row["max_loss_difference"] <= (_ANOTHER_DRAW if row["another_draw"] else TOLERANCE):
         yield f"losses differ by {row['max_loss_difference']:.1e}"

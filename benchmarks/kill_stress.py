@@ -181,7 +181,7 @@ def main() -> None:
     for engine in args.engines:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
-            with ForkServer(root / "server", engine.startswith("deepspeed")) as server:
+            with ForkServer(root / "server", ["deepspeed"] if engine.startswith("deepspeed") else []) as server:
                 draws = random.Random(f"{engine} {args.seed}")
                 outcomes = stress(server, make_model(root / "model"), root, engine, args.kills, draws)
         result["engines"][engine] = {"seed": args.seed, **outcomes}

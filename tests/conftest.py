@@ -25,6 +25,7 @@ import transformers
 
 import t5_experimental
 from t5_experimental import T5ExperimentalConfig
+from tests.support.forking import ForkServer
 
 
 with contextlib.suppress(ImportError):
@@ -125,6 +126,13 @@ def batch() -> dict[str, torch.Tensor]:
     labels = torch.randint(3, 1000, (3, 7), generator=generator)
     labels[:, -1] = 1
     return {"input_ids": input_ids * attention_mask, "attention_mask": attention_mask, "labels": labels}
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    """Starts entry points of training in forked processes; one at a time."""
+    with ForkServer(tmp_path_factory.mktemp("forked")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -38,9 +38,8 @@ def test_encode(flags, tokens, tmp_path):
         assert figures["largest_difference"] <= tolerance * figures["largest_output"]
 
 
-@pytest.mark.parametrize("batch", ["--batch-size 1", "--batch-size 4 --ragged"])
-def test_train_step(batch, tmp_path):
-    flags = f"{batch} --source-length 16 --target-length 8 --gradient-checkpointing"
+def test_train_step(tmp_path):
+    flags = "--batch-size 4 --ragged --source-length 16 --target-length 8 --gradient-checkpointing"
     results = run("train_step", flags, tmp_path / "train_step")["results"]
     stock, ours = results["transformers"], results["t5_experimental"]
     assert results["t5_experimental keep_attention"]["losses"] == pytest.approx(ours["losses"], rel=1e-4)

@@ -44,7 +44,7 @@ def trained_alone(engines, tmp_path_factory: pytest.TempPathFactory, worker_id: 
         if not folder.exists():
             folder.mkdir()
             engines.make_models(folder)
-            engines.train("single", engines.CELLS, folder)
+            engines.train("single", engines.CELLS, folder, steps=engines.QUICK_STEPS)
     return folder
 
 
@@ -61,7 +61,7 @@ def check_generation_config() -> Callable[[Path, Sequence[Any]], None]:
                 assert not (model / "generation_config.json").exists()
                 continue
             found = json.loads((model / "generation_config.json").read_text())
-            texts = {"max_length": 12, "num_beams": 2}
+            texts = {"max_length": 8, "num_beams": 2}
             pretraining = {"max_length": 33} if "prefix_lm" in cell.flags else {"max_length": 9}
             assert found.items() >= {"decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}.items()
             known = {name: value for name, value in found.items() if name in _LIMITS}

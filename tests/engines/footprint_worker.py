@@ -3,7 +3,7 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -82,7 +82,11 @@ def deepspeed(stage: int, bf16: bool) -> dict[str, int]:
     return held if gradients is None else {**held, "gradients": gradients.nbytes}
 
 
-def main(engine: str, precision: str) -> None:
+def main(arguments: Sequence[str]) -> None:
+    """Args:
+    arguments: the engine, and "bf16" or "float32".
+    """
+    engine, precision = arguments
     bf16 = precision == "bf16"
     held = fsdp2() if engine == "fsdp2" else deepspeed(int(engine[-1]), bf16)
     setup = Setup(Engine.named(engine, torch.distributed.get_world_size()), OptimizerChoice("adamw"), bf16)
@@ -93,4 +97,4 @@ def main(engine: str, precision: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1:])

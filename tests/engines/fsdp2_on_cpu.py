@@ -9,6 +9,7 @@ All goes through accelerate's own code for GPUs, see tests/support/pretended_gpu
 import json
 import os
 import sys
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,8 @@ def run(flags: list[str], environment: dict[str, str]) -> dict[str, Any]:
     return Observed.reports[-1]
 
 
-def main() -> None:
-    runs, output = Path(sys.argv[1]), Path(sys.argv[2])
+def main(arguments: Sequence[str]) -> None:
+    runs, output = map(Path, arguments)
     finetune.FinetuningTrainer = Observed
     reports = {name: run(**options) for name, options in json.loads(runs.read_text()).items()}
     state = PartialState()
@@ -109,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -4,7 +4,7 @@ ones. Each process prints its largest differences and how many collectives a ste
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -117,7 +117,7 @@ def differences(make: Make, mesh: Any, placements: list[Any], dtype: torch.dtype
     return difference, counts
 
 
-def main() -> None:
+def main(unused: Sequence[str] = ()) -> None:
     torch.distributed.init_process_group("gloo")
     size = torch.distributed.get_world_size()
     mesh, shards = torch.distributed.init_device_mesh("cpu", (size,)), [Shard(0)]

@@ -18,14 +18,14 @@ def spoiled(engines) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def trained(trained_alone: Path, engines, spoiled) -> Path:
     """The same folder, with what two processes trained, right and wrong."""
-    engines.train("ddp", [*engines.CELLS, *spoiled.values()], trained_alone)
+    engines.train("ddp", [*engines.CELLS, *spoiled.values()], trained_alone, steps=engines.QUICK_STEPS)
     return trained_alone
 
 
 @pytest.mark.slow
 def test_all_cells_equal_one_process(trained, engines, check_generation_config, check_permissions):
     for cell in engines.CELLS:
-        row = engines.compare(trained, "ddp", cell)
+        row = engines.compare(trained, "ddp", cell, steps=engines.QUICK_STEPS)
         assert row["engine_seen"].startswith("data parallelism, 2 process(es) on")
         assert row["max_loss_difference"] < 1e-5  # that of another order of additions
     check_generation_config(trained / "ddp", engines.CELLS)
@@ -45,9 +45,9 @@ def test_what_is_wrong_is_found(trained, engines, spoiled, tmp_path):
     }
     for name, expected in problems.items():
         with pytest.raises(AssertionError, match=expected):
-            engines.compare(trained, "ddp", spoiled[name])
+            engines.compare(trained, "ddp", spoiled[name], steps=engines.QUICK_STEPS)
     # What trained as plain data parallelism does not pass for an engine that cuts the model up.
     for name, ran in {"single": "single", "deepspeed_zero3": "ddp"}.items():
         (tmp_path / name).symlink_to(trained / ran)
     with pytest.raises(AssertionError, match=r"the engine was MULTI_\w+ with DistributedDataParallel; .*100% of the"):
-        engines.compare(tmp_path, "deepspeed_zero3", engines.CELLS[0])
+        engines.compare(tmp_path, "deepspeed_zero3", engines.CELLS[0], steps=engines.QUICK_STEPS)

@@ -9,9 +9,9 @@ import pytest
 def test_all_cells_equal_one_process(stage, trained_alone, engines, check_generation_config, check_permissions):
     engine = f"deepspeed_zero{stage}"
     cells = engines.cells_of(engine)
-    engines.train(engine, cells, trained_alone)
+    engines.train(engine, cells, trained_alone, steps=engines.QUICK_STEPS)
     for cell in cells:
-        row = engines.compare(trained_alone, engine, cell)
+        row = engines.compare(trained_alone, engine, cell, steps=engines.QUICK_STEPS)
         assert row["engine_seen"].startswith(f"DeepSpeed ZeRO-{stage}, 2 process(es) on")
         assert row["engine_seen"].endswith("DeepSpeedEngine")
     check_generation_config(trained_alone / engine, cells)

@@ -2,15 +2,10 @@
 """Counted bytes against what engines really hold on two CPU processes."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-
-WORKER = Path(__file__).parent / "footprint_worker.py"
+from tests.support.forking import ForkServer
 
 
 @pytest.mark.slow
@@ -18,11 +13,9 @@ WORKER = Path(__file__).parent / "footprint_worker.py"
     ("engine", "precision"),
     [("fsdp2", "float32"), ("deepspeed_zero2", "bf16"), ("deepspeed_zero3", "float32"), ("deepspeed_zero3", "bf16")],
 )
-def test_exactly(engine: str, precision: str) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    command = [*launch, str(WORKER), engine, precision]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    found = json.loads(next(line for line in run.stdout.splitlines() if line.startswith('{"held"')))
+def test_exactly(engine: str, precision: str, fork_server: ForkServer) -> None:
+    run = fork_server.start("tests.engines.footprint_worker", [engine, precision], "ddp", 2)
+    assert run.wait() == [0, 0], run.read()
+    stdout, _ = run.printed()
+    found = json.loads(next(line for line in stdout.splitlines() if line.startswith('{"held"')))
     assert found["counted"] == found["held"]

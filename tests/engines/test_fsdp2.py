@@ -14,13 +14,15 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from t5_experimental import T5V11Config
+from tests.support.forking import ForkServer
+from tests.support.launching import flags
 
 
 pytestmark = pytest.mark.slow
 
 SCRIPT = "tests.engines.fsdp2_on_cpu"
 DATA = Path(__file__).parents[1] / "data"
-STEPS, SAVED = 15, 8
+STEPS, SAVED = 8, 4
 MAX_LENGTH = 8
 
 # By name of the model: options, and what the launcher's configuration sets otherwise.
@@ -63,7 +65,7 @@ def models(tiny_models: dict[str, Path], folder: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def reports(models: dict[str, Path], folder: Path, launching: ModuleType) -> dict[str, Any]:
+def reports(models: dict[str, Path], folder: Path, fork_server: ForkServer) -> dict[str, Any]:
     """`two`: reports by rank and run; `one`: the same of one process with batches as large as the two have together."""
     with (DATA / "restaurants_validation.jsonl").open() as lines:
         (folder / "validation.jsonl").write_text("".join(itertools.islice(lines, 9)))
@@ -98,7 +100,7 @@ def reports(models: dict[str, Path], folder: Path, launching: ModuleType) -> dic
             options = {"max_steps": STEPS, "save_steps": SAVED, **common, **options}
             options |= {"model_name_or_path": models[model], "output_dir": folder / name / run}
             options |= {"per_device_train_batch_size": 8 // processes}
-            runs[run] = {"flags": launching.flags(**options), "environment": environment}
+            runs[run] = {"flags": flags(**options), "environment": environment}
 
         for model, (options, environment) in RUNS.items():
             add(model, model, environment=environment, **options)
@@ -111,8 +113,8 @@ def reports(models: dict[str, Path], folder: Path, launching: ModuleType) -> dic
         (folder / f"{name}.json").write_text(json.dumps(runs))
         engine = "fsdp2" if processes > 1 else "single"
         files = [folder / f"{name}.json", folder / f"{name}.reports.json"]
-        outcome = launching.launch(engine, SCRIPT, files, processes=processes, timeout=1800)
-        assert outcome.returncode == 0, outcome.stderr[-5000:]
+        run = fork_server.start(SCRIPT, files, engine, processes)
+        assert not any(run.wait()), run.read()
         found[name] = json.loads(files[1].read_text())
     found["one"] = found["one"][0]
     return found
@@ -191,8 +193,8 @@ def test_adapters_prompts_and_pre_training_equal_one_process(
     trained_alone: Path, engines: ModuleType, check_generation_config: Any
 ) -> None:
     cells = [cell for cell in engines.CELLS if cell.entry_point != "finetune" or cell.name == "LoRA"]
-    engines.train("fsdp2", cells, trained_alone)
+    engines.train("fsdp2", cells, trained_alone, steps=engines.QUICK_STEPS)
     for cell in cells:
-        row = engines.compare(trained_alone, "fsdp2", cell)
+        row = engines.compare(trained_alone, "fsdp2", cell, steps=engines.QUICK_STEPS)
         assert row["engine_seen"].startswith("FSDP2, 2 process(es) on")
     check_generation_config(trained_alone / "fsdp2", cells)

@@ -3,13 +3,10 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-
-from tests.support.forking import ForkServer
 
 
 DATA = Path(__file__).parents[1] / "data"
@@ -58,12 +55,6 @@ PLACES = (
     ("saving", "force", 7, False),
     ("T5Trainer", "save_metrics", 7, False),
 )
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    with ForkServer(tmp_path_factory.mktemp("server")) as server:
-        yield server
 
 
 def options(model: Path, output: Path, engine: str, **more: object) -> list[str]:
@@ -115,22 +106,22 @@ def hook(owner: str, name: str, step: int, after: bool, rank: int | str = 0, act
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["single", "ddp"])
-def test_killed_runs_go_on_exactly(engine, server, tiny_models, tmp_path):
+def test_killed_runs_go_on_exactly(engine, fork_server, tiny_models, tmp_path):
     """One folder, killed at one place after the other."""
     processes = 1 if engine == "single" else 2
     model, whole, killed = tiny_models["t5_v1_1"], tmp_path / "whole", tmp_path / "killed"
-    run = server.start("finetune", options(model, whole, engine), engine, processes)
+    run = fork_server.start("finetune", options(model, whole, engine), engine, processes)
     assert set(run.wait()) == {0}, run.read()
     # With two processes, fewer: what they do alike needs no second look.
     for place in PLACES if engine == "single" else PLACES[::3]:
-        run = server.start("finetune", options(model, killed, engine), engine, processes, hook(*place))
+        run = fork_server.start("finetune", options(model, killed, engine), engine, processes, hook(*place))
         assert -9 in run.wait(), (place, run.read())
-    run = server.start("finetune", options(model, killed, engine), engine, processes)
+    run = fork_server.start("finetune", options(model, killed, engine), engine, processes)
     assert set(run.wait()) == {0}, run.read()
     assert_same(killed, whole)
     assert not (killed / "unfinished").exists()
     assert sorted(path.name for path in killed.glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-7"]
-    run = server.start("finetune", options(model, killed, engine), engine, processes)
+    run = fork_server.start("finetune", options(model, killed, engine), engine, processes)
     assert 1 in run.wait()
     assert "already holds a model, and its run is finished" in run.read()
 
@@ -143,7 +134,7 @@ def test_killed_runs_go_on_exactly(engine, server, tiny_models, tmp_path):
         ("finetune", {"lora_rank": 4, "optimizer_preset": "adamw"}),
     ],
 )
-def test_adapters_that_fsdp_cuts_up_go_on_exactly(entry, more, server, tiny_models, tmp_path):
+def test_adapters_that_fsdp_cuts_up_go_on_exactly(entry, more, fork_server, tiny_models, tmp_path):
     """The launcher asks for checkpoints in parts, which a prompt's cannot be."""
     outputs = [tmp_path / "whole", tmp_path / "killed"]
     for output in outputs:
@@ -152,9 +143,9 @@ def test_adapters_that_fsdp_cuts_up_go_on_exactly(entry, more, server, tiny_mode
         )
         if output.name == "killed":
             stop = hook("T5Trainer", "training_step", 5, False)
-            run = server.start(entry, arguments, "fsdp2_in_parts", 2, stop)
+            run = fork_server.start(entry, arguments, "fsdp2_in_parts", 2, stop)
             assert -9 in run.wait(), run.read()
-        run = server.start(entry, arguments, "fsdp2_in_parts", 2)
+        run = fork_server.start(entry, arguments, "fsdp2_in_parts", 2)
         assert run.wait() == [0, 0], run.read()
     assert "resumes from " in run.read()
     assert "FSDP2, 2 process(es)" in run.read()
@@ -162,15 +153,15 @@ def test_adapters_that_fsdp_cuts_up_go_on_exactly(entry, more, server, tiny_mode
 
 
 @pytest.mark.slow
-def test_damaged_checkpoint_is_passed_over(server, tiny_models, tmp_path):
+def test_damaged_checkpoint_is_passed_over(fork_server, tiny_models, tmp_path):
     model, whole, damaged = tiny_models["t5_v1_1"], tmp_path / "whole", tmp_path / "damaged"
-    run = server.start("finetune", options(model, whole, "single", save_total_limit=9), "single", 1)
+    run = fork_server.start("finetune", options(model, whole, "single", save_total_limit=9), "single", 1)
     assert run.wait() == [0], run.read()
     for step in (4, 6):
         shutil.copytree(whole / f"checkpoint-{step}", damaged / f"checkpoint-{step}")
     weights = damaged / "checkpoint-6" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    run = server.start("finetune", options(model, damaged, "single"), "single", 1)
+    run = fork_server.start("finetune", options(model, damaged, "single"), "single", 1)
     assert run.wait() == [0], run.read()
     assert "resumes from " in run.read()
     assert "since checkpoint-6 is not a complete checkpoint (its model.safetensors has " in run.read()
@@ -179,13 +170,13 @@ def test_damaged_checkpoint_is_passed_over(server, tiny_models, tmp_path):
 
 
 @pytest.mark.slow
-def test_full_disk_leaves_the_last_checkpoint(server, tiny_models, tmp_path):
+def test_full_disk_leaves_the_last_checkpoint(fork_server, tiny_models, tmp_path):
     """Files may not grow beyond a limit, which is how a disk without room looks to those who write."""
     model, output = tiny_models["t5_v1_1"], tmp_path / "output"
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
     full = hook("T5Trainer", "save_model", 4, False, action=limit)
-    run = server.start("finetune", options(model, output, "single"), "single", 1, full)
+    run = fork_server.start("finetune", options(model, output, "single"), "single", 1, full)
     assert run.wait() == [1]
     assert run.read().count("finetune: checkpoint-4 cannot be written (") == 1
     assert "run the same command again, which resumes from checkpoint-2" in run.read()
@@ -214,14 +205,14 @@ def hang(file):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("what", "said"), [("dies", "has died"), ("stops", "which hangs")])
-def test_process_that_waits_for_another_says_so(what, said, server, tiny_models, tmp_path):
+def test_process_that_waits_for_another_says_so(what, said, fork_server, tiny_models, tmp_path):
     arguments = options(tiny_models["t5_v1_1"], tmp_path / "output", "ddp", ddp_timeout=1234)
     place = ("T5Trainer", "training_step", 3, False)
     if what == "dies":
         stop = hook(*place, rank=1)
     else:
         stop = HANG + hook(*place, rank="RANK", action=f"hang(pathlib.Path({str(tmp_path / 'pid')!r}))")
-    run = server.start("finetune", arguments, "ddp", 2, stop, grace=1800)
+    run = fork_server.start("finetune", arguments, "ddp", 2, stop, grace=1800)
     assert run.wait()[0] == 1, run.read()
     assert said in run.read()
     assert "run the same command again" in run.read()
@@ -230,17 +221,17 @@ def test_process_that_waits_for_another_says_so(what, said, server, tiny_models,
 
 
 @pytest.mark.slow
-def test_other_number_of_processes(server, tiny_models, tmp_path):
+def test_other_number_of_processes(fork_server, tiny_models, tmp_path):
     """It goes on with the same examples in a step; with others, it is refused."""
     model, output = tiny_models["t5_v1_1"], tmp_path / "output"
-    run = server.start(
+    run = fork_server.start(
         "finetune", options(model, output, "single", max_steps=4), "single", 1, hook(*PLACES[9][:2], 4, False)
     )
     assert run.wait() == [-9]
-    run = server.start("finetune", options(model, output, "ddp"), "ddp", 2)
+    run = fork_server.start("finetune", options(model, output, "ddp"), "ddp", 2)
     assert 1 in run.wait()
     assert "checkpoint-4 was written with 4 examples per step, but now there are 8: choose" in run.read()
     arguments = options(model, output, "ddp", gradient_accumulation_steps=1)
-    run = server.start("finetune", arguments, "ddp", 2)
+    run = fork_server.start("finetune", arguments, "ddp", 2)
     assert run.wait() == [0, 0], run.read()
     assert "resumes from " in run.read()

@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +13,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from t5_experimental.training.engines.engine import Engine
 from t5_experimental.training.engines.fsdp2_weights import reads_in_parts
+from tests.support.forking import ForkServer
+from tests.support.launching import flags
 
 
 SCRIPT = "tests.engines.fsdp2_on_cpu"
@@ -46,7 +47,7 @@ def test_only_a_model_alone_in_its_folder_is_read_in_parts(
 
 @pytest.fixture(scope="module")
 def reports(
-    tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, launching: ModuleType
+    tiny_models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, fork_server: ForkServer
 ) -> dict[int, list[Any]]:
     """By number of processes, what each reports of a run from bfloat16 files, many of them."""
     folder = tmp_path_factory.mktemp("loading")
@@ -71,12 +72,12 @@ def reports(
             "dropout_rate": 0,
             "logging_steps": 1,
         }
-        runs = {"run": {"flags": launching.flags(**options), "environment": {}}}
+        runs = {"run": {"flags": flags(**options), "environment": {}}}
         files = [folder / f"{processes}.json", folder / f"{processes}.reports.json"]
         files[0].write_text(json.dumps(runs))
         engine = "fsdp2" if processes > 1 else "single"
-        outcome = launching.launch(engine, SCRIPT, files, processes=processes, timeout=1800)
-        assert outcome.returncode == 0, outcome.stderr[-5000:]
+        run = fork_server.start(SCRIPT, files, engine, processes)
+        assert not any(run.wait()), run.read()
         found[processes] = [rank["run"] for rank in json.loads(files[1].read_text())]
     return found
 

@@ -2,22 +2,20 @@
 """Adafactor and RMS-scaled AdamW on rows that are spread over three processes, some of which have none."""
 
 import json
-from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from tests.support.forking import ForkServer
 
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = Path(__file__).parent / "sharded_optimizers.py"
 
-
-def test_statistics_are_those_of_whole_parameters(launching: ModuleType) -> None:
+def test_statistics_are_those_of_whole_parameters(fork_server: ForkServer) -> None:
     """To rounding, where a process's own rows would give other ones; few collectives, hardly any of whole gradients."""
-    outcome = launching.launch("torchrun", SCRIPT, processes=3)
-    assert outcome.returncode == 0, outcome.stderr[-5000:]
-    for rank in json.loads(outcome.stdout):
+    run = fork_server.start("tests.engines.sharded_optimizers", [], "ddp", 3)
+    assert run.wait() == [0, 0, 0], run.read()
+    for rank in json.loads(run.printed()[0]):
         mistakes = rank.pop("mistakes")
         assert len(mistakes) == 2
         assert min(mistakes.values()) > 1e-3

@@ -7,13 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-
-from tests.support.forking import ForkServer
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -47,12 +44,6 @@ def patched(*args, **kwargs):
 
 def hook(owner, name, call=1, number=signal.SIGTERM, ranks=(0,), after=False) -> str:
     return HOOK.format(owner=owner, name=name, call=call, number=int(number), ranks=ranks, after=after)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    with ForkServer(tmp_path_factory.mktemp("server")) as server:
-        yield server
 
 
 def options(model: Path, output: Path, processes: int = 1, **more: object) -> list[str]:
@@ -114,22 +105,22 @@ PLACES = (
 
 
 @pytest.mark.slow
-def test_wherever_it_is_told(server, tiny_models, tmp_path):
+def test_wherever_it_is_told(fork_server, tiny_models, tmp_path):
     """One folder, told to end at one place after the other; then the run comes to its end."""
     output = tmp_path / "output"
     arguments = ["finetune.yaml", *options(tiny_models["t5_v1_1"], output)]
     for place, step in PLACES:
-        run = server.start("finetune", arguments, "single", 1, hook(*place))
+        run = fork_server.start("finetune", arguments, "single", 1, hook(*place))
         assert run.wait() == [143], (place, run.read())
         assert_ended(run.read(), output)
         assert checkpoints(output)[-1:] == ([] if step is None else [f"checkpoint-{step}"]), place
-    run = server.start("finetune", arguments, "single", 1)
+    run = fork_server.start("finetune", arguments, "single", 1)
     assert run.wait() == [0], run.read()
     assert (output / "report.html").is_file()
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_every_entry_point(server, tiny_models, tmp_path):
+def test_ctrl_c_in_every_entry_point(fork_server, tiny_models, tmp_path):
     model = tiny_models["t5_lm_adapted"]
     more = {
         "finetune": {"metric": "exact_match"},
@@ -140,42 +131,42 @@ def test_ctrl_c_in_every_entry_point(server, tiny_models, tmp_path):
         output = tmp_path / entry
         arguments = options(model, output, **own)
         for place in (("T5Trainer", "training_step", 4), ("T5Trainer", "evaluation_loop")):
-            run = server.start(entry, arguments, "single", 1, hook(*place, number=signal.SIGINT))
+            run = fork_server.start(entry, arguments, "single", 1, hook(*place, number=signal.SIGINT))
             assert run.wait() == [130], run.read()
             assert_ended(run.read(), output, entry, "Ctrl-C (SIGINT)")
 
 
 @pytest.mark.slow
-def test_what_the_same_command_does(server, tiny_models, tmp_path):
+def test_what_the_same_command_does(fork_server, tiny_models, tmp_path):
     """Where it does something else than to resume from the newest checkpoint, the sentence says so."""
     output = tmp_path / "output"
     arguments = options(tiny_models["t5_v1_1"], output, save_strategy="no")
-    run = server.start("finetune", arguments, "single", 1, hook("T5Trainer", "evaluation_loop"))
+    run = fork_server.start("finetune", arguments, "single", 1, hook("T5Trainer", "evaluation_loop"))
     assert run.wait() == [143]
     assert f"Training was finished, and {output} has its result; only the eval" in run.read()
     assert "Traceback" not in run.read()
 
     output = tmp_path / "first"
     arguments = options(tiny_models["t5_v1_1"], output, resume_from_checkpoint=False)
-    run = server.start("finetune", arguments, "single", 1, hook("T5Trainer", "training_step", 4))
+    run = fork_server.start("finetune", arguments, "single", 1, hook("T5Trainer", "training_step", 4))
     assert run.wait() == [143]
     assert f"The same command without --resume_from_checkpoint resumes from {output / 'checkpoint-2'}." in run.read()
 
     checkpoint, other = output / "checkpoint-2", tmp_path / "other"
     arguments = options(tiny_models["t5_v1_1"], other, resume_from_checkpoint=checkpoint)
-    run = server.start("finetune", arguments, "single", 1, hook("T5Trainer", "training_step", 1))
+    run = fork_server.start("finetune", arguments, "single", 1, hook("T5Trainer", "training_step", 1))
     assert run.wait() == [143]
     assert f"The same command resumes from {checkpoint}." in run.read()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [(0, 1), (0,), (1,)])
-def test_two_processes(ranks, server, tiny_models, tmp_path):
+def test_two_processes(ranks, fork_server, tiny_models, tmp_path):
     """Both are told, or one, whose end the other one notices."""
     output = tmp_path / "output"
     arguments = options(tiny_models["t5_v1_1"], output, 2)
     for place in (("finetune", "load_splits"), ("T5Trainer", "training_step", 4), ("T5Trainer", "evaluation_loop")):
-        run = server.start("finetune", arguments, "ddp", 2, hook(*place, ranks=ranks))
+        run = fork_server.start("finetune", arguments, "ddp", 2, hook(*place, ranks=ranks))
         codes, said = run.wait(), [run.read(0), run.read(1)]
         assert all(codes[rank] == 143 for rank in ranks), said
         assert 0 not in codes

@@ -156,7 +156,8 @@ def test_gradients_by_finite_differences(with_diagonals, dropout, plain):
         torch.manual_seed(3)
         return blockwise_attention(*arguments, visible, dropout, rows=2)
 
-    assert torch.autograd.gradcheck(function, inputs)
+    # In one direction that is drawn at random: every entry of every gradient counts in it.
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
 
 
 def test_dropout_keeps_the_mean_and_drops_weights_one_by_one():

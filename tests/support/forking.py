@@ -17,9 +17,10 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 
 
 _FSDP2 = {
@@ -88,10 +89,10 @@ class ForkServer:
 
     Args:
         folder: for what they print, and what `datasets` caches.
-        deepspeed: whether it imports DeepSpeed, too.
+        more: modules that it imports besides the entry points.
     """
 
-    def __init__(self, folder: Path, deepspeed: bool = False):
+    def __init__(self, folder: Path, more: Sequence[str] = ()):
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._count = folder, 0
         environment = {
@@ -102,7 +103,7 @@ class ForkServer:
             "TOKENIZERS_PARALLELISM": "false",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.forking", *(["deepspeed"] if deepspeed else [])],
+            [sys.executable, "-m", "tests.support.forking", *more],
             cwd=Path(__file__).parents[2],
             env={**os.environ, **environment},
             stdin=subprocess.PIPE,
@@ -132,7 +133,7 @@ class ForkServer:
         """Starts a run.
 
         Args:
-            entry: `"finetune"`, `"pretrain"` or `"prompt_tune"`.
+            entry: name of a module of `t5_experimental.training`, or full name of another one with such a `main`.
             arguments: its command line.
             engine: of [`ENGINES`].
             processes: how many.
@@ -175,28 +176,31 @@ class ForkServer:
 # What happens in the process itself.
 
 
-def main(with_deepspeed: bool) -> None:
+def main(more: Sequence[str]) -> None:
     """Follows orders, line by line."""
-    from t5_experimental.training import finetune, pretrain, prompt_tune
-
-    if with_deepspeed:
-        import deepspeed  # noqa: F401
+    for name in ("finetune", "pretrain", "prompt_tune", *more):
+        _module(name)
     gc.collect()
     gc.freeze()  # so that collections in the forked processes neither look at nor copy what is imported
-    entries = {"finetune": finetune.main, "pretrain": pretrain.main, "prompt_tune": prompt_tune.main}
     for line in sys.stdin:
         order = json.loads(line)
         pids = []
         for rank, (environment, log) in enumerate(zip(order["environments"], order["logs"], strict=True)):
             pid = os.fork()
             if pid == 0:
-                _run(entries[order["entry"]], order["arguments"], environment, log, order["hook"], rank)
+                _run(order["entry"], order["arguments"], environment, log, order["hook"], rank)
             pids.append(pid)
         print(json.dumps({"pids": pids}), flush=True)
         print(json.dumps({"codes": _wait(pids, order["grace"])}), flush=True)
 
 
-def _run(entry, arguments: list[str], environment: Mapping[str, str], log: list[str], hook: str, rank: int) -> None:
+def _module(name: str) -> ModuleType:
+    return import_module(name if "." in name else f"t5_experimental.training.{name}")
+
+
+def _run(
+    entry: str, arguments: list[str], environment: Mapping[str, str], log: list[str], hook: str, rank: int
+) -> None:
     os.environ.update(environment)
     for descriptor, path in enumerate(log, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
@@ -207,7 +211,7 @@ def _run(entry, arguments: list[str], environment: Mapping[str, str], log: list[
 
             pretend_gpus()
         exec(hook, {"RANK": rank})
-        entry(arguments)
+        _module(entry).main(arguments)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
         if isinstance(end.code, str):
@@ -248,4 +252,4 @@ def _wait(pids: list[int], grace: float) -> list[int]:
 
 
 if __name__ == "__main__":
-    main("deepspeed" in sys.argv[1:])
+    main(sys.argv[1:])

@@ -4,7 +4,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,24 +19,23 @@ Launcher = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="session")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+def forked(fork_server: ForkServer) -> Launcher:
     """As `launch`, but the processes are forked from one that has imported everything: much less to compute.
 
     `hook` is code that each process runs before, with `RANK` as its number.
     """
-    with ForkServer(tmp_path_factory.mktemp("forked")) as server:
 
-        def run(
-            processes: int = 1, entry: str = "finetune", hook: str = "", **options: object
-        ) -> subprocess.CompletedProcess[str]:
-            options = {"train_file": DATA / "restaurants_train.jsonl", "use_cpu": True, "disable_tqdm": True, **options}
-            flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-            run = server.start(entry, flags, "ddp" if processes > 1 else "single", processes, hook, grace=5)
-            codes = run.wait()
-            stdout, stderr = map("".join, zip(*map(run.printed, range(processes)), strict=True))
-            return subprocess.CompletedProcess([entry, *flags], max(codes, key=abs), stdout, stderr)
+    def run(
+        processes: int = 1, entry: str = "finetune", hook: str = "", **options: object
+    ) -> subprocess.CompletedProcess[str]:
+        options = {"train_file": DATA / "restaurants_train.jsonl", "use_cpu": True, "disable_tqdm": True, **options}
+        flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        run = fork_server.start(entry, flags, "ddp" if processes > 1 else "single", processes, hook, grace=5)
+        codes = run.wait()
+        stdout, stderr = map("".join, zip(*map(run.printed, range(processes)), strict=True))
+        return subprocess.CompletedProcess([entry, *flags], max(codes, key=abs), stdout, stderr)
 
-        yield run
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -71,28 +71,31 @@ def test_learns_resumes_and_reports_exact_match(tiny_models, forked, tmp_path):
     options = {
         "model_name_or_path": model,
         "test_file": DATA / "restaurants_test.jsonl",
-        "per_device_train_batch_size": 32,
+        "per_device_train_batch_size": 16,
         "learning_rate": 0.01,
         "dropout_rate": 0,
         "max_target_length": 64,
-        "save_steps": 60,
+        "max_steps": 60,
+        "save_steps": 30,
+        "logging_steps": 10,
+        "generation_max_length": 24,
         "predict_with_generate": True,
     }
-    losses = logged_losses(forked(**options, output_dir=output, max_steps=120, logging_steps=20))
+    losses = logged_losses(forked(**options, output_dir=output))
     assert losses[-1] < losses[0] / 2
     assert batch_loss(output) < batch_loss(model) / 2
     metrics = json.loads((output / "test_results.json").read_text())
     assert 0 <= metrics["test_exact_match"] <= 100
 
-    checkpoint, resumed = output / "checkpoint-60", tmp_path / "resumed"
-    result = forked(**options, output_dir=resumed, max_steps=120, logging_steps=20, resume_from_checkpoint=checkpoint)
+    checkpoint, resumed = output / "checkpoint-30", tmp_path / "resumed"
+    result = forked(**options, output_dir=resumed, resume_from_checkpoint=checkpoint)
     assert logged_losses(result) == losses[3:]
 
     # "True" is the last checkpoint of the output folder, regardless of how its name sorts.
     continued = tmp_path / "continued"
-    shutil.copytree(checkpoint, continued / "checkpoint-60")
+    shutil.copytree(checkpoint, continued / "checkpoint-30")
     (continued / "checkpoint-7").mkdir()
-    result = forked(**options, output_dir=continued, max_steps=120, logging_steps=20, resume_from_checkpoint=True)
+    result = forked(**options, output_dir=continued, resume_from_checkpoint=True)
     assert logged_losses(result) == losses[3:]
     assert (continued / "config.json").is_file()
 
@@ -129,6 +132,7 @@ def test_two_processes_and_accumulation_equal_one_large_batch(tiny_models, forke
         "logging_steps": 1,
         "save_strategy": "no",
         "predict_with_generate": True,
+        "generation_max_length": 8,
     }
     one = forked(**options, output_dir=tmp_path / "one", per_device_train_batch_size=8)
     two = forked(

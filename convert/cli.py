@@ -17,8 +17,7 @@ from t5_experimental import without_models
 from .errors import ConversionError, UnknownVariables
 from .mesh.rules import FAMILY_SECTIONS
 from .output.format import FORMATS, NATIVE
-from .output.options import DTYPES
-from .plan.plan import parse_size
+from .output.options import DTYPES, parse_size
 from .readable import say
 
 

@@ -7,17 +7,17 @@ and the like load converted folders. registration.py says what is imported when.
 
 from typing import TYPE_CHECKING
 
-from . import configuration_t5_experimental
-from .configuration_t5_experimental import *  # noqa: F403 - the module's __all__ is the public list
-from .presets import PRESETS, preset_config
-from .registration import MODEL_CLASSES, register_configs, register_models, without_models
+from .registration import CONFIG_NAMES, MODEL_CLASSES, register_configs, register_models, without_models
 from .registration import import_later as __getattr__  # noqa: F401 - Python calls it
 
 
 if TYPE_CHECKING:
+    from . import configuration_t5_experimental  # noqa: F401
+    from .configuration_t5_experimental import *  # noqa: F403
     from .decoding_t5_experimental import decoding_session
     from .loss_t5_experimental import chunked_token_losses, original_loss, token_losses
     from .modeling_t5_experimental import *  # noqa: F403
+    from .presets import PRESETS, preset_config
 
 
 __version__ = "0.2.0"
@@ -31,7 +31,7 @@ __all__ = [
     "register_models",
     "token_losses",
     "without_models",
-    *configuration_t5_experimental.__all__,
+    *CONFIG_NAMES,
     *MODEL_CLASSES,
 ]
 

@@ -1,41 +1,55 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Registers the classes with transformers' Auto classes; imports models and losses lazily.
+"""Registers the classes with transformers' Auto classes, and imports everything else of the package when it is used.
 
-Importing the models takes four seconds and importing the losses three, and the converter needs neither. So:
+torch and transformers take three seconds to import, the models four more and the losses three, and a command that
+prints its help needs none of them. So:
 
-1. Importing the package registers only the configurations.
+1. Importing the package imports neither. Transformers' table of configurations and ours are registered with each other
+   as soon as either of them is imported (at once, if it already is), through a finder in `sys.meta_path`.
 2. Creating the first configuration, without which no model can be loaded, imports and registers the models, through
    `BEFORE_FIRST_USE` in configuration_t5_experimental.py.
-3. Accessing a model class or a loss as an attribute of the package imports it, through `import_later`.
+3. Accessing a public name of the package imports the module that defines it, through `import_later`.
 4. `without_models` disables step 2, for code that only needs configurations.
 """
 
 import importlib
+import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import Any
 
-import transformers
 
-from .configuration_t5_experimental import AUTO_CLASSES, BEFORE_FIRST_USE, CONFIG_CLASSES, model_class_name
+_PACKAGE = __name__.rpartition(".")[0]
+_CONFIGURATIONS = f"{_PACKAGE}.configuration_t5_experimental"
+_AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 
-
-MODEL_CLASSES = sorted(
-    {model_class_name(config, suffix) for config in CONFIG_CLASSES for suffix in AUTO_CLASSES.values()}
+_FAMILIES = ("T5V11", "T5LMAdapted", "T5TalkingHeads", "T5FirstLayersNarrow")
+_KINDS = (
+    "EncoderModel",
+    "ForConditionalGeneration",
+    "ForQuestionAnswering",
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "Model",
 )
+CONFIG_NAMES = (*(f"{family}Config" for family in _FAMILIES), "LayerSpec", "T5ExperimentalConfig")
+MODEL_CLASSES = sorted(f"{family}{kind}" for family in _FAMILIES for kind in _KINDS)
 
 _LOSSES = ("chunked_token_losses", "original_loss", "token_losses")
 
 # Public name -> module that defines it.
 IMPORTED_LATER = {
+    **dict.fromkeys(CONFIG_NAMES, "configuration_t5_experimental"),
+    **dict.fromkeys(("PRESETS", "preset_config"), "presets"),
     **dict.fromkeys(MODEL_CLASSES, "modeling_t5_experimental"),
     **dict.fromkeys(_LOSSES, "loss_t5_experimental"),
     "decoding_session": "decoding_t5_experimental",
 }
-
-_PACKAGE = __name__.rpartition(".")[0]
 
 _describes_only = ContextVar("_describes_only", default=False)
 
@@ -48,37 +62,77 @@ def import_later(name: str) -> Any:
         AttributeError: the package has no such name.
     """
     if name in IMPORTED_LATER:
-        if name not in _LOSSES:
+        if name in MODEL_CLASSES or name == "decoding_session":
             register_models()
         value = getattr(importlib.import_module(f".{IMPORTED_LATER[name]}", _PACKAGE), name)
         setattr(sys.modules[_PACKAGE], name, value)
         return value
-    if name.endswith("_t5_experimental"):
+    if name.endswith("_t5_experimental") or name == "presets":
         try:
             return importlib.import_module(f".{name}", _PACKAGE)
-        except ModuleNotFoundError:
-            pass
+        except ModuleNotFoundError as error:
+            if error.name != f"{_PACKAGE}.{name}":
+                raise
     raise AttributeError(f"module {_PACKAGE!r} has no attribute {name!r}")
 
 
 def register_models() -> None:
     """Registers the models of all families with transformers' Auto classes, once. Keeps model classes that are already
     registered for our configurations."""
-    if not BEFORE_FIRST_USE:
+    import transformers
+
+    configurations = importlib.import_module(_CONFIGURATIONS)
+    if not configurations.BEFORE_FIRST_USE:
         return
     module = importlib.import_module(".modeling_t5_experimental", _PACKAGE)
     for auto, config_class, model_class in module.auto_classes():
         auto_class = getattr(transformers, auto)
         if config_class not in auto_class._model_mapping:
             auto_class.register(config_class, model_class)
-    BEFORE_FIRST_USE.clear()
+    configurations.BEFORE_FIRST_USE.clear()
 
 
 def register_configs() -> None:
-    """Registers the configurations with `AutoConfig`, and the models as soon as a configuration is created."""
-    for config_class in CONFIG_CLASSES:
-        transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    BEFORE_FIRST_USE.append(_before_first_use)
+    """Registers the configurations with `AutoConfig`, and the models as soon as a configuration is created: now if
+    transformers' table of configurations is imported, else when it or ours is."""
+    if _AUTO_CONFIG in sys.modules:
+        _register_now()
+    else:
+        sys.meta_path.insert(0, _Finder())
+
+
+def _register_now() -> None:
+    configurations = importlib.import_module(_CONFIGURATIONS)
+    auto_config = importlib.import_module(_AUTO_CONFIG).AutoConfig
+    for config_class in configurations.CONFIG_CLASSES:
+        auto_config.register(config_class.model_type, config_class, exist_ok=True)
+    configurations.BEFORE_FIRST_USE.append(_before_first_use)
+
+
+class _Finder(MetaPathFinder):
+    """Leaves it to the other finders to find the two modules, and registers when the first one has been executed."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in (_CONFIGURATIONS, _AUTO_CONFIG) or self not in sys.meta_path:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_register(module: ModuleType) -> None:
+            try:
+                execute(module)
+            except BaseException:
+                register_configs()  # with the next attempt
+                raise
+            _register_now()
+
+        spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """What a caller, or the record of an earlier conversion, may ask of a plan."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,11 @@ from .format import FORMATS
 
 
 DTYPES = ("source", "float32", "bfloat16", "float16")
+
+# Bytes of the units of a size.
+_UNITS = {"B": 1}
+_UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)}
+_UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)}
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "family": ("auto", *FAMILY_SECTIONS),
@@ -39,3 +45,16 @@ def check_options(options: Mapping[str, Any]) -> None:
             fits, wanted = isinstance(value, str), "text"
         if not fits and not (name in _OPTIONAL and value is None):
             raise ConversionError(f"the option {name} is {shown(value)}: it must be {wanted}.")
+
+
+def parse_size(text: str) -> int:
+    """Bytes in a size such as "5GB", "500MB" (powers of ten) or "2GiB" (powers of two).
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper())
+    unit = _UNITS.get(match[2] or "B") if match else None
+    if match is None or unit is None or not 1 <= float(match[1]) * unit < 2**63:
+        raise ValueError(f"{text!r} is not a size: write it as 5GB, 500MB or 2GiB")
+    return int(float(match[1]) * unit)

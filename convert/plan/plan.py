@@ -1,7 +1,6 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """The complete plan of a conversion: where every tensor comes from and where it goes. All that can fail fails here."""
 
-import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -23,11 +22,6 @@ from .tensors import Entry, Shard, model_shards
 
 if TYPE_CHECKING:
     from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
-
-
-_UNITS = {"B": 1}
-_UNITS |= {f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)}
-_UNITS |= {f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)}
 
 
 DECODER_DROP = "decoder variable (encoder only)"
@@ -79,19 +73,6 @@ class Plan:
     def in_source_order(self, entries: Iterable[Entry]) -> tuple[Entry, ...]:
         """Sorts tensors as the source holds them."""
         return tuple(sorted(entries, key=lambda entry: self.order[entry.source.name]))
-
-
-def parse_size(text: str) -> int:
-    """Bytes in a size such as "5GB", "500MB" (powers of ten) or "2GiB" (powers of two).
-
-    Raises:
-        ValueError: it is none.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", text.strip().upper())
-    unit = _UNITS.get(match[2] or "B") if match else None
-    if match is None or unit is None or not 1 <= float(match[1]) * unit < 2**63:
-        raise ValueError(f"{text!r} is not a size: write it as 5GB, 500MB or 2GiB")
-    return int(float(match[1]) * unit)
 
 
 def check_known(names: Sorted, variables: Mapping[str, Variable]) -> None:

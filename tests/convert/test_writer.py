@@ -23,7 +23,8 @@ from t5_experimental.convert.mesh.parameters import parameters
 from t5_experimental.convert.mesh.scopes import Layout
 from t5_experimental.convert.output import blocks as transfer
 from t5_experimental.convert.output import safetensors_writer as writer
-from t5_experimental.convert.plan.plan import Plan, make_plan, parse_size
+from t5_experimental.convert.output.options import parse_size
+from t5_experimental.convert.plan.plan import Plan, make_plan
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from pathlib import Path
 from transformers import AutoModelForSeq2SeqLM
 
 import t5_experimental
+from t5_experimental import configuration_t5_experimental as configurations
+from t5_experimental import registration
 
 
 # Every way to a model begins in one of these; each in a process of its own, as only the first counts. They are forked
@@ -121,25 +123,64 @@ print(*(name in sys.modules for name in ("transformers.modeling_utils", "transfo
     assert in_a_process(script).split() == ["False", "False"]
 
 
-def test_the_import_loads_configurations_alone() -> None:
-    """torch, the parts of transformers that a configuration needs, and three modules of ours: nothing heavier."""
+def test_the_import_loads_next_to_nothing() -> None:
+    """And a configuration torch, the parts of transformers that it needs, and two modules of ours."""
     script = """
 import sys
+import t5_experimental, t5_experimental.training, t5_experimental.convert.cli
+assert not {"torch", "transformers", "numpy"} & set(sys.modules), sys.modules
+before = set(sys.modules)
 import torch
 with_torch = set(sys.modules)
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 needed = set(sys.modules)
-import t5_experimental
-print(*sorted(set(sys.modules) - needed))
+from t5_experimental import preset_config
+print(*sorted(name for name in set(sys.modules) - needed if name.startswith("t5_experimental")))
 print(*sorted(set(sys.modules) - with_torch))
 """
     ours, all_loaded = (line.split() for line in in_a_process(script).splitlines())
-    modules = ("configuration_t5_experimental", "presets", "registration")
-    assert ours == ["t5_experimental", *(f"t5_experimental.{module}" for module in modules)]
+    assert ours == ["t5_experimental.configuration_t5_experimental", "t5_experimental.presets"]
     heavy = ("torch._dynamo", "torch._inductor", "sympy", "tensorflow", "jax", "sklearn", "scipy", "pandas")
     models = ("transformers.modeling_utils", "transformers.activations", "transformers.generation.utils", "safetensors")
     assert not set(all_loaded) & {*heavy, *models}
+
+
+def test_the_package_is_imported_before_transformers(tmp_path: Path) -> None:
+    """Each way is the first to import one of the tables of configurations."""
+    tiny = t5_experimental.T5V11Config(vocab_size=16, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    tiny.save_pretrained(tmp_path)
+    script = """
+import importlib, os, sys
+import torch, transformers.configuration_utils
+import t5_experimental
+module = "t5_experimental.configuration_t5_experimental"
+TINY = dict(vocab_size=16, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+assert not {module, "transformers.models.auto.configuration_auto"} & set(sys.modules)
+for way in sys.argv[2:]:
+    if not os.fork():
+        print(type(eval(way)).__name__, flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0, way
+"""
+    ways = {
+        "transformers.AutoConfig.from_pretrained(sys.argv[1])": "T5V11Config",
+        "transformers.AutoModel.from_config(importlib.import_module(module).T5V11Config(**TINY))": "T5V11Model",
+        "transformers.AutoModelForSeq2SeqLM.from_config(t5_experimental.T5LMAdaptedConfig(**TINY))": (
+            "T5LMAdaptedForConditionalGeneration"
+        ),
+    }
+    assert in_a_process(script, tmp_path, *ways).split() == list(ways.values())
+
+
+def test_names_of_classes_are_those_of_the_tables() -> None:
+    classes = {
+        configurations.model_class_name(config, suffix)
+        for config in configurations.CONFIG_CLASSES
+        for suffix in configurations.AUTO_CLASSES.values()
+    }
+    assert sorted(classes) == registration.MODEL_CLASSES
+    assert sorted(registration.CONFIG_NAMES) == sorted(configurations.__all__)
 
 
 def test_public_names() -> None:

@@ -3,12 +3,18 @@
 
     accelerate launch training/finetune.py --model_name_or_path MODEL --train_file train.jsonl --output_dir OUTPUT
 
-`python -m t5_experimental.training.finetune` takes the same options, and `--help` lists them: ours first, then all of
-transformers' `Seq2SeqTrainingArguments`. A YAML file of options, such as those in `recipes/`, may come first. The
-output folder gets the model (or its adapters) and tokenizer, the metrics as `train_results.json`, `eval_results.json`
-(of the validation file), `test_results.json` and `all_results.json`, `report.html` with curves and samples, a model
-card that links to it, and the trainer's checkpoints.
+`python -m t5_experimental.training.finetune` takes the same options: `--help` lists ours and the usual ones of
+transformers' `Seq2SeqTrainingArguments`, `--help-all` all. A YAML file of options, such as those in `recipes/`, may
+come first. The output folder gets the model (or its adapters) and tokenizer, the metrics as `train_results.json`,
+`eval_results.json` (of the validation file), `test_results.json` and `all_results.json`, `report.html` with curves and
+samples, a model card that links to it, and the trainer's checkpoints.
 """
+
+from t5_experimental.training.cli.first_answers import answer
+
+
+if __name__ == "__main__":
+    answer("finetune")  # before the imports below, which take seconds
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean

@@ -4,11 +4,17 @@
     accelerate launch training/pretrain.py --preset t5.1.1.small --tokenizer_name sentencepiece.model \\
         --train_file 'text/*.txt' --max_steps 100000 --output_dir OUTPUT
 
-`python -m t5_experimental.training.pretrain` takes the same options, and `--help` lists them: ours first, then all of
-transformers' `Seq2SeqTrainingArguments`. The text may have any size; it is streamed, shuffled, and distributed over
-processes and workers, and a run resumes at the exact row. The output folder gets the model and its tokenizer, metrics
-and a report as in fine-tuning.
+`python -m t5_experimental.training.pretrain` takes the same options: `--help` lists ours and the usual ones of
+transformers' `Seq2SeqTrainingArguments`, `--help-all` all. The text may have any size; it is streamed, shuffled, and
+distributed over processes and workers, and a run resumes at the exact row. The output folder gets the model and its
+tokenizer, metrics and a report as in fine-tuning.
 """
+
+from t5_experimental.training.cli.first_answers import answer
+
+
+if __name__ == "__main__":
+    answer("pretrain")  # before the imports below, which take seconds
 
 import os
 from collections.abc import Sequence

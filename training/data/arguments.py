@@ -17,7 +17,7 @@ DATA_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
 @dataclass
 class DataArguments:
-    """Which text to train on, and how much of it."""
+    """Data: which text to train on, and how much of it."""
 
     train_file: str | None = field(
         default=None, metadata={"help": "Training examples: .jsonl (or .json), .csv or .parquet."}

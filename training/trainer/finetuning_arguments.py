@@ -17,7 +17,7 @@ _OF_LOGITS = {"prediction_loss_only": False, "batch_eval_metrics": False, "eval_
 
 @dataclass
 class FinetuningArguments(T5TrainingArguments):
-    """How to train: the original's fine-tuning by default."""
+    """Fine-tuning: the original's fine-tuning by default."""
 
     default_schedule: ClassVar[SchedulerType] = SchedulerType.CONSTANT  # T5's
 

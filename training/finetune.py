@@ -67,6 +67,8 @@ def build_trainer(
             none; without adapters, processes that shard the weights each read their own shard when training starts.
     """
     model_options, data, training = settled.options
+    data.check_task(settled.given)
+    training.settle_metrics(data.chosen_task)
     if adapt is None and training.lora_rank:
         adapt = _with_lora(training.lora_rank)
     folder = model_options.model_name_or_path
@@ -157,6 +159,8 @@ def _describe_data(trainer: T5Trainer, splits: dict[str, Split], data: DataArgum
         "examples": f"{sizes}; at most {data.max_source_length} tokens in, {data.max_target_length} out",
         "step": describe_step(trainer, inputs, targets),
     }
+    if data.chosen_task is not None:
+        lines = {"task": data.chosen_task.describe(), **lines}
     kinds = [(f"{split} {kind}", cut) for split, features in splits.items() for kind, cut in features.cut.items()]
     cuts = [
         f"{cut.count:,} of {cut.total:,} {kind}, the longest has {cut.longest:,} tokens"

@@ -1,6 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Options of the data: files, columns, lengths."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -9,8 +10,11 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import TrainingError, check_at_least
 from .objectives import Objective, PlainLM, PrefixLM, SpanCorruption, noise_counts, span_corruption_lengths
+from .tasks import Task, find_task
 
 
+# Options that a task replaces.
+_OF_COLUMNS = ("source_prefix", "input_column", "target_column")
 # File extensions that training/data/tables.py reads.
 DATA_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -39,6 +43,14 @@ class DataArguments:
         default="target", metadata={"help": "Column of the target text, or of a list of texts that are all right."}
     )
     source_prefix: str = field(default="", metadata={"help": 'Prepended to every input, such as "summarize: ".'})
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "Task of the T5 paper, such as glue_mrpc, squad or wmt14_ende: makes texts of the columns that the "
+            "hub gives its data set, exactly as the original, and computes its metrics. Replaces --input_column, "
+            "--target_column and --source_prefix."
+        },
+    )
     max_source_length: int = field(default=512, metadata={"help": "Inputs are truncated to this many tokens."})
     max_target_length: int = field(default=128, metadata={"help": "Targets are truncated to this many tokens."})
 
@@ -52,6 +64,20 @@ class DataArguments:
             if not getattr(self, option).strip():
                 raise TrainingError(f"--{option} is empty: name a column of the data.")
         check_at_least(self, 1, "max_source_length", "max_target_length")
+        self.chosen_task: Task | None = None if self.task is None else find_task(self.task)
+        if self.task is not None:
+            self.check_task({name for name in _OF_COLUMNS if getattr(self, name) != getattr(DataArguments, name)})
+
+    def check_task(self, given: Collection[str]) -> None:
+        """Refuses options, of those that the user gave, that a task replaces, and a task whose packages are missing."""
+        if self.chosen_task is None:
+            return
+        if unused := [name for name in _OF_COLUMNS if name in given]:
+            raise TrainingError(
+                f"--task {self.task} makes its texts of its own columns, so that --{unused[0]} has no effect: leave "
+                "one of them out."
+            )
+        self.chosen_task.check_packages()
 
     def check_files(self) -> None:
         """Refuses data files that do not exist or have an unknown format."""

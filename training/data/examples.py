@@ -1,11 +1,10 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Examples from files or datasets, first as text exactly as written, then as token ids."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 from datasets import (
     Dataset,
@@ -21,9 +20,12 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import TrainingError, check_unicode, in_a_line, shown
+from ..errors import TrainingError, in_a_line, shown
 from .arguments import DataArguments
+from .cells import as_text
 from .tables import READERS
+from .task_texts import TaskExample
+from .tasks import TASKS, Task
 
 
 class Example(TypedDict):
@@ -33,16 +35,45 @@ class Example(TypedDict):
     targets: list[str]
 
 
-_FEATURES = Features(source=Value("string"), targets=List(Value("string")))
+_TEXTS = List(Value("string"))
 
 
-def _text(value: Any, column: str, where: str) -> str:
-    if isinstance(value, str):
-        return check_unicode(value, where)
-    # Parquet's numbers. Of JSON's, only NaN and Infinity get here, which are not meant as text.
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
-    raise TrainingError(f"{where}: column {column!r} holds {shown(value)}, which is not text; make it a string.")
+@dataclass(frozen=True)
+class _Columns:
+    """Examples are two columns: the name of that of inputs, and of that of targets."""
+
+    input_column: str
+    target_column: str
+
+    features: ClassVar[Features] = Features(source=Value("string"), targets=_TEXTS)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return self.input_column, self.target_column
+
+    def example(self, row: dict[str, Any], where: str) -> Example:
+        return _example(row, self.input_column, self.target_column, where)
+
+
+@dataclass(frozen=True)
+class _TaskRows:
+    """Examples are what a task makes of a row, given by its name."""
+
+    task: str
+
+    features: ClassVar[Features] = Features(
+        source=Value("string"), targets=_TEXTS, answers=_TEXTS, group=Value("string"), label=Value("int64")
+    )
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return TASKS[self.task].columns
+
+    def example(self, row: dict[str, Any], where: str) -> TaskExample:
+        return TASKS[self.task].labeled(row, where)
+
+
+_Reading = _Columns | _TaskRows
 
 
 def _example(row: dict[str, Any], input_column: str, target_column: str, where: str) -> Example:
@@ -57,8 +88,8 @@ def _example(row: dict[str, Any], input_column: str, target_column: str, where: 
         raise TrainingError(f"{where}: column {target_column!r} is an empty list; give at least one text.")
     several = targets if isinstance(targets, list) else [targets]
     return {
-        "source": _text(row[input_column], input_column, where),
-        "targets": [_text(target, target_column, where) for target in several],
+        "source": as_text(row[input_column], input_column, where),
+        "targets": [as_text(target, target_column, where) for target in several],
     }
 
 
@@ -79,13 +110,17 @@ def read_examples(path: Path, input_column: str, target_column: str, ending: str
         TrainingError: the file does not have the format of its extension, lacks a column, has one twice, or has an
             example that is not text.
     """
+    yield from _read(path, _Columns(input_column, target_column), ending)
+
+
+def _read(path: Path, reading: _Reading, ending: str | None) -> Iterator[Any]:
     for where, row in READERS[ending or path.suffix.lower()](path):
-        yield _example(row, input_column, target_column, where)
+        yield reading.example(row, where)
 
 
-def _generate(path: str, columns: tuple[str, str], ending: str | None, stamp: tuple[int, int]) -> Iterator[Example]:
+def _generate(path: str, reading: _Reading, ending: str | None, stamp: tuple[int, int]) -> Iterator[Any]:
     # `stamp` only serves as a cache key for `datasets`: a file that has changed is read again.
-    yield from read_examples(Path(path), *columns, ending)
+    yield from _read(Path(path), reading, ending)
 
 
 def load_examples(path: Path, input_column: str, target_column: str, ending: str | None = None) -> Dataset:
@@ -94,16 +129,20 @@ def load_examples(path: Path, input_column: str, target_column: str, ending: str
     Raises:
         TrainingError: as for [`read_examples`], or the file has no example.
     """
-    if next(read_examples(path, input_column, target_column, ending), None) is None:
+    return _load(path, _Columns(input_column, target_column), ending)
+
+
+def _load(path: Path, reading: _Reading, ending: str | None = None) -> Dataset:
+    if next(_read(path, reading, ending), None) is None:
         raise TrainingError(f"{path} has no examples: give a file with at least one.")
     status = path.stat()
     try:
         return Dataset.from_generator(
             _generate,
-            features=_FEATURES,
+            features=reading.features,
             gen_kwargs={
                 "path": str(path.resolve()),
-                "columns": (input_column, target_column),
+                "reading": reading,
                 "ending": ending,
                 "stamp": (status.st_size, status.st_mtime_ns),
             },
@@ -122,7 +161,12 @@ def load_named_examples(name: str, config: str | None, input_column: str, target
     Raises:
         TrainingError: the dataset does not exist, has no training split, or as for [`read_examples`].
     """
-    columns = (input_column, target_column)
+    wanted = {split: [split] for split in ("train", "validation", "test")}
+    return _load_named(name, config, _Columns(input_column, target_column), wanted)
+
+
+def _load_named(name: str, config: str | None, reading: _Reading, wanted: dict[str, list[str]]) -> dict[str, Dataset]:
+    """The examples of those splits that exist of `wanted`: names that the dataset may give them, by ours."""
     try:
         builder = load_dataset_builder(name, config)
         # pandas, which reads CSV for `datasets`, guesses types, renames columns and treats an extra cell as an index.
@@ -139,15 +183,16 @@ def load_named_examples(name: str, config: str | None, input_column: str, target
             f"--dataset_name {name} has no examples to train on (its splits are {', '.join(names)}): give another, or "
             "--train_file."
         )
-    wanted = [split for split in ("train", "validation", "test") if split in names]
+    present = {ours: [name for name in possible if name in names] for ours, possible in wanted.items()}
+    found = {ours: there[0] for ours, there in present.items() if there}
     if is_csv:
         return {
-            split: concatenate_datasets([load_examples(path, *columns, ending=".csv") for path in files[split]])
-            for split in wanted
+            ours: concatenate_datasets([_load(path, reading, ending=".csv") for path in files[split]])
+            for ours, split in found.items()
         }
-    for split in wanted if builder.name == "json" else ():
-        _check_types(f"--dataset_name {name}, split {split}", splits[split], columns)
-    return {split: _examples_of(splits[split], f"{name}, split {split}", columns) for split in wanted}
+    for split in found.values() if builder.name == "json" else ():
+        _check_types(f"--dataset_name {name}, split {split}", splits[split], reading.texts)
+    return {ours: _examples_of(splits[split], f"{name}, split {split}", reading) for ours, split in found.items()}
 
 
 def _csv_files(name: str, builder: DatasetBuilder) -> dict[str, list[Path]]:
@@ -164,7 +209,7 @@ def _csv_files(name: str, builder: DatasetBuilder) -> dict[str, list[Path]]:
     return {split: [Path(file) for file in files] for split, files in found.items()}
 
 
-def _check_types(where: str, rows: Dataset, columns: tuple[str, str]) -> None:
+def _check_types(where: str, rows: Dataset, columns: tuple[str, ...]) -> None:
     """Refuses columns of JSON files that `datasets` has not read as text: its guess of the type is not reversible."""
     texts = (Value("string"), Value("large_string"))
     for column in columns:
@@ -176,24 +221,40 @@ def _check_types(where: str, rows: Dataset, columns: tuple[str, str]) -> None:
             )
 
 
-def _examples_of(rows: Dataset, where: str, columns: tuple[str, str]) -> Dataset:
-    def convert(row: dict[str, Any], number: int) -> Example:
-        return _example(row, *columns, f"{where}, row {number + 1}")
+def _examples_of(rows: Dataset, where: str, reading: _Reading) -> Dataset:
+    def convert(row: dict[str, Any], number: int) -> Any:
+        return reading.example(row, f"{where}, row {number + 1}")
 
-    return rows.map(convert, with_indices=True, remove_columns=rows.column_names, features=_FEATURES)
+    return rows.map(convert, with_indices=True, remove_columns=rows.column_names, features=reading.features)
 
 
 def load_splits(options: DataArguments) -> dict[str, Dataset]:
     """Examples, with columns `source` and `targets`, by the prefix of their metrics in the trainer: `train`, and `eval`
-    and `test` if they exist."""
-    columns = (options.input_column, options.target_column)
-    if options.dataset_name is not None:
-        splits = load_named_examples(options.dataset_name, options.dataset_config_name, *columns)
-        return {"eval" if split == "validation" else split: examples for split, examples in splits.items()}
-    if options.train_file is None:
+    and `test` if they exist. With a task, they also have its columns."""
+    if options.dataset_name is None and options.train_file is None:
         raise TrainingError("There is nothing to train on: give --train_file, or --dataset_name.")
-    files = {"train": options.train_file, "eval": options.validation_file, "test": options.test_file}
-    return {split: load_examples(Path(file), *columns) for split, file in files.items() if file is not None}
+    task = options.chosen_task
+    reading = _Columns(options.input_column, options.target_column) if task is None else _TaskRows(task.name)
+    if options.dataset_name is not None:
+        wanted = {"train": ["train"], "eval": ["validation"], "test": ["test"]} if task is None else task.splits()
+        splits = _load_named(options.dataset_name, options.dataset_config_name, reading, wanted)
+    else:
+        files = {"train": options.train_file, "eval": options.validation_file, "test": options.test_file}
+        splits = {split: _load(Path(file), reading) for split, file in files.items() if file is not None}
+    if task is not None and task.trains_on is not None:
+        splits["train"] = _rows_to_train_on(splits["train"], task)
+    return splits
+
+
+def _rows_to_train_on(examples: Dataset, task: Task) -> Dataset:
+    """Examples with the label that a task trains on."""
+    labels = examples.with_format("numpy")["label"][:]
+    kept = examples.select((labels == task.trains_on).nonzero()[0])
+    if not len(kept):
+        raise TrainingError(
+            f"--task {task.name} trains on rows with label {task.trains_on} alone, and there are none: give others."
+        )
+    return kept
 
 
 @dataclass(frozen=True)
@@ -202,7 +263,8 @@ class Split:
 
     Attributes:
         pairs: one row per input and target: `input_ids`, `attention_mask`, `labels`, truncated, not padded.
-        examples: one row per example, as text: `source`, `targets`.
+        examples: one row per example, as text: `source`, `targets`, and with a task the rest of a
+            [`~t5_experimental.training.data.task_texts.TaskExample`].
         cut: of `inputs` and `targets`, the length of the longest and how many are truncated.
     """
 
@@ -214,7 +276,7 @@ class Split:
         """Every distinct input with its references: the targets of all examples that have it."""
         right: dict[str, list[str]] = {}
         for row in self.examples:
-            right.setdefault(row["source"], []).extend(row["targets"])
+            right.setdefault(row["source"], []).extend(row.get("answers", row["targets"]))
         return right
 
 

@@ -57,13 +57,14 @@ def f1(predictions: Sequence[str], references: References) -> dict[str, float]:
     Source: `t5.evaluation.qa_utils`, as the original's `squad` calls it.
     """
     scores = [
-        max(_word_f1(_squad_words(text), _squad_words(other)) for other in texts)
+        max(_word_f1(squad_words(text), squad_words(other)) for other in texts)
         for text, texts in zip(predictions, references, strict=True)
     ]
     return {"f1": 100 * sum(scores) / len(scores)}
 
 
-def _squad_words(text: str) -> list[str]:
+def squad_words(text: str) -> list[str]:
+    """Words as SQuAD compares them: without case, punctuation and articles."""
     without_punctuation = text.lower().translate(str.maketrans("", "", string.punctuation))
     return re.sub(r"\b(a|an|the)\b", " ", without_punctuation).split()
 

@@ -13,6 +13,8 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..data.arguments import DataArguments
 from ..data.examples import Split, source_features
 from ..data.metrics import compute_metrics
+from ..data.task_texts import TaskExample
+from ..data.tasks import Task
 from .trainer import T5Trainer
 
 
@@ -36,7 +38,8 @@ class FinetuningTrainer(T5Trainer):
     Args:
         splits: by prefix, including `train`.
         data: the options that the splits were made with.
-        metrics: names of [`~t5_experimental.training.data.metrics.METRICS`].
+        metrics: names of [`~t5_experimental.training.data.metrics.METRICS`]; if there are none, and the data has a
+            task, the task's own.
         kwargs: as for transformers' `Seq2SeqTrainer`.
     """
 
@@ -44,6 +47,7 @@ class FinetuningTrainer(T5Trainer):
         pairs = {split: features.pairs for split, features in splits.items()}
         super().__init__(train_dataset=pairs["train"], eval_dataset=pairs.get("eval"), **kwargs)
         self._splits, self._data, self._metrics = splits, data, metrics
+        self._measures = bool(metrics) or data.chosen_task is not None
         self.hooks.check_search(self.args.generation_num_beams)
         # The pass that computes losses does not generate.
         self.args.predict_with_generate = True
@@ -62,15 +66,25 @@ class FinetuningTrainer(T5Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if self._metrics and prediction_loss_only:
+        if self._measures and prediction_loss_only:
             references = self._splits[metric_key_prefix].references()
             predictions = self._generate_texts(list(references), metric_key_prefix)
             self.samples[metric_key_prefix] = _some(references, predictions)
-            figures = compute_metrics(self._metrics, predictions, list(references.values()))
+            figures = self._figures(self._splits[metric_key_prefix], references, predictions)
             cast(dict[str, float], output.metrics).update(
                 {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
             )
         return output
+
+    def _figures(
+        self, split: Split, references: Mapping[str, Sequence[str]], predictions: Sequence[str]
+    ) -> dict[str, float]:
+        """Metrics of texts that were generated for the inputs of `references`."""
+        if self._metrics:
+            return compute_metrics(self._metrics, predictions, list(references.values()))
+        texts = dict(zip(references, predictions, strict=True))
+        examples = cast(list[TaskExample], split.examples.to_list())
+        return cast(Task, self._data.chosen_task).score(examples, [texts[example["source"]] for example in examples])
 
     def sample(self, split: str) -> list[Sample]:
         """Some examples of a split with texts of the current model, or of the split's last evaluation; all processes

@@ -7,6 +7,7 @@ from typing import ClassVar
 from transformers.trainer_utils import SchedulerType
 
 from ..data.metrics import check_metrics, check_packages, figures_of
+from ..data.tasks import Task
 from ..errors import TrainingError
 from .arguments import T5TrainingArguments
 
@@ -25,7 +26,8 @@ class FinetuningArguments(T5TrainingArguments):
         default_factory=list,
         metadata={
             "help": "Metrics of generated texts: bleu, rouge, exact_match, f1, or several. Examples with the same "
-            "input are references of one text. Default: exact_match with --predict_with_generate, else none."
+            "input are references of one text. Default: those of --task, else exact_match with "
+            "--predict_with_generate, else none."
         },
     )
     lora_rank: int = field(
@@ -38,15 +40,12 @@ class FinetuningArguments(T5TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_metrics(self.metric)
-        if self.predict_with_generate and not self.metric:
-            self.metric = ["exact_match"]
         for option in _OF_LOGITS:
             if getattr(self, option) != _OF_LOGITS[option]:
                 raise TrainingError(
                     f"--{option} does not apply to fine-tuning, which computes losses without logits and generates "
                     "texts separately: leave it out."
                 )
-        self.check_best_metric(["loss", *figures_of(self.metric)])
         if self.lora_rank < 0:
             raise TrainingError(f"--lora_rank is {self.lora_rank}: it must be at least 1, or 0 for all weights.")
         if self.lora_rank and (chosen := self.chosen_optimizer()).is_original_adafactor:
@@ -56,6 +55,17 @@ class FinetuningArguments(T5TrainingArguments):
             )
         if self.merge_lora and not self.lora_rank:
             raise TrainingError("--merge_lora has no effect without --lora_rank: give both, or none.")
+
+    def settle_metrics(self, task: Task | None) -> None:
+        """Chooses the default metrics, those of a task if there is one; then `metric` is empty.
+
+        Raises:
+            TrainingError: --metric_for_best_model is none of them.
+        """
+        if self.predict_with_generate and not self.metric and task is None:
+            self.metric = ["exact_match"]
+        figures = figures_of(self.metric) if self.metric or task is None else task.figures
+        self.check_best_metric(["loss", *figures])
 
     def check_packages(self) -> None:
         super().check_packages()

@@ -4,14 +4,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any
 
 from datasets import (
     Dataset,
     DatasetBuilder,
     DownloadManager,
-    Features,
-    List,
     Value,
     concatenate_datasets,
     load_dataset,
@@ -22,75 +20,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import TrainingError, in_a_line, shown
 from .arguments import DataArguments
-from .cells import as_text
+from .readings import Columns, Example, Reading, TaskRows
 from .tables import READERS
-from .task_texts import TaskExample
-from .tasks import TASKS, Task
-
-
-class Example(TypedDict):
-    """An input, and its right targets."""
-
-    source: str
-    targets: list[str]
-
-
-_TEXTS = List(Value("string"))
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Examples are two columns: the name of that of inputs, and of that of targets."""
-
-    input_column: str
-    target_column: str
-
-    features: ClassVar[Features] = Features(source=Value("string"), targets=_TEXTS)
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return self.input_column, self.target_column
-
-    def example(self, row: dict[str, Any], where: str) -> Example:
-        return _example(row, self.input_column, self.target_column, where)
-
-
-@dataclass(frozen=True)
-class _TaskRows:
-    """Examples are what a task makes of a row, given by its name."""
-
-    task: str
-
-    features: ClassVar[Features] = Features(
-        source=Value("string"), targets=_TEXTS, answers=_TEXTS, group=Value("string"), label=Value("int64")
-    )
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        return TASKS[self.task].columns
-
-    def example(self, row: dict[str, Any], where: str) -> TaskExample:
-        return TASKS[self.task].labeled(row, where)
-
-
-_Reading = _Columns | _TaskRows
-
-
-def _example(row: dict[str, Any], input_column: str, target_column: str, where: str) -> Example:
-    for column in (input_column, target_column):
-        if column not in row:
-            raise TrainingError(
-                f"{where}: no column {column!r} among {shown(sorted(row))}; name the columns with --input_column and "
-                "--target_column."
-            )
-    targets = row[target_column]
-    if isinstance(targets, list) and not targets:
-        raise TrainingError(f"{where}: column {target_column!r} is an empty list; give at least one text.")
-    several = targets if isinstance(targets, list) else [targets]
-    return {
-        "source": as_text(row[input_column], input_column, where),
-        "targets": [as_text(target, target_column, where) for target in several],
-    }
+from .tasks import Task
 
 
 def read_examples(path: Path, input_column: str, target_column: str, ending: str | None = None) -> Iterator[Example]:
@@ -110,15 +42,15 @@ def read_examples(path: Path, input_column: str, target_column: str, ending: str
         TrainingError: the file does not have the format of its extension, lacks a column, has one twice, or has an
             example that is not text.
     """
-    yield from _read(path, _Columns(input_column, target_column), ending)
+    yield from _read(path, Columns(input_column, target_column), ending)
 
 
-def _read(path: Path, reading: _Reading, ending: str | None) -> Iterator[Any]:
+def _read(path: Path, reading: Reading, ending: str | None) -> Iterator[Any]:
     for where, row in READERS[ending or path.suffix.lower()](path):
         yield reading.example(row, where)
 
 
-def _generate(path: str, reading: _Reading, ending: str | None, stamp: tuple[int, int]) -> Iterator[Any]:
+def _generate(path: str, reading: Reading, ending: str | None, stamp: tuple[int, int]) -> Iterator[Any]:
     # `stamp` only serves as a cache key for `datasets`: a file that has changed is read again.
     yield from _read(Path(path), reading, ending)
 
@@ -129,10 +61,10 @@ def load_examples(path: Path, input_column: str, target_column: str, ending: str
     Raises:
         TrainingError: as for [`read_examples`], or the file has no example.
     """
-    return _load(path, _Columns(input_column, target_column), ending)
+    return _load(path, Columns(input_column, target_column), ending)
 
 
-def _load(path: Path, reading: _Reading, ending: str | None = None) -> Dataset:
+def _load(path: Path, reading: Reading, ending: str | None = None) -> Dataset:
     if next(_read(path, reading, ending), None) is None:
         raise TrainingError(f"{path} has no examples: give a file with at least one.")
     status = path.stat()
@@ -162,10 +94,10 @@ def load_named_examples(name: str, config: str | None, input_column: str, target
         TrainingError: the dataset does not exist, has no training split, or as for [`read_examples`].
     """
     wanted = {split: [split] for split in ("train", "validation", "test")}
-    return _load_named(name, config, _Columns(input_column, target_column), wanted)
+    return _load_named(name, config, Columns(input_column, target_column), wanted)
 
 
-def _load_named(name: str, config: str | None, reading: _Reading, wanted: dict[str, list[str]]) -> dict[str, Dataset]:
+def _load_named(name: str, config: str | None, reading: Reading, wanted: dict[str, list[str]]) -> dict[str, Dataset]:
     """The examples of those splits that exist of `wanted`: names that the dataset may give them, by ours."""
     try:
         builder = load_dataset_builder(name, config)
@@ -221,7 +153,7 @@ def _check_types(where: str, rows: Dataset, columns: tuple[str, ...]) -> None:
             )
 
 
-def _examples_of(rows: Dataset, where: str, reading: _Reading) -> Dataset:
+def _examples_of(rows: Dataset, where: str, reading: Reading) -> Dataset:
     def convert(row: dict[str, Any], number: int) -> Any:
         return reading.example(row, f"{where}, row {number + 1}")
 
@@ -234,7 +166,7 @@ def load_splits(options: DataArguments) -> dict[str, Dataset]:
     if options.dataset_name is None and options.train_file is None:
         raise TrainingError("There is nothing to train on: give --train_file, or --dataset_name.")
     task = options.chosen_task
-    reading = _Columns(options.input_column, options.target_column) if task is None else _TaskRows(task.name)
+    reading = Columns(options.input_column, options.target_column) if task is None else TaskRows(task.name)
     if options.dataset_name is not None:
         wanted = {"train": ["train"], "eval": ["validation"], "test": ["test"]} if task is None else task.splits()
         splits = _load_named(options.dataset_name, options.dataset_config_name, reading, wanted)

@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Pre-trains on plain text: span corruption, prefix LM (as for LM adaptation) or plain LM.
+"""Pre-trains on plain text: span corruption, prefix LM (as for LM adaptation), and other objectives.
 
     accelerate launch training/pretrain.py --preset t5.1.1.small --tokenizer_name sentencepiece.model \\
         --train_file 'text/*.txt' --max_steps 100000 --output_dir OUTPUT
@@ -150,8 +150,7 @@ def _describe_data(trainer: PretrainingTrainer, data: PretrainingDataArguments) 
     return {
         "objective": f"{data.objective}, z-loss {cast(PretrainingArguments, trainer.args).z_loss:g}",
         "text": f"{stream.windows.total:,} bytes in {stream.windows.count:,} parts that are shuffled{rows}",
-        "rows": f"{objective.inputs_length} tokens in, {objective.targets_length} out, of {objective.chunk_length} "
-        f"tokens of text{packed}",
+        "rows": f"{objective.inputs_length} tokens in, {objective.targets_length} out, of {objective.amount()}{packed}",
         "step": describe_step(trainer, inputs, targets),
     }
 

@@ -25,7 +25,7 @@ ORIGINAL_NAMES = {
     "f1_binary": "f1",
     "f1_macro": "mean_3class_f1",
     "question_exact_match": "exact_match",
-    "squad_exact_match": "em",
+    "squad_em": "em",
     "squad_f1": "f1",
     "bleu_intl": "bleu",
 }

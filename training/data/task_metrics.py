@@ -129,7 +129,7 @@ def squad(examples: Sequence[TaskExample], predictions: Sequence[str]) -> dict[s
     also for ReCoRD, of which it counts a row once."""
     answers = [example["answers"] for example in examples]
     equal = [squad_words(text) in map(squad_words, texts) for text, texts in zip(predictions, answers, strict=True)]
-    return {"squad_exact_match": 100 * float(np.mean(equal)), "squad_f1": f1(predictions, answers)["f1"]}
+    return {"squad_em": 100 * float(np.mean(equal)), "squad_f1": f1(predictions, answers)["f1"]}
 
 
 def referents(examples: Sequence[TaskExample], predictions: Sequence[str]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from .task_texts import FALSE_TRUE, Converter, TaskExample
 
 
 ROUGE = ("rouge1", "rouge2", "rougeLsum")
-SQUAD = ("squad_exact_match", "squad_f1")
+SQUAD = ("squad_em", "squad_f1")
 # Packages of metrics.
 _PACKAGES = {"rouge1": "rouge_score", "bleu_intl": "sacrebleu"}
 

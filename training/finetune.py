@@ -20,6 +20,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedToke
 from t5_experimental.training.cli.entry_point import EntryPoint
 from t5_experimental.training.data.arguments import DataArguments
 from t5_experimental.training.data.examples import Split, load_splits, make_split
+from t5_experimental.training.data.metrics import check_references
 from t5_experimental.training.engines.fsdp2_weights import reads_in_parts
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.memory.estimate import print_estimate
@@ -74,6 +75,10 @@ def build_trainer(
     if training.metric and not {"eval", "test"} & set(splits):
         asked = f"--metric {' '.join(training.metric)}" if "metric" in settled.given else "--predict_with_generate"
         raise TrainingError(f"{asked} needs references to compare with: give --validation_file or --test_file, too.")
+    for split in [split for split in ("eval", "test") if split in splits and training.metric]:
+        references = list(splits[split].references().values())
+        figures = check_references(training.metric, references, f"the {split} data", training.positive_label)
+        training.check_best_metric(["loss", *figures])
     batch = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and len(splits["train"].pairs) < batch:
         raise TrainingError(

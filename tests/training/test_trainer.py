@@ -246,3 +246,21 @@ def test_every_input_is_generated_once_and_compared_with_all_references(build, t
     assert [sample.source for sample in trainer.samples["eval"]] == ["Thai food", "by the river"]
     assert trainer.samples["eval"][0].references == ["x", produced]
     assert trainer.samples["eval"][0].prediction == produced
+
+
+def test_evaluation_computes_own_metrics_and_those_of_classes(build, tmp_path, monkeypatch):
+    (tmp_path / "own_metric_of_trainer.py").write_text("def count(p, r):\n    return {'count': len(p) + len(r)}\n")
+    monkeypatch.chdir(tmp_path)
+    rows = [{"source": f"{number}", "target": label} for number, label in enumerate("abb")]
+    (tmp_path / "classes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = "--metric own_metric_of_trainer:count f1_binary --positive_label b --generation_max_length 4"
+    best = "--eval_strategy steps --metric_for_best_model"
+    trainer = build(f"{flags} {best} count", validation_file=tmp_path / "classes.jsonl")
+    metrics = trainer.evaluate()
+    assert metrics["eval_count"] == 6
+    assert metrics["eval_f1_binary"] == 0
+    # It is only known when the function has been called.
+    with pytest.raises(TrainingError, match="--metric_for_best_model total is not computed, only loss, f1_binary, c"):
+        build(f"{flags} {best} total", validation_file=tmp_path / "classes.jsonl")
+    with pytest.raises(TrainingError, match="--positive_label c is no target in the eval data, which has"):
+        build(flags.replace("label b", "label c"), validation_file=tmp_path / "classes.jsonl")

@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..data.arguments import DataArguments
 from ..data.examples import Split, source_features
 from ..data.metrics import compute_metrics
+from .finetuning_arguments import FinetuningArguments
 from .trainer import T5Trainer
 
 
@@ -66,7 +67,8 @@ class FinetuningTrainer(T5Trainer):
             references = self._splits[metric_key_prefix].references()
             predictions = self._generate_texts(list(references), metric_key_prefix)
             self.samples[metric_key_prefix] = _some(references, predictions)
-            figures = compute_metrics(self._metrics, predictions, list(references.values()))
+            positive = cast(FinetuningArguments, self.args).positive_label
+            figures = compute_metrics(self._metrics, predictions, list(references.values()), positive)
             cast(dict[str, float], output.metrics).update(
                 {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
             )

@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from transformers.trainer_utils import SchedulerType
 
-from ..data.metrics import check_metrics, check_packages, figures_of
+from ..data.metrics import METRICS, check_metrics, check_packages, figures_of
+from ..data.own_metrics import is_own
 from ..errors import TrainingError
 from .arguments import T5TrainingArguments
 
@@ -24,9 +25,14 @@ class FinetuningArguments(T5TrainingArguments):
     metric: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Metrics of generated texts: bleu, rouge, exact_match, f1, or several. Examples with the same "
-            "input are references of one text. Default: exact_match with --predict_with_generate, else none."
+            "help": f"Metrics of generated texts: {', '.join(METRICS)} (the older name of squad's F1), or several; "
+            "your own as my_module:function, which gets predictions and lists of references and returns numbers by "
+            "name. Examples with the same input are references of one text. Default: exact_match with "
+            "--predict_with_generate, else none."
         },
+    )
+    positive_label: str | None = field(
+        default=None, metadata={"help": "Target that is the positive class of --metric f1_binary."}
     )
     lora_rank: int = field(
         default=0, metadata={"help": "Train adapters of this rank (LoRA) instead of all weights; 0: all weights."}
@@ -37,7 +43,7 @@ class FinetuningArguments(T5TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_metrics(self.metric)
+        check_metrics(self.metric, self.positive_label)
         if self.predict_with_generate and not self.metric:
             self.metric = ["exact_match"]
         for option in _OF_LOGITS:
@@ -46,7 +52,8 @@ class FinetuningArguments(T5TrainingArguments):
                     f"--{option} does not apply to fine-tuning, which computes losses without logits and generates "
                     "texts separately: leave it out."
                 )
-        self.check_best_metric(["loss", *figures_of(self.metric)])
+        if not any(map(is_own, self.metric)):  # those name their figures when they are called
+            self.check_best_metric(["loss", *figures_of(self.metric)])
         if self.lora_rank < 0:
             raise TrainingError(f"--lora_rank is {self.lora_rank}: it must be at least 1, or 0 for all weights.")
         if self.lora_rank and (chosen := self.chosen_optimizer()).is_original_adafactor:

@@ -23,7 +23,7 @@ MOST_BYTES = 9_000
 DOCS = ("convert", "use", "train", "engines", "memory", "exactness", "performance", "architecture", "adding-a-family")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / f"{name}.md" for name in DOCS)]
 COMMANDS = ("convert", "inspect", "export", "push", "verify", "presets")
-ENTRY_POINTS = ("finetune", "pretrain", "prompt_tune")
+ENTRY_POINTS = ("evaluate", "finetune", "pretrain", "prompt_tune")
 # Words that a reader of the field stumbles over.
 FOREIGN = r"\b(whoever|nobody|somebody|anybody|whatever|whole numbers?|not a number|so many|neighbours?|in vain)\b"
 # Files and modules that documents name, but for placeholders such as NAME.

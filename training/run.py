@@ -19,6 +19,7 @@ def run_trainer(
     evaluated: Mapping[str, Any],
     sample: Callable[[str], Sequence[Any]] = lambda split: (),
     before_saving: Callable[[], None] = lambda: None,
+    write: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Describes the run, trains, saves, evaluates, reports.
 
@@ -29,6 +30,7 @@ def run_trainer(
         evaluated: what to evaluate on at the end, by prefix of the metrics.
         sample: returns samples of the last of these, for the report.
         before_saving: called on the trained model before it is saved.
+        write: called by the first process to write what else the evaluations leave into the output folder.
 
     Raises:
         TrainingError: the checkpoint to resume from belongs to a different run, or training fails.
@@ -51,6 +53,7 @@ def run_trainer(
             trainer.save_metrics(split, values)
     samples = sample(list(evaluated)[-1]) if evaluated else ()
     if trainer.is_world_process_zero():
+        write(Path(str(args.output_dir)))
         write_report(Path(str(args.output_dir)), report_of(trainer, title, facts, metrics, samples))
     trainer.leave_process_group()
     if trainer.is_world_process_zero():

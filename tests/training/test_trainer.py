@@ -4,9 +4,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, ProgressCallback, TrainerControl, TrainerState
 
 from t5_experimental.training import finetune
@@ -133,16 +135,21 @@ def test_speed_is_in_log_and_bar(build, capsys):
 
 
 def test_each_pass_of_an_evaluation_has_a_bar_of_its_own():
-    """Losses and texts come from two passes of unequal length."""
+    """Losses and texts come from two passes of unequal length; the bars count examples of all processes."""
     state, control = TrainerState(is_world_process_zero=True), TrainerControl()
+    args = SimpleNamespace(eval_batch_size=2, world_size=2)
     callback = TokenProgressCallback()
     seen = []
-    for loader in (range(3), range(2)):
-        for _ in loader:
-            callback.on_prediction_step(None, state, control, eval_dataloader=loader)
-            seen.append((callback.prediction_bar.n, callback.prediction_bar.total))
+    passes = (DataLoader([{"input_ids": 0, "labels": 0}] * 9, 2), DataLoader([{"input_ids": 0}] * 5, 2))
+    for loader, steps in zip(passes, (3, 2), strict=True):
+        for _ in range(steps):
+            callback.on_prediction_step(args, state, control, eval_dataloader=loader)
+            bar = callback.prediction_bar
+            seen.append((bar.desc.split(":")[0], bar.n, bar.total))
+    assert bar.unit.strip() == "examples"
     callback.on_evaluate(None, state, control)
-    assert seen == [(1, 3), (2, 3), (3, 3), (1, 2), (2, 2)]
+    losses, texts = "Computing losses", "Generating"
+    assert seen == [(losses, 4, 9), (losses, 8, 9), (losses, 9, 9), (texts, 4, 5), (texts, 5, 5)]
     assert callback.prediction_bar is None
 
 

@@ -114,13 +114,16 @@ def load_examples(path: Path, input_column: str, target_column: str, ending: str
         raise
 
 
-def load_named_examples(name: str, config: str | None, input_column: str, target_column: str) -> dict[str, Dataset]:
+def load_named_examples(
+    name: str, config: str | None, input_column: str, target_column: str, trains: bool = True
+) -> dict[str, Dataset]:
     """The examples of a dataset of the hub or of a local folder, by split, with columns `source` and `targets`.
 
-    Splits are named as the dataset names them; only `train`, `validation` and `test` are read.
+    Splits are named as the dataset names them; only `validation`, `test` and, if `trains`, `train` are read.
 
     Raises:
-        TrainingError: the dataset does not exist, has no training split, or as for [`read_examples`].
+        TrainingError: the dataset does not exist, has no training split if one is needed, or no other one, or as for
+            [`read_examples`].
     """
     columns = (input_column, target_column)
     try:
@@ -134,12 +137,12 @@ def load_named_examples(name: str, config: str | None, input_column: str, target
             f"--dataset_name {name} does not load: {in_a_line(why)}; give another, or files with --train_file."
         ) from error
     names = list(files or splits)
-    if not (files.get("train") or len(splits.get("train", ()))):
+    if trains and not (files.get("train") or len(splits.get("train", ()))):
         raise TrainingError(
             f"--dataset_name {name} has no examples to train on (its splits are {', '.join(names)}): give another, or "
             "--train_file."
         )
-    wanted = [split for split in ("train", "validation", "test") if split in names]
+    wanted = [split for split in (*(["train"] if trains else []), "validation", "test") if split in names]
     if is_csv:
         return {
             split: concatenate_datasets([load_examples(path, *columns, ending=".csv") for path in files[split]])
@@ -183,17 +186,20 @@ def _examples_of(rows: Dataset, where: str, columns: tuple[str, str]) -> Dataset
     return rows.map(convert, with_indices=True, remove_columns=rows.column_names, features=_FEATURES)
 
 
-def load_splits(options: DataArguments) -> dict[str, Dataset]:
-    """Examples, with columns `source` and `targets`, by the prefix of their metrics in the trainer: `train`, and `eval`
-    and `test` if they exist."""
+def load_splits(options: DataArguments, trains: bool = True) -> dict[str, Dataset]:
+    """Examples, with columns `source` and `targets`, by the prefix of their metrics in the trainer: `train` if the run
+    trains, and `eval` and `test` if they exist, or one for each of several files, see
+    [`~t5_experimental.training.data.arguments.DataArguments.evaluated_files`]."""
     columns = (options.input_column, options.target_column)
     if options.dataset_name is not None:
-        splits = load_named_examples(options.dataset_name, options.dataset_config_name, *columns)
+        splits = load_named_examples(options.dataset_name, options.dataset_config_name, *columns, trains)
         return {"eval" if split == "validation" else split: examples for split, examples in splits.items()}
-    if options.train_file is None:
-        raise TrainingError("There is nothing to train on: give --train_file, or --dataset_name.")
-    files = {"train": options.train_file, "eval": options.validation_file, "test": options.test_file}
-    return {split: load_examples(Path(file), *columns) for split, file in files.items() if file is not None}
+    files = options.evaluated_files()
+    if trains:
+        if options.train_file is None:
+            raise TrainingError("There is nothing to train on: give --train_file, or --dataset_name.")
+        files = {"train": Path(options.train_file), **files}
+    return {split: load_examples(file, *columns) for split, file in files.items()}
 
 
 @dataclass(frozen=True)

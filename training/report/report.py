@@ -210,7 +210,11 @@ def _write(folder: Path, template: str, name: str, **values: Any) -> None:
         keep_trailing_newline=True,
     )
     environment.filters |= _FILTERS
-    text = environment.get_template(template).render(folder=folder.resolve().name, **values)
+    write_file(folder, name, environment.get_template(template).render(folder=folder.resolve().name, **values))
+
+
+def write_file(folder: Path, name: str, text: str) -> None:
+    """Writes a file of an output folder, atomically."""
     with held_back():
         own_folders.begin(folder / ASIDE)
         (folder / ASIDE / name).write_text(text, encoding="utf-8")

@@ -28,6 +28,10 @@ ASIDE = "unfinished"
 RECORD = "complete.json"
 STATE = "trainer_state.json"
 
+EVALUATION = "evaluation.json"
+"""Record of an evaluation without training in its output folder, see
+[`~t5_experimental.training.trainer.same_evaluation`]."""
+
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -185,6 +189,8 @@ def where_it_resumes(folder: Path, resumed_from: str | None, resumes: bool) -> s
     if newest is None and resumed_from is None:
         if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
             return f"Training was finished, and {folder} has its result; only the evaluation is missing."
+        if (folder / EVALUATION).exists():
+            return f"The same command goes on after the predictions that are in {folder}."
         return "No checkpoint had been written: the same command starts over."
     if resumes or newest is None:
         return f"The same command resumes from {newest or resumed_from}."

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from transformers.trainer_utils import SchedulerType
 
-from ..data.metrics import METRICS, check_metrics, check_packages, figures_of
-from ..data.own_metrics import is_own
+from ..data.metrics import METRICS, check_metrics, check_packages
 from ..errors import TrainingError
 from .arguments import T5TrainingArguments
+from .losses import LossDenominator
 
 
 # Options for the logits that transformers collects in an evaluation, with their defaults.
@@ -21,6 +21,7 @@ class FinetuningArguments(T5TrainingArguments):
     """How to train: the original's fine-tuning by default."""
 
     default_schedule: ClassVar[SchedulerType] = SchedulerType.CONSTANT  # T5's
+    may_only_evaluate: ClassVar[bool] = True
 
     metric: list[str] = field(
         default_factory=list,
@@ -52,8 +53,6 @@ class FinetuningArguments(T5TrainingArguments):
                     f"--{option} does not apply to fine-tuning, which computes losses without logits and generates "
                     "texts separately: leave it out."
                 )
-        if not any(map(is_own, self.metric)):  # those name their figures when they are called
-            self.check_best_metric(["loss", *figures_of(self.metric)])
         if self.lora_rank < 0:
             raise TrainingError(f"--lora_rank is {self.lora_rank}: it must be at least 1, or 0 for all weights.")
         if self.lora_rank and (chosen := self.chosen_optimizer()).is_original_adafactor:
@@ -64,6 +63,29 @@ class FinetuningArguments(T5TrainingArguments):
         if self.merge_lora and not self.lora_rank:
             raise TrainingError("--merge_lora has no effect without --lora_rank: give both, or none.")
 
+    def trains(self, has_training_data: bool) -> bool:
+        """Whether a run trains: not with `--do_train False`, nor if it has no training data but is told to evaluate."""
+        if self.do_train is not None or not self.may_only_evaluate:
+            return self.do_train is not False
+        return has_training_data or not (self.do_eval or self.do_predict)
+
     def check_packages(self) -> None:
         super().check_packages()
         check_packages(self.metric)
+
+
+@dataclass
+class EvaluationArguments(FinetuningArguments):
+    """How to evaluate."""
+
+    # Not options here: nothing is trained.
+    lora_rank: int = field(default=0, init=False)
+    merge_lora: bool = field(default=False, init=False)
+    optimizer_preset: str | None = field(default=None, init=False)
+    optimizer_slots: str | None = field(default=None, init=False)
+    z_loss: float = field(default=0.0, init=False)
+    loss_denominator: LossDenominator = field(default="tokens", init=False)
+    estimate: str | None = field(default=None, init=False)
+
+    def trains(self, has_training_data: bool) -> bool:
+        return False

@@ -27,7 +27,8 @@ ROOMS = {
         "pipeline.py": {"tensors.py", "source", "bundle", "mesh", "plan", "output"},
         "export.py": {"tensors.py", "source", "bundle", "mesh", "plan", "output"},
         "hub.py": {"plan", "output"},
-        "cli.py": {"mesh", "plan", "output", "presets_table.py", "pipeline.py", "export.py", "hub.py"},
+        "generate.py": set(),
+        "cli.py": {"mesh", "plan", "output", "presets_table.py", "pipeline.py", "export.py", "hub.py", "generate.py"},
     },
     "training": {
         "models": set(),

@@ -152,6 +152,8 @@ def train_and_evaluate(
         trainer.sample,
         trainer.merge_adapter if training.merge_lora else lambda: None,
         lambda folder: _write_predictions(trainer, folder),
+        data.sources(),
+        data.hub_names(),
     )
 
 

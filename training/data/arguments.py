@@ -90,6 +90,27 @@ class DataArguments:
             found |= {f"{split}_{Path(name).stem}" if len(names) > 1 else split: Path(name) for name in names}
         return found
 
+    def sources(self) -> dict[str, dict[str, str]]:
+        """Where the examples of each split are from, by the prefix of their metrics, as model cards say it."""
+        splits = {"eval": "validation", "test": "test"}
+        if self.dataset_name is not None:
+            name = Path(self.dataset_name).name
+            source = {"dataset_type": (self.hub_names() or [name])[0], "dataset_name": name}
+            source |= {} if self.dataset_config_name is None else {"dataset_config": self.dataset_config_name}
+            return {prefix: {**source, "dataset_split": split} for prefix, split in splits.items()}
+        return {
+            prefix: {
+                "dataset_type": {".csv": "csv", ".parquet": "parquet"}.get(file.suffix.lower(), "json"),
+                "dataset_name": file.name,
+                "dataset_split": splits[prefix.partition("_")[0]],
+            }
+            for prefix, file in self.evaluated_files().items()
+        }
+
+    def hub_names(self) -> list[str]:
+        """The data set's name at the hub, if it is not a local folder."""
+        return [] if self.dataset_name is None or Path(self.dataset_name).exists() else [self.dataset_name]
+
 
 def _as_list(names: str | list[str] | None) -> list[str]:
     return [] if names is None else [names] if isinstance(names, str) else names

@@ -143,14 +143,13 @@ def train_and_evaluate(
         title: of the report.
         more: additional facts, by heading, see [`~t5_experimental.training.report.start_lines.describe`].
     """
-    training = cast(FinetuningArguments, trainer.args)
     run_trainer(
         trainer,
         title,
         {**_describe_data(trainer, splits, data), **more},
         {split: features.pairs for split, features in splits.items() if split != "train"},
         trainer.sample,
-        trainer.merge_adapter if training.merge_lora else lambda: None,
+        trainer.merge_adapter if trainer.args.merge_lora else lambda: None,
         lambda folder: _write_predictions(trainer, folder),
         data.sources(),
         data.hub_names(),

@@ -3,7 +3,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from t5_experimental.training import evaluate, finetune
+from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.models.adapters import add_prompt
 from t5_experimental.training.trainer.generation import by_length
 
@@ -294,6 +297,59 @@ def test_damaged_predictions_are_found(evaluate_here, tiny_models, tmp_path):
 
 def flags_of(options: dict[str, object]) -> list[str]:
     return [text for name, value in options.items() for text in (f"--{name}", str(value))] + ["--use_cpu"]
+
+
+def test_random_texts_go_on_as_they_would_have(evaluate_here, tiny_models, tmp_path):
+    """Those of a window depend on the seed alone."""
+    (tmp_path / "settings.json").write_text('{"do_sample": true, "top_k": 0, "max_length": 6}')
+    rows = [json.dumps({"source": f"food {number}", "target": "x"}) for number in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    options = {"model_name_or_path": tiny_models["t5_v1_1"], "test_file": tmp_path / "rows.jsonl"}
+    options |= {"per_device_eval_batch_size": 1, "generation_config": tmp_path / "settings.json", "seed": 5}
+    evaluate.main(flags_of({**options, "output_dir": tmp_path / "whole"}))
+    whole = predictions(tmp_path / "whole", "test")
+    assert len({row["sequence_score"] for row in whole}) > 15
+    (tmp_path / "cut").mkdir()
+    shutil.copyfile(tmp_path / "whole" / "evaluation.json", tmp_path / "cut" / "evaluation.json")
+    lines = (tmp_path / "whole" / "predictions_test.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "cut" / "predictions_test.jsonl").write_text("".join(lines[:18]) + lines[18][:9])
+    torch.manual_seed(77)
+    evaluate.main(flags_of({**options, "output_dir": tmp_path / "cut"}))
+    assert predictions(tmp_path / "cut", "test") == whole
+    text = evaluate_here(**{**options, "seed": 6, "output_dir": tmp_path / "cut"})
+    assert "holds predictions that were made with another --seed" in text
+
+
+def test_weights_that_an_engine_shards_are_refused(tiny_models, tmp_path):
+    flags = {"model_name_or_path": tiny_models["t5_v1_1"], "test_file": TEST, "output_dir": tmp_path / "output"}
+    engine = SimpleNamespace(shards_state=True, name="FSDP2")
+    with pytest.raises(TrainingError, match="needs the whole model in every process, which FSDP2 shards: launch it"):
+        evaluate.run(replace(evaluate.parse(flags_of(flags)), engine=engine))
+
+
+INTERRUPTED = """
+import os, signal
+from t5_experimental.training.trainer import finetuning
+
+append = finetuning.append
+
+
+def interrupted(*args):
+    append(*args)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+finetuning.append = interrupted
+"""
+
+
+def test_interruption_says_how_it_goes_on(tiny_models, forked, tmp_path):
+    options = {"model_name_or_path": tiny_models["t5_v1_1"], "test_file": TEST, "output_dir": tmp_path / "output"}
+    result = forked(entry="evaluate", hook=INTERRUPTED, **options, per_device_eval_batch_size=1, max_target_length=5)
+    assert result.returncode == 143
+    then = f"The same command goes on after the predictions that are in {tmp_path / 'output'}."
+    assert f"evaluate: Ended by SIGTERM. {then}" in result.stderr
+    assert len(predictions(tmp_path / "output", "test")) == 16
 
 
 def test_rows_are_sorted_within_windows():

@@ -84,7 +84,7 @@ class DataArguments:
     def evaluated_files(self) -> dict[str, Path]:
         """The files to evaluate on, by the prefix of their metrics: `eval` and `test`, or `eval_NAME` if there are
         several."""
-        found = {}
+        found: dict[str, Path] = {}
         for option, split in _EVALUATED.items():
             names = _as_list(getattr(self, option))
             found |= {f"{split}_{Path(name).stem}" if len(names) > 1 else split: Path(name) for name in names}

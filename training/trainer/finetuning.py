@@ -137,6 +137,8 @@ class FinetuningTrainer(T5Trainer):
         texts: list[tuple[str, float]] = []
         with self._generating(loader):
             for inputs in loader:
+                if not texts:
+                    self._seed(begin + len(samples))
                 texts += self._generate_batch(inputs)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
                 window = order[len(samples) : len(samples) + size]
@@ -156,17 +158,27 @@ class FinetuningTrainer(T5Trainer):
         self._gen_kwargs |= self.hooks.generation
         self.callback_handler.eval_dataloader = loader
         session = decoding_session(self.plain_model()) if self._skips_logits else nullcontext()
-        with self._meter.pause(), session:
+        with self._meter.pause(), session, torch.random.fork_rng(enabled=self._draws()):
             yield
+
+    def _draws(self) -> bool:
+        """Whether texts are random; training must not be changed by that."""
+        return bool(self.plain_model().generation_config.do_sample)
+
+    def _seed(self, row: int) -> None:
+        """Makes the texts of a window that begins with this input the same, however often a run was interrupted."""
+        if self._draws():
+            # Other processes draw for other inputs.
+            torch.manual_seed(hash((self.args.seed, row, self.args.process_index)))
 
     def _generate_batch(self, inputs: dict[str, Any]) -> list[tuple[str, float]]:
         """Texts of a batch of all processes, and their scores."""
-        model = cast(torch.nn.Module, self.model)
+        model, tokenizer = cast(torch.nn.Module, self.model), cast(Any, self.processing_class)
         _, ids, _ = self.prediction_step(model, inputs, prediction_loss_only=False)
         scores = sequence_scores(model, self._prepare_inputs(inputs), ids, self.plain_model().generation_config)
-        ids = self.accelerator.pad_across_processes(ids, dim=1, pad_index=self.processing_class.pad_token_id)
+        ids = self.accelerator.pad_across_processes(ids, dim=1, pad_index=tokenizer.pad_token_id)
         ids, scores = self.accelerator.gather_for_metrics((ids, scores))
-        texts = cast(Any, self.processing_class).batch_decode(ids.cpu().numpy(), skip_special_tokens=True)
+        texts = tokenizer.batch_decode(ids.cpu().numpy(), skip_special_tokens=True)
         return list(zip(texts, scores.tolist(), strict=True))
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:

@@ -32,9 +32,9 @@ from t5_experimental.training.memory.estimate import print_estimate
 from t5_experimental.training.models.adapters import import_peft, lora_config, lora_targets
 from t5_experimental.training.models.arguments import EvaluatedModelArguments, ModelArguments, check_model_folder
 from t5_experimental.training.models.loading import load_config, load_model, load_tokenizer
-from t5_experimental.training.report.report import write_file
 from t5_experimental.training.report.start_lines import describe_step, warn_of_float16
 from t5_experimental.training.run import run_trainer
+from t5_experimental.training.trainer.checkpoint_folders import write_aside
 from t5_experimental.training.trainer.finetuning import FinetuningTrainer
 from t5_experimental.training.trainer.finetuning_arguments import FinetuningArguments
 from t5_experimental.training.trainer.generation import settle_generation
@@ -159,7 +159,7 @@ def train_and_evaluate(
 def _write_predictions(trainer: FinetuningTrainer, folder: Path) -> None:
     """Writes the texts of the last evaluation of every split that generated them all."""
     for split, samples in trainer.predictions.items():
-        write_file(folder, predictions_file(folder, split).name, as_lines(samples, trainer.args.metric))
+        write_aside(folder, predictions_file(folder, split).name, as_lines(samples, trainer.args.metric))
 
 
 def _describe_data(trainer: T5Trainer, splits: dict[str, Split], data: DataArguments) -> dict[str, str]:

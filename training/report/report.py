@@ -3,7 +3,6 @@
 
 import json
 import math
-import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -19,12 +18,10 @@ from markupsafe import Markup
 from transformers import TrainerState
 
 import t5_experimental
-from t5_experimental import own_folders
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 
-from ..interruption import held_back
 from ..trainer.arguments import T5TrainingArguments
-from ..trainer.checkpoint_folders import ASIDE, remove_aside, steps_of
+from ..trainer.checkpoint_folders import steps_of, write_aside
 from ..trainer.settle import Run
 from ..trainer.trainer import T5Trainer
 from .card import Sources, front_matter, license_of
@@ -273,13 +270,4 @@ def _write(folder: Path, template: str, name: str, **values: Any) -> None:
         keep_trailing_newline=True,
     )
     environment.filters |= _FILTERS
-    write_file(folder, name, environment.get_template(template).render(folder=folder.resolve().name, **values))
-
-
-def write_file(folder: Path, name: str, text: str) -> None:
-    """Writes a file of an output folder, atomically."""
-    with held_back():
-        own_folders.begin(folder / ASIDE)
-        (folder / ASIDE / name).write_text(text, encoding="utf-8")
-        os.replace(folder / ASIDE / name, folder / name)
-        remove_aside(folder)
+    write_aside(folder, name, environment.get_template(template).render(folder=folder.resolve().name, **values))

@@ -19,6 +19,7 @@ from typing import Any
 from t5_experimental import own_folders
 
 from ..errors import TrainingError
+from ..interruption import held_back
 from ..permissions import share_as_usual
 
 
@@ -360,6 +361,15 @@ def remove_aside(folder: Path) -> None:
     if own_folders.exists(folder / ASIDE):
         with suppress(OSError):
             own_folders.remove(folder / ASIDE)
+
+
+def write_aside(folder: Path, name: str, text: str) -> None:
+    """Writes a file of an output folder, atomically."""
+    with held_back():
+        own_folders.begin(folder / ASIDE)
+        (folder / ASIDE / name).write_text(text, encoding="utf-8")
+        os.replace(folder / ASIDE / name, folder / name)
+        remove_aside(folder)
 
 
 def why_not_written(error: BaseException) -> str | None:

@@ -7,12 +7,13 @@ removes what was logged after its checkpoint, and will be logged again.
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .checkpoint_folders import write_aside
 
 
 HISTORY = "history.jsonl"
@@ -43,9 +44,7 @@ def _begin(path: Path, logs: Iterable[Mapping[str, Any]]) -> None:
     """Makes a file have just these logs; without any, there is none until the first."""
     text = _as_lines(logs)
     if text:
-        written = path.with_name(f".{path.name}")
-        written.write_text(text, encoding="utf-8")
-        os.replace(written, path)
+        write_aside(path.parent, path.name, text)
     else:
         path.unlink(missing_ok=True)
 

@@ -6,7 +6,6 @@ The batch size and the number of processes may change: they do not decide which 
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +14,7 @@ from ..data.arguments import DataArguments
 from ..data.examples import Split
 from ..data.predictions import predictions_file, repair
 from ..errors import TrainingError, in_a_line
-from .checkpoint_folders import EVALUATION
+from .checkpoint_folders import EVALUATION, write_aside
 from .finetuning import FinetuningTrainer
 
 
@@ -59,9 +58,7 @@ def prepare_folder(
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)
-        written = folder / f".{EVALUATION}"
-        written.write_text(json.dumps({**(before or {}), **now}, indent=2) + "\n", encoding="utf-8")
-        os.replace(written, folder / EVALUATION)
+        write_aside(folder, EVALUATION, json.dumps({**(before or {}), **now}, indent=2) + "\n")
         for split in splits:
             repair(predictions_file(folder, split))
     trainer.accelerator.wait_for_everyone()

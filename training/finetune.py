@@ -7,7 +7,9 @@
 transformers' `Seq2SeqTrainingArguments`, `--help-all` all. A YAML file of options, such as those in `recipes/`, may
 come first. The output folder gets the model (or its adapters) and tokenizer, the metrics as `train_results.json`,
 `eval_results.json` (of the validation file), `test_results.json` and `all_results.json`, `report.html` with curves and
-samples, a model card that links to it, and the trainer's checkpoints.
+samples, a model card that links to it, the generated texts with references and scores as `predictions_eval.jsonl` and
+`predictions_test.jsonl`, and the trainer's checkpoints. With `--do_train False`, or with `--do_eval` or `--do_predict`
+and no training data, it does what `evaluate.py` does.
 """
 
 from t5_experimental.training.cli.first_answers import answer
@@ -17,6 +19,8 @@ if __name__ == "__main__":
     answer("finetune")  # before the imports below, which take seconds
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from statistics import mean
 from types import MappingProxyType
 from typing import Any, cast
@@ -26,14 +30,17 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedToke
 from t5_experimental.training.cli.entry_point import EntryPoint
 from t5_experimental.training.data.arguments import DataArguments
 from t5_experimental.training.data.examples import Split, load_splits, make_split
+from t5_experimental.training.data.predictions import as_lines, predictions_file
 from t5_experimental.training.engines.fsdp2_weights import reads_in_parts
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.evaluation import check_splits, run_evaluation
 from t5_experimental.training.memory.estimate import print_estimate
 from t5_experimental.training.models.adapters import import_peft, lora_config, lora_targets
-from t5_experimental.training.models.arguments import ModelArguments
+from t5_experimental.training.models.arguments import EvaluatedModelArguments, ModelArguments, check_model_folder
 from t5_experimental.training.models.loading import load_config, load_model, load_tokenizer
 from t5_experimental.training.report.start_lines import describe_step, warn_of_float16
 from t5_experimental.training.run import run_trainer
+from t5_experimental.training.trainer.checkpoint_folders import write_aside
 from t5_experimental.training.trainer.finetuning import FinetuningTrainer
 from t5_experimental.training.trainer.finetuning_arguments import FinetuningArguments
 from t5_experimental.training.trainer.generation import settle_generation
@@ -72,16 +79,14 @@ def build_trainer(
     if adapt is None and training.lora_rank:
         adapt = _with_lora(training.lora_rank)
     folder = model_options.model_name_or_path
+    check_model_folder(folder)
     tokenizer = load_tokenizer(folder)
     device_map = "meta" if adapt is None and reads_in_parts(settled.engine, folder) else None
     model = load_model(folder, tokenizer, device_map=device_map, **model_options.dropout_fields())
     # The first process fills the cache of `datasets` for the others.
     with training.main_process_first(desc="reading the data"):
         splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
-    training.check_data(settled.given, "eval" in splits, "test" in splits)
-    if training.metric and not {"eval", "test"} & set(splits):
-        asked = f"--metric {' '.join(training.metric)}" if "metric" in settled.given else "--predict_with_generate"
-        raise TrainingError(f"{asked} needs references to compare with: give --validation_file or --test_file, too.")
+    check_splits(training, splits, settled.given, data.chosen_task)
     batch = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and len(splits["train"].pairs) < batch:
         raise TrainingError(
@@ -102,8 +107,14 @@ def build_trainer(
 
 
 def run(settled: Run[Options]) -> None:
-    """Trains, saves, evaluates, reports."""
+    """Trains, saves, evaluates, reports; or only evaluates, if that is what the options say."""
     model_options, data, training = settled.options
+    if not training.trains(data.train_file is not None or data.dataset_name is not None):
+        evaluated = EvaluatedModelArguments(model_options.model_name_or_path)
+        warn_of_float16(training)
+        run_evaluation(replace(cast(Any, settled), options=(evaluated, data, training)))
+        return
+    check_model_folder(model_options.model_name_or_path)
     if training.estimate is not None:
         config = load_config(model_options.model_name_or_path, **model_options.dropout_fields())
         print_estimate(settled, config, data.max_source_length, data.max_target_length, lora_rank=training.lora_rank)
@@ -140,15 +151,23 @@ def train_and_evaluate(
         title: of the report.
         more: additional facts, by heading, see [`~t5_experimental.training.report.start_lines.describe`].
     """
-    training = cast(FinetuningArguments, trainer.args)
     run_trainer(
         trainer,
         title,
         {**_describe_data(trainer, splits, data), **more},
-        {split: splits[split].pairs for split in ("eval", "test") if split in splits},
+        {split: features.pairs for split, features in splits.items() if split != "train"},
         trainer.sample,
-        trainer.merge_adapter if training.merge_lora else lambda: None,
+        trainer.merge_adapter if trainer.args.merge_lora else lambda: None,
+        lambda folder: _write_predictions(trainer, folder),
+        data.sources(),
+        data.hub_names(),
     )
+
+
+def _write_predictions(trainer: FinetuningTrainer, folder: Path) -> None:
+    """Writes the texts of the last evaluation of every split that generated them all."""
+    for split, samples in trainer.predictions.items():
+        write_aside(folder, predictions_file(folder, split).name, as_lines(samples, trainer.args.metric))
 
 
 def _describe_data(trainer: T5Trainer, splits: dict[str, Split], data: DataArguments) -> dict[str, str]:

@@ -21,6 +21,10 @@ _OF_COLUMNS = ("source_prefix", "input_column", "target_column")
 DATA_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
 
+# Options with files to evaluate on, and the prefix of their metrics.
+_EVALUATED = {"validation_file": "eval", "test_file": "test"}
+
+
 @dataclass
 class DataArguments:
     """Data: which text to train on, and how much of it."""
@@ -28,10 +32,16 @@ class DataArguments:
     train_file: str | None = field(
         default=None, metadata={"help": "Training examples: .jsonl (or .json), .csv or .parquet."}
     )
-    validation_file: str | None = field(
-        default=None, metadata={"help": "Examples to evaluate on at the end, and during training with --eval_strategy."}
+    validation_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Examples to evaluate on at the end, and during training with --eval_strategy. Metrics of several "
+            "files have the files' names, as eval_NAME_loss."
+        },
     )
-    test_file: str | None = field(default=None, metadata={"help": "Examples to evaluate on at the end."})
+    test_file: list[str] | None = field(
+        default=None, metadata={"help": "Examples to evaluate on at the end; one file or several."}
+    )
     dataset_name: str | None = field(
         default=None,
         metadata={
@@ -57,7 +67,11 @@ class DataArguments:
     max_target_length: int = field(default=128, metadata={"help": "Targets are truncated to this many tokens."})
 
     def __post_init__(self) -> None:
-        for option in ("train_file", "validation_file", "test_file"):
+        for option in _EVALUATED:
+            if isinstance(name := getattr(self, option), str):
+                setattr(self, option, [name])
+            self._check_names(option)
+        for option in ("train_file", *_EVALUATED):
             if getattr(self, option) is not None and self.dataset_name is not None:
                 raise TrainingError(f"--{option} and --dataset_name exclude each other: leave one of them out.")
         if self.dataset_config_name is not None and self.dataset_name is None:
@@ -81,11 +95,53 @@ class DataArguments:
             )
         self.chosen_task.check_packages()
 
+    def _check_names(self, option: str) -> None:
+        stems = [Path(name).stem for name in getattr(self, option) or ()]
+        if same := [stem for place, stem in enumerate(stems) if stem in stems[:place]]:
+            raise TrainingError(
+                f"--{option} has two files {same[0]}, by whose names metrics and predictions would be told apart: "
+                "rename one."
+            )
+
     def check_files(self) -> None:
         """Refuses data files that do not exist or have an unknown format."""
-        for option in ("train_file", "validation_file", "test_file"):
-            if (name := getattr(self, option)) is not None:
+        for option in ("train_file", *_EVALUATED):
+            for name in _as_list(getattr(self, option)):
                 _check_data_file(option, Path(name))
+
+    def evaluated_files(self) -> dict[str, Path]:
+        """The files to evaluate on, by the prefix of their metrics: `eval` and `test`, or `eval_NAME` if there are
+        several."""
+        found: dict[str, Path] = {}
+        for option, split in _EVALUATED.items():
+            names = _as_list(getattr(self, option))
+            found |= {f"{split}_{Path(name).stem}" if len(names) > 1 else split: Path(name) for name in names}
+        return found
+
+    def sources(self) -> dict[str, dict[str, str]]:
+        """Where the examples of each split are from, by the prefix of their metrics, as model cards say it."""
+        splits = {"eval": "validation", "test": "test"}
+        if self.dataset_name is not None:
+            name = Path(self.dataset_name).name
+            source = {"dataset_type": (self.hub_names() or [name])[0], "dataset_name": name}
+            source |= {} if self.dataset_config_name is None else {"dataset_config": self.dataset_config_name}
+            return {prefix: {**source, "dataset_split": split} for prefix, split in splits.items()}
+        return {
+            prefix: {
+                "dataset_type": {".csv": "csv", ".parquet": "parquet"}.get(file.suffix.lower(), "json"),
+                "dataset_name": file.name,
+                "dataset_split": splits[prefix.partition("_")[0]],
+            }
+            for prefix, file in self.evaluated_files().items()
+        }
+
+    def hub_names(self) -> list[str]:
+        """The data set's name at the hub, if it is not a local folder."""
+        return [] if self.dataset_name is None or Path(self.dataset_name).exists() else [self.dataset_name]
+
+
+def _as_list(names: str | list[str] | None) -> list[str]:
+    return [] if names is None else [names] if isinstance(names, str) else names
 
 
 def _check_data_file(option: str, path: Path) -> None:
@@ -96,6 +152,14 @@ def _check_data_file(option: str, path: Path) -> None:
             f"--{option} {path} has the unknown extension {path.suffix!r}, which must tell the format: use one of "
             f"{', '.join(DATA_FORMATS)}."
         )
+
+
+@dataclass
+class EvaluationDataArguments(DataArguments):
+    """Which texts to evaluate on."""
+
+    # Not an option here.
+    train_file: str | None = field(default=None, init=False)
 
 
 @dataclass

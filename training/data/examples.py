@@ -85,15 +85,18 @@ def _load(path: Path, reading: Reading, ending: str | None = None) -> Dataset:
         raise
 
 
-def load_named_examples(name: str, config: str | None, input_column: str, target_column: str) -> dict[str, Dataset]:
+def load_named_examples(
+    name: str, config: str | None, input_column: str, target_column: str, trains: bool = True
+) -> dict[str, Dataset]:
     """The examples of a dataset of the hub or of a local folder, by split, with columns `source` and `targets`.
 
-    Splits are named as the dataset names them; only `train`, `validation` and `test` are read.
+    Splits are named as the dataset names them; only `validation`, `test` and, if `trains`, `train` are read.
 
     Raises:
-        TrainingError: the dataset does not exist, has no training split, or as for [`read_examples`].
+        TrainingError: the dataset does not exist, has no training split if one is needed, or no other one, or as for
+            [`read_examples`].
     """
-    wanted = {split: [split] for split in ("train", "validation", "test")}
+    wanted = {split: [split] for split in (*(["train"] if trains else []), "validation", "test")}
     return _load_named(name, config, Columns(input_column, target_column), wanted)
 
 
@@ -110,7 +113,7 @@ def _load_named(name: str, config: str | None, reading: Reading, wanted: dict[st
             f"--dataset_name {name} does not load: {in_a_line(why)}; give another, or files with --train_file."
         ) from error
     names = list(files or splits)
-    if not (files.get("train") or len(splits.get("train", ()))):
+    if "train" in wanted and not (files.get("train") or len(splits.get("train", ()))):
         raise TrainingError(
             f"--dataset_name {name} has no examples to train on (its splits are {', '.join(names)}): give another, or "
             "--train_file."
@@ -160,20 +163,25 @@ def _examples_of(rows: Dataset, where: str, reading: Reading) -> Dataset:
     return rows.map(convert, with_indices=True, remove_columns=rows.column_names, features=reading.features)
 
 
-def load_splits(options: DataArguments) -> dict[str, Dataset]:
-    """Examples, with columns `source` and `targets`, by the prefix of their metrics in the trainer: `train`, and `eval`
-    and `test` if they exist. With a task, they also have its columns."""
-    if options.dataset_name is None and options.train_file is None:
+def load_splits(options: DataArguments, trains: bool = True) -> dict[str, Dataset]:
+    """Examples, with columns `source` and `targets`, by the prefix of their metrics in the trainer: `train` if the run
+    trains, and `eval` and `test` if they exist, or one for each of several files, see
+    [`~t5_experimental.training.data.arguments.DataArguments.evaluated_files`]. With a task, they also have its columns.
+    """
+    if trains and options.dataset_name is None and options.train_file is None:
         raise TrainingError("There is nothing to train on: give --train_file, or --dataset_name.")
     task = options.chosen_task
     reading = Columns(options.input_column, options.target_column) if task is None else TaskRows(task.name)
     if options.dataset_name is not None:
         wanted = {"train": ["train"], "eval": ["validation"], "test": ["test"]} if task is None else task.splits()
+        if not trains:
+            del wanted["train"]
         splits = _load_named(options.dataset_name, options.dataset_config_name, reading, wanted)
     else:
-        files = {"train": options.train_file, "eval": options.validation_file, "test": options.test_file}
-        splits = {split: _load(Path(file), reading) for split, file in files.items() if file is not None}
-    if task is not None and task.trains_on is not None:
+        trained = {"train": Path(options.train_file)} if trains and options.train_file is not None else {}
+        files = {**trained, **options.evaluated_files()}
+        splits = {split: _load(file, reading) for split, file in files.items()}
+    if trains and task is not None and task.trains_on is not None:
         splits["train"] = _rows_to_train_on(splits["train"], task)
     return splits
 

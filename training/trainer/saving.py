@@ -39,6 +39,7 @@ from .checkpoint_folders import (
     remove_oldest,
     why_not_written,
 )
+from .history import HistoryCallback
 from .settle import FINISHED, Run, settle
 
 
@@ -62,6 +63,7 @@ class SavingTrainer(Seq2SeqTrainer):
         self._losses_begin = 0  # after this step
         self.add_callback(_RestoreLosses(self))
         self.add_callback(_EndWhenTold())
+        self.add_callback(HistoryCallback())
 
     # Resuming.
 
@@ -234,6 +236,16 @@ class SavingTrainer(Seq2SeqTrainer):
                         if path.name != own_folders.MARK:
                             os.replace(path, folder / path.name)
                 force(folder)
+        self.accelerator.wait_for_everyone()
+
+    def save_state(self) -> None:
+        """Writes the trainer's state, with its log and best step, into the output folder; all processes call this."""
+        folder = Path(str(self.args.output_dir))
+        with self.writing(STATE, folder):
+            if self.is_world_process_zero():
+                self.state.save_to_json(str(folder / ASIDE / STATE))
+                with held_back():
+                    os.replace(folder / ASIDE / STATE, folder / STATE)
         self.accelerator.wait_for_everyone()
 
 

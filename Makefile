@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := convert,remote,training,deepspeed,peft,dev
 
-.PHONY: install demo test fuzz test-peers test-oldest test-xla bench package style format types reference reference-export clean
+.PHONY: install demo test fuzz test-peers test-oldest test-xla bench package style format types reference reference-export reference-real-size clean
 
 install: $(VENV)/.installed
 
@@ -104,6 +104,10 @@ reference-export: install
 	    $(BIN)/t5-experimental export build/exported/converted/$$name build/exported/$$name || exit 1; done
 	rm -rf build/exported/converted
 	build/reference/venv/bin/python tests/reference/restore.py build/exported/*
+
+# One step of released architectures at real size, by the original and by us; `make reference` makes its environment.
+reference-real-size: install
+	bash tests/reference/real_size.sh build/reference $(abspath $(BIN))
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-xla build dist *.egg-info

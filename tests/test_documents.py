@@ -139,7 +139,7 @@ def all_options() -> frozenset[str]:
     from accelerate.commands.launch import launch_command_parser
     from transformers import Seq2SeqTrainingArguments
 
-    names = {"help", "recipe"} | {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}
+    names = {"help", "help-all", "recipe"} | {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}
     names |= {option for command in (*COMMANDS, "generate") for option in converter_options(command)}
     names |= {field.name for entry_point in ENTRY_POINTS for field in own_options(entry_point)}
     for action in launch_command_parser()._actions:

@@ -32,11 +32,14 @@ from .trainer.settle import Run
 EvaluationOptions = tuple[EvaluatedModelArguments, DataArguments, FinetuningArguments]
 
 
-def check_splits(training: FinetuningArguments, splits: Mapping[str, Split], given: frozenset[str]) -> list[str]:
+def check_splits(
+    training: FinetuningArguments, data: DataArguments, splits: Mapping[str, Split], given: frozenset[str]
+) -> list[str]:
     """Refuses options that do not suit the data, or need data that there is not.
 
     Args:
         training: options of the run.
+        data: options of the splits.
         splits: by prefix of the metrics.
         given: names of the options that the user gave.
 
@@ -46,8 +49,10 @@ def check_splits(training: FinetuningArguments, splits: Mapping[str, Split], giv
     evaluated = [split for split in splits if split != "train"]
     has = [any(split.partition("_")[0] == kind for split in evaluated) for kind in ("eval", "test")]
     training.check_data(given, *has)
+    task = data.chosen_task
+    of_task = [] if task is None or training.metric else list(task.figures)
     if not evaluated:
-        training.check_best_metric(["loss", *figures_of(training.metric)])
+        training.check_best_metric(["loss", *figures_of(training.metric), *of_task])
     if training.metric and not evaluated:
         asked = f"--metric {' '.join(training.metric)}" if "metric" in given else "--predict_with_generate"
         raise TrainingError(f"{asked} needs references to compare with: give --validation_file or --test_file, too.")
@@ -57,8 +62,8 @@ def check_splits(training: FinetuningArguments, splits: Mapping[str, Split], giv
         names = check_references(training.metric, references, f"the {split} data", training.positive_label)
         kind, _, file = split.partition("_")
         if kind == "eval":  # those of one of several files have its name
-            figures += [f"{file}_{name}" if file else name for name in ("loss", *names)]
-    training.check_best_metric(figures or ["loss", *figures_of(training.metric)])
+            figures += [f"{file}_{name}" if file else name for name in ("loss", *names, *of_task)]
+    training.check_best_metric(figures or ["loss", *figures_of(training.metric), *of_task])
     return evaluated
 
 
@@ -74,12 +79,14 @@ def build_evaluator(settled: Run[EvaluationOptions]) -> tuple[FinetuningTrainer,
         )
     if found := find_checkpoints(output):
         raise TrainingError(f"--output_dir {output} holds {found[-1].name} of a training run: give another folder.")
+    data.check_task(settled.given)
+    training.settle_metrics(data.chosen_task, data.evaluated_files())
     folder, adapter = model_options.folders()
     tokenizer = load_tokenizer(folder)
     with training.main_process_first(desc="reading the data"):
         examples = load_splits(data, trains=False)
         splits = {split: make_split(rows, data, tokenizer) for split, rows in examples.items()}
-    if not check_splits(training, splits, settled.given):
+    if not check_splits(training, data, splits, settled.given):
         raise TrainingError("There is nothing to evaluate on: give --validation_file, --test_file or --dataset_name.")
     model = load_model(folder, tokenizer)
     keeps_length = not settled.given & {"max_target_length", "generation_max_length"}
@@ -105,7 +112,8 @@ def run_evaluation(settled: Run[EvaluationOptions]) -> None:
     output = Path(str(training.output_dir))
     done = prepare_folder(trainer, splits, data, folders)
     if trainer.is_world_process_zero():
-        facts = describe_evaluation(trainer, {**folders, **_describe(splits, training.metric, done)})
+        task = {} if data.chosen_task is None else {"task": data.chosen_task.describe()}
+        facts = describe_evaluation(trainer, {**folders, **task, **_describe(splits, training.metric, done)})
         print(facts_as_text(facts), flush=True)
     trainer.folder_of_predictions = output
     for split, features in splits.items():

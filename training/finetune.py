@@ -3,14 +3,20 @@
 
     accelerate launch training/finetune.py --model_name_or_path MODEL --train_file train.jsonl --output_dir OUTPUT
 
-`python -m t5_experimental.training.finetune` takes the same options, and `--help` lists them: ours first, then all of
-transformers' `Seq2SeqTrainingArguments`. A YAML file of options, such as those in `recipes/`, may come first. The
-output folder gets the model (or its adapters) and tokenizer, the metrics as `train_results.json`, `eval_results.json`
-(of the validation file), `test_results.json` and `all_results.json`, `report.html` with curves and samples, a model
-card that links to it, the generated texts with references and scores as `predictions_eval.jsonl` and
+`python -m t5_experimental.training.finetune` takes the same options: `--help` lists ours and the usual ones of
+transformers' `Seq2SeqTrainingArguments`, `--help-all` all. A YAML file of options, such as those in `recipes/`, may
+come first. The output folder gets the model (or its adapters) and tokenizer, the metrics as `train_results.json`,
+`eval_results.json` (of the validation file), `test_results.json` and `all_results.json`, `report.html` with curves and
+samples, a model card that links to it, the generated texts with references and scores as `predictions_eval.jsonl` and
 `predictions_test.jsonl`, and the trainer's checkpoints. With `--do_train False`, or with `--do_eval` or `--do_predict`
 and no training data, it does what `evaluate.py` does.
 """
+
+from t5_experimental.training.cli.first_answers import answer
+
+
+if __name__ == "__main__":
+    answer("finetune")  # before the imports below, which take seconds
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -68,6 +74,8 @@ def build_trainer(
             none; without adapters, processes that shard the weights each read their own shard when training starts.
     """
     model_options, data, training = settled.options
+    data.check_task(settled.given)
+    training.settle_metrics(data.chosen_task, data.evaluated_files())
     if adapt is None and training.lora_rank:
         adapt = _with_lora(training.lora_rank)
     folder = model_options.model_name_or_path
@@ -78,7 +86,7 @@ def build_trainer(
     # The first process fills the cache of `datasets` for the others.
     with training.main_process_first(desc="reading the data"):
         splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
-    check_splits(training, splits, settled.given)
+    check_splits(training, data, splits, settled.given)
     batch = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and len(splits["train"].pairs) < batch:
         raise TrainingError(
@@ -170,6 +178,8 @@ def _describe_data(trainer: T5Trainer, splits: dict[str, Split], data: DataArgum
         "examples": f"{sizes}; at most {data.max_source_length} tokens in, {data.max_target_length} out",
         "step": describe_step(trainer, inputs, targets),
     }
+    if data.chosen_task is not None:
+        lines = {"task": data.chosen_task.describe(), **lines}
     kinds = [(f"{split} {kind}", cut) for split, features in splits.items() for kind, cut in features.cut.items()]
     cuts = [
         f"{cut.count:,} of {cut.total:,} {kind}, the longest has {cut.longest:,} tokens"

@@ -1,14 +1,20 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Pre-trains on plain text: span corruption, prefix LM (as for LM adaptation) or plain LM.
+"""Pre-trains on plain text: span corruption, prefix LM (as for LM adaptation), and other objectives.
 
     accelerate launch training/pretrain.py --preset t5.1.1.small --tokenizer_name sentencepiece.model \\
         --train_file 'text/*.txt' --max_steps 100000 --output_dir OUTPUT
 
-`python -m t5_experimental.training.pretrain` takes the same options, and `--help` lists them: ours first, then all of
-transformers' `Seq2SeqTrainingArguments`. The text may have any size; it is streamed, shuffled, and distributed over
-processes and workers, and a run resumes at the exact row. The output folder gets the model and its tokenizer, metrics
-and a report as in fine-tuning.
+`python -m t5_experimental.training.pretrain` takes the same options: `--help` lists ours and the usual ones of
+transformers' `Seq2SeqTrainingArguments`, `--help-all` all. The text may have any size; it is streamed, shuffled, and
+distributed over processes and workers, and a run resumes at the exact row. The output folder gets the model and its
+tokenizer, metrics and a report as in fine-tuning.
 """
+
+from t5_experimental.training.cli.first_answers import answer
+
+
+if __name__ == "__main__":
+    answer("pretrain")  # before the imports below, which take seconds
 
 import os
 from collections.abc import Sequence
@@ -144,8 +150,7 @@ def _describe_data(trainer: PretrainingTrainer, data: PretrainingDataArguments) 
     return {
         "objective": f"{data.objective}, z-loss {cast(PretrainingArguments, trainer.args).z_loss:g}",
         "text": f"{stream.windows.total:,} bytes in {stream.windows.count:,} parts that are shuffled{rows}",
-        "rows": f"{objective.inputs_length} tokens in, {objective.targets_length} out, of {objective.chunk_length} "
-        f"tokens of text{packed}",
+        "rows": f"{objective.inputs_length} tokens in, {objective.targets_length} out, of {objective.amount()}{packed}",
         "step": describe_step(trainer, inputs, targets),
     }
 

@@ -1,4 +1,4 @@
-"""Records what the original makes of token sequences: noise masks, span corruption, prefix LM, plain LM, packing.
+"""Records what the original makes of token sequences: noise masks, all its objectives, packing.
 
     python make_objectives.py --out objectives.npz
     python make_objectives.py --check               compare with what lies beside this file
@@ -8,6 +8,7 @@ length of the prefix. Needs the environment of `requirements-objectives.txt`.
 """
 
 import argparse
+import functools
 import pathlib
 
 import numpy as np
@@ -104,8 +105,33 @@ def record_pipeline(name, preprocessor, lengths, sequence_length, seed):
     return record
 
 
+def deshuffling(dataset, sequence_length, output_features):
+    """Deshuffling, as `t5/models/gin/objectives/all_permute.gin` puts it together."""
+    dataset = preprocessors.split_tokens_to_inputs_length(
+        dataset, output_features=output_features, sequence_length=sequence_length
+    )
+    return preprocessors.denoise(
+        dataset,
+        output_features,
+        noise_density=1.0,
+        noise_mask_fn=preprocessors.iid_noise_mask,
+        inputs_fn=preprocessors.permute_noise_tokens,
+    )
+
+
+def record_denoisers():
+    """Returns documents and examples of UL2's denoisers, each on its own, in the order of the paper's table."""
+    limits, record = {"inputs": 256, "targets": 256}, {}
+    settings = [(3.0, 0.15), (8.0, 0.15), (3.0, 0.5), (8.0, 0.5), (64.0, 0.15), (64.0, 0.5)]
+    for number, (mean, density) in enumerate(settings):
+        denoiser = functools.partial(preprocessors.span_corruption, mean_noise_span_length=mean, noise_density=density)
+        record |= record_pipeline(f"ul2_{number}", denoiser, [700, 30, 900], limits, 20 + number)
+    prefix = functools.partial(preprocessors.prefix_lm, noise_density=0.25)
+    return record | record_pipeline(f"ul2_{len(settings)}", prefix, [1, 2, 30, 255, 600], limits, 30)
+
+
 def record_pipelines():
-    """Returns documents and examples of the three objectives, as the tasks in `t5/data/tasks.py` make them."""
+    """Returns documents and examples of the objectives, as `t5/data/tasks.py` or its gin files make them."""
     rng = np.random.default_rng(5)
     # More than 128 documents, which the original joins, so that one chunk is short in the middle.
     lengths = [*rng.integers(1, 60, 140), 1, 1200, 2, 568]
@@ -122,7 +148,12 @@ def record_pipelines():
     ]
     for column, values in {"lm_documents": arrays, "lm_targets": chunks}.items():
         record[column], record[f"{column}_lengths"] = ragged(values)
-    return record
+    record |= record_pipeline(
+        "iid", preprocessors.iid_denoising, [*rng.integers(1, 60, 140), 1, 1200, 2], {"inputs": 512, "targets": 192}, 15
+    )
+    record |= record_pipeline("short", preprocessors.iid_denoising, [600], {"inputs": 17, "targets": 17}, 17)
+    record |= record_pipeline("deshuffled", deshuffling, [1, 2, 3, 62, 63, 64, 200], {"inputs": 64, "targets": 64}, 16)
+    return record | record_denoisers()
 
 
 def record_prefix_bounds():

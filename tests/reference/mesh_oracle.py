@@ -282,7 +282,7 @@ def train_and_save(features, next_batch, args, dtype):
         variables = built.graph.trainable_variables
         gradients = mtf.gradients([built.loss], [v.outputs[0] for v in variables])
         adafactor = optimize.AdafactorOptimizer(
-            learning_rate=args.learning_rate, min_dim_size_to_factor=MIN_DIM_SIZE_TO_FACTOR
+            learning_rate=args.learning_rate, min_dim_size_to_factor=args.min_dim_size_to_factor
         )
         updates = adafactor.apply_grads(gradients, variables)
 
@@ -412,6 +412,12 @@ def parse_args(argv=None):
     parser.add_argument("--by-heart", action="store_true", help="learn one batch of the copy task by heart")
     parser.add_argument("--steps", type=int, default=300, help="training steps")
     parser.add_argument("--learning-rate", type=float, default=0.03)
+    parser.add_argument(
+        "--min-dim-size-to-factor",
+        type=int,
+        default=MIN_DIM_SIZE_TO_FACTOR,
+        help="Adafactor factors larger slots; the original's default is 128",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the examples; the variables' seed is one more")
     parser.add_argument("--master-dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--decode-length", type=int, default=0, help="beam search's length limit; 0: no decoding")

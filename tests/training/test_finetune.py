@@ -363,7 +363,7 @@ def test_precision_is_printed(flags, printed, warned, tiny_models, tmp_path, mon
 
 def test_module_and_help(tmp_path):
     """It runs as an installed module from anywhere, and the help text formats."""
-    command = [sys.executable, "-m", "t5_experimental.training.finetune", "--help"]
+    command = [sys.executable, "-m", "t5_experimental.training.finetune", "--help-all"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=1800, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "--source_prefix" in result.stdout

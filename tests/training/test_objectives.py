@@ -68,7 +68,7 @@ def joined_and_cut(documents, together, length):
 def all_chunks(objective, documents):
     together = objective.documents_together
     groups = [documents[start : start + together] for start in range(0, len(documents), together)]
-    return [chunk for group in groups for chunk in objective.chunks(group)]
+    return [chunk for group in groups for chunk in objective.chunks(group, np.random.default_rng(0))]
 
 
 def test_lengths_are_the_originals(recorded):

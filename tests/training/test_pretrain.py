@@ -132,6 +132,9 @@ def test_resumes_exactly(workers, text, tiny_models, tmp_path):
         ("t5_v1_1", {"objective": "span_corruption", "documents_together": 1, "pack": True}),
         ("t5_lm_adapted", {"objective": "prefix_lm", "max_target_length": 24}),
         ("t5_first_layers_narrow", {"objective": "lm", "max_target_length": 40}),
+        ("t5_talking_heads", {"objective": "iid_denoising", "noise_density": 0.1}),
+        ("t5_v1_1", {"objective": "deshuffling", "pack": True}),
+        ("t5_talking_heads", {"objective": "ul2", "max_source_length": 200, "pack": True}),
     ],
 )
 def test_every_objective_trains(model_type, options, text, tiny_models, tmp_path, capsys):
@@ -159,6 +162,8 @@ def test_every_objective_trains(model_type, options, text, tiny_models, tmp_path
     assert f"Pre-training of `{model_type}`, a `" in card
     assert "Curves and settings are in [report.html]" in card
     assert ", packed" in facts or "pack" not in options
+    if options["objective"] == "ul2":
+        assert "rows        200 tokens in, 194 out, of 193 to 380 tokens of text, packed\n" in facts
     results = json.loads((tmp_path / "output" / "train_results.json").read_text())
     assert results["train_loss"] < torch.log(torch.tensor(1152.0))  # what knowing nothing costs
 
@@ -244,6 +249,26 @@ def test_missing_files(tiny_models, text, tmp_path):
         ({"objective": "lm", "noise_density": 0.1}, "leave --noise_density out"),
         ({"objective": "prefix_lm", "mean_noise_span_length": 5}, "has no spans: leave --mean_noise_span_length out"),
         ({"objective": "prefix_lm", "noise_density": 0.6}, "more than 0 and at most 0.5"),
+        ({"objective": "iid_denoising", "noise_density": 0.6}, "more than 0 and at most 0.5"),
+        (
+            {"objective": "iid_denoising", "max_target_length": 153},
+            "of 512 inputs: give at least 154",
+        ),
+        ({"objective": "iid_denoising", "max_source_length": 1024}, "About 131 spans in 1024 inputs need as many"),
+        ({"objective": "iid_denoising", "mean_noise_span_length": 3}, "iid_denoising has no mean length: leave"),
+        (
+            {"objective": "deshuffling", "noise_density": 0.1},
+            "deshuffling predicts everything: leave --noise",
+        ),
+        (
+            {"objective": "deshuffling", "max_target_length": 511},
+            "predicts all of 512 inputs: leave the option out",
+        ),
+        ({"objective": "deshuffling", "max_source_length": 2}, "deshuffling needs at least 3 tokens on both sides"),
+        ({"objective": "ul2", "noise_density": 0.1}, "ul2 has densities of its own: leave --noise_density out"),
+        ({"objective": "ul2", "mean_noise_span_length": 3}, "ul2 has spans of its own: leave --mean_noise_span_length"),
+        ({"objective": "ul2", "max_source_length": 128}, "128 is too short for UL2's spans of 64 tokens: give 512"),
+        ({"objective": "ul2", "max_target_length": 505}, "UL2 makes 506 targets of 512 inputs: leave the option out"),
         ({"objective": "prefix_lm", "max_source_length": 2}, "at least 3 tokens"),
         ({"noise_density": 0}, "--noise_density is 0.0"),
         ({"mean_noise_span_length": 0.5}, "--mean_noise_span_length is 0.5"),

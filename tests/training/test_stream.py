@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5_experimental.training.data import documents
+from t5_experimental.training.data.denoisers import Denoiser, IidDenoising, Mixture
 from t5_experimental.training.data.documents import DocumentFile, Windows, find_files
 from t5_experimental.training.data.objectives import PlainLM, SpanCorruption
 from t5_experimental.training.data.stream import Place, StreamLoader, TextStream, restore, save_state
@@ -85,9 +86,16 @@ def test_several_files_are_one_text(folder, contents, data):
     assert documents == [text.strip() for texts in contents for text in texts if text.strip()]
 
 
-def make_stream(tokenizer, path, workers=1, packed=False, window=4000, seed=3, **where):
+def mixture(sentinel):
+    """Two denoisers that draw their chunks' lengths and noise."""
+    spans = SpanCorruption(32, 9, EOS, 8, first_sentinel=sentinel)
+    iid = IidDenoising(20, 20, EOS, 8, sentinel, sentinels=20)
+    return Mixture(34, 20, EOS, 8, (Denoiser((5, 6), spans), Denoiser((7,), iid)))
+
+
+def make_stream(tokenizer, path, workers=1, packed=False, window=4000, seed=3, mixed=False, **where):
     sentinel = tokenizer.convert_tokens_to_ids("<extra_id_0>")
-    objective = SpanCorruption(32, 9, EOS, 8, first_sentinel=sentinel)
+    objective = mixture(sentinel) if mixed else SpanCorruption(32, 9, EOS, 8, first_sentinel=sentinel)
     files = find_files("train_file", [str(path)], "text", False)
     windows = Windows(files, window, least=workers * where.get("processes", 1))
     return TextStream(windows, tokenizer, objective, packed, seed, workers=workers, **where)
@@ -119,13 +127,14 @@ def test_every_pass_has_every_document_once(tokenizer, tmp_path):
     assert orders[0] != orders[1]
 
 
+@pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resumes_exactly(workers, packed, tokenizer, tmp_path):
+def test_resumes_exactly(workers, packed, mixed, tokenizer, tmp_path):
     path = numbered_documents(tmp_path, 150)
 
     def loader():
-        return StreamLoader(make_stream(tokenizer, path, max(workers, 1), packed), 3, workers)
+        return StreamLoader(make_stream(tokenizer, path, max(workers, 1), packed, mixed=mixed), 3, workers)
 
     whole = loader()
     expected = list(islice(whole, 40))

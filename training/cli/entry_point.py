@@ -3,7 +3,6 @@
 solve."""
 
 import dataclasses
-import difflib
 import errno
 import json
 import os
@@ -27,6 +26,8 @@ from ..interruption import claim_word, end, leave, peer_was_interrupted, receive
 from ..trainer.arguments import T5TrainingArguments
 from ..trainer.checkpoint_folders import where_it_resumes
 from ..trainer.settle import Run, settle
+from .first_answers import RECIPE_HELP, answer, usage
+from .option_names import names_of, nearest, refuse_unknown
 from .own_command import as_text, own_command
 
 
@@ -34,14 +35,6 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 # Longer than a launcher needs to end the other processes when one has failed, slow imports included.
 SECONDS_TO_BE_ENDED = 60
-
-# Options of older versions of transformers, or of its callbacks, that users may try.
-_INSTEAD = {
-    "early_stopping_patience": "no run ends early, but --load_best_model_at_end writes the best model",
-    "group_by_length": "it is --train_sampling_strategy group_by_length now",
-    "warmup_ratio": "--warmup_steps takes a fraction now, such as 0.1",
-    "evaluation_strategy": "it is --eval_strategy now",
-}
 
 # Options that take JSON.
 _JSON_OPTIONS = {*T5TrainingArguments._VALID_DICT_FIELDS, "config_overrides"}
@@ -63,7 +56,7 @@ class _Parser(HfArgumentParser):
     """Raises errors like everything else here, where argparse's own parser exits with its usage."""
 
     def error(self, message: str) -> NoReturn:
-        raise TrainingError(f"{message}; --help lists the options.")
+        raise TrainingError(f"{message}; --help lists the usual options.")
 
 
 @dataclass(frozen=True)
@@ -88,19 +81,16 @@ class EntryPoint:
             TrainingError: anything that the user can solve.
         """
         given = list(sys.argv[1:] if arguments is None else arguments)
+        answer(self.name, given)
         parser = _Parser(
             cast(Iterable[Any], self.options),
             description=self.description,
-            usage=f"{self.name}.py [RECIPE.yaml] {self.usage} [more options]",
+            usage=usage(self),
             allow_abbrev=False,
+            add_help=False,
         )
-        parser.add_argument(
-            "--recipe",
-            default=SUPPRESS,
-            metavar="FILE",
-            help="YAML file of options, `name: value` on each line; it may also come first, without the flag. Flags "
-            "override it.",
-        )
+        parser.add_argument("--help-all", action="help", help="Print this.")
+        parser.add_argument("--recipe", default=SUPPRESS, metavar="FILE", help=RECIPE_HELP)
         names = [field.name for option in self.options for field in dataclasses.fields(option) if field.init]
         _check_once(given, names)
         for word in given:
@@ -115,9 +105,9 @@ class EntryPoint:
                 args=flags, return_remaining_strings=True, look_for_args_file=False
             )
             if unknown:
-                _refuse_unknown(unknown[0].partition("=")[0], names)
+                refuse_unknown(unknown[0].partition("=")[0], names)
             command = as_text(own_command() if arguments is None else [f"{self.name}.py", *given])
-            return settle(tuple(options), command, frozenset(_names_of(flags, names)))
+            return settle(tuple(options), command, frozenset(names_of(flags, names)))
         except (ValueError, TypeError) as error:  # raised by transformers' own options
             raise TrainingError(in_a_line(error)) from error
 
@@ -166,15 +156,9 @@ def _where_it_resumes(run: Run[Any] | None) -> str:
     return where_it_resumes(Path(str(run.training.output_dir)), run.checkpoint, run.resumes)
 
 
-def _refuse_unknown(flag: str, names: Sequence[str]) -> NoReturn:
-    name = flag.removeprefix("--").replace("-", "_")
-    hint = _INSTEAD.get(name) or f"the nearest is --{_nearest(name, names)}"
-    raise TrainingError(f"There is no option {flag}; {hint}, and --help lists all.")
-
-
 def _check_once(arguments: Sequence[str], names: Sequence[str]) -> None:
     """Refuses options that are given twice: argparse silently takes the last."""
-    given = [name for name in _names_of(arguments, names) if name in names or name == "recipe"]
+    given = [name for name in names_of(arguments, names) if name in names or name == "recipe"]
     if arguments and not arguments[0].startswith("-"):
         given.insert(0, "recipe")
     seen: dict[str, str] = {}
@@ -253,9 +237,9 @@ def _recipe_flags(path: Path, names: Sequence[str]) -> Iterator[str]:
             raise TrainingError(f"{where}: the name of an option is no list or mapping; write `option: value`.")
         name = str(key.value)
         if name not in names:
-            near = _nearest(name, names)
+            near = nearest(name, names)
             raise TrainingError(
-                f"{where}: there is no option {shown(name)}; the nearest is {near!r}, and --help lists all."
+                f"{where}: there is no option {shown(name)}; the nearest is {near!r}, and --help-all lists all."
             )
         if name in seen:
             raise TrainingError(f"{where}: {name!r} is there twice; leave one of them out.")
@@ -277,15 +261,3 @@ def _recipe_flags(path: Path, names: Sequence[str]) -> Iterator[str]:
             raise TrainingError(
                 f"{where}: {name!r} has a nested value; write it as on the command line, as JSON in quotation marks."
             )
-
-
-def _names_of(flags: Sequence[str], names: Sequence[str]) -> Iterator[str]:
-    """Names of the options that flags set; `--use-cpu`, `--use_cpu` and `--no_use_cpu` set the same one."""
-    for flag in flags:
-        name = flag.partition("=")[0].removeprefix("--").replace("-", "_")
-        if flag.startswith("--"):
-            yield name if name in names else name.removeprefix("no_")
-
-
-def _nearest(name: str, names: Sequence[str]) -> str:
-    return difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]

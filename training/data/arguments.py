@@ -1,16 +1,22 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Options of the data: files, columns, lengths."""
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import TrainingError, check_at_least
+from .denoisers import UL2_MODES, Deshuffling, IidDenoising, Mixture, iid_targets_length, ul2
 from .objectives import Objective, PlainLM, PrefixLM, SpanCorruption, noise_counts, span_corruption_lengths
+from .tasks import Task, find_task
 
 
+# Options that a task replaces.
+_OF_COLUMNS = ("source_prefix", "input_column", "target_column")
 # File extensions that training/data/tables.py reads.
 DATA_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -21,7 +27,7 @@ _EVALUATED = {"validation_file": "eval", "test_file": "test"}
 
 @dataclass
 class DataArguments:
-    """Which text to train on, and how much of it."""
+    """Data: which text to train on, and how much of it."""
 
     train_file: str | None = field(
         default=None, metadata={"help": "Training examples: .jsonl (or .json), .csv or .parquet."}
@@ -49,6 +55,14 @@ class DataArguments:
         default="target", metadata={"help": "Column of the target text, or of a list of texts that are all right."}
     )
     source_prefix: str = field(default="", metadata={"help": 'Prepended to every input, such as "summarize: ".'})
+    task: str | None = field(
+        default=None,
+        metadata={
+            "help": "Task of the T5 paper, such as glue_mrpc, squad or wmt14_ende: makes texts of the columns that the "
+            "hub gives its data set, exactly as the original, and computes its metrics. Replaces --input_column, "
+            "--target_column and --source_prefix."
+        },
+    )
     max_source_length: int = field(default=512, metadata={"help": "Inputs are truncated to this many tokens."})
     max_target_length: int = field(default=128, metadata={"help": "Targets are truncated to this many tokens."})
 
@@ -66,6 +80,20 @@ class DataArguments:
             if not getattr(self, option).strip():
                 raise TrainingError(f"--{option} is empty: name a column of the data.")
         check_at_least(self, 1, "max_source_length", "max_target_length")
+        self.chosen_task: Task | None = None if self.task is None else find_task(self.task)
+        if self.task is not None:
+            self.check_task({name for name in _OF_COLUMNS if getattr(self, name) != getattr(DataArguments, name)})
+
+    def check_task(self, given: Collection[str]) -> None:
+        """Refuses options, of those that the user gave, that a task replaces, and a task whose packages are missing."""
+        if self.chosen_task is None:
+            return
+        if unused := [name for name in _OF_COLUMNS if name in given]:
+            raise TrainingError(
+                f"--task {self.task} makes its texts of its own columns, so that --{unused[0]} has no effect: leave "
+                "one of them out."
+            )
+        self.chosen_task.check_packages()
 
     def _check_names(self, option: str) -> None:
         stems = [Path(name).stem for name in getattr(self, option) or ()]
@@ -128,7 +156,7 @@ def _check_data_file(option: str, path: Path) -> None:
 
 @dataclass
 class EvaluationDataArguments(DataArguments):
-    """Which texts to evaluate on."""
+    """Data: which texts to evaluate on."""
 
     # Not an option here.
     train_file: str | None = field(default=None, init=False)
@@ -151,15 +179,18 @@ class PretrainingDataArguments:
     document_per_line: bool = field(
         default=False, metadata={"help": "Every line of .txt files is a document; otherwise blank lines separate them."}
     )
-    objective: Literal["span_corruption", "prefix_lm", "lm"] = field(
+    objective: Literal["span_corruption", "prefix_lm", "lm", "iid_denoising", "deshuffling", "ul2"] = field(
         default="span_corruption",
-        metadata={"help": "Predict spans that are left out, the rest of a text after a prefix, or all of it."},
+        metadata={
+            "help": "Predict spans that are left out, the rest of a text after a prefix, all of it, tokens that are "
+            "left out each by its own draw, the order of shuffled tokens, or what UL2's seven denoisers leave out."
+        },
     )
     noise_density: float | None = field(
         default=None,
         metadata={
-            "help": "Fraction of the text that span_corruption predicts, default 0.15; for prefix_lm half the largest "
-            "fraction, default 0.5."
+            "help": "Fraction of the text that span_corruption and iid_denoising predict, default 0.15; for prefix_lm "
+            "half the largest fraction, default 0.5."
         },
     )
     mean_noise_span_length: float | None = field(
@@ -171,15 +202,15 @@ class PretrainingDataArguments:
     max_target_length: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens of targets. Default: what span_corruption makes of full inputs, 114 for 512; otherwise as "
-            "many as of inputs, or 512."
+            "help": "Tokens of targets. Default: what span_corruption or ul2 make of full inputs, 114 or 512 for 512; "
+            "the original's 192 for 512 with iid_denoising; otherwise as many as of inputs, or 512."
         },
     )
     documents_together: int | None = field(
         default=None,
         metadata={
             "help": "Documents to join before chunking, so that fewer examples are short. Default: the original's "
-            "128, and 1 with prefix_lm."
+            "128, and 1 with prefix_lm and deshuffling."
         },
     )
     pack: bool = field(
@@ -196,7 +227,8 @@ class PretrainingDataArguments:
         if self.shuffle_megabytes <= 0:
             raise TrainingError(f"--shuffle_megabytes is {self.shuffle_megabytes}: it must be more than 0.")
         if self.mean_noise_span_length is not None and self.objective != "span_corruption":
-            raise TrainingError(f"--objective {self.objective} has no spans: leave --mean_noise_span_length out.")
+            spans = {"ul2": "spans of its own", "iid_denoising": "no mean length"}.get(self.objective, "no spans")
+            raise TrainingError(f"--objective {self.objective} has {spans}: leave --mean_noise_span_length out.")
         if self.objective == "lm" and self.max_source_length is not None:
             raise TrainingError("--objective lm has no inputs: leave --max_source_length out.")
         if self.objective == "lm" and self.pack:
@@ -205,9 +237,11 @@ class PretrainingDataArguments:
             self._check_noise_density(self.noise_density)
 
     def _check_noise_density(self, density: float) -> None:
-        if self.objective == "lm":
-            raise TrainingError("--objective lm predicts everything: leave --noise_density out.")
-        most = 0.5 if self.objective == "prefix_lm" else 0.9
+        if self.objective in ("lm", "deshuffling"):
+            raise TrainingError(f"--objective {self.objective} predicts everything: leave --noise_density out.")
+        if self.objective == "ul2":
+            raise TrainingError("--objective ul2 has densities of its own: leave --noise_density out.")
+        most = 0.9 if self.objective == "span_corruption" else 0.5
         if not 0 < density <= most:
             raise TrainingError(
                 f"--noise_density is {density}: with {self.objective} it must be more than 0 and at most {most}."
@@ -219,12 +253,57 @@ class PretrainingDataArguments:
         if self.objective == "lm":
             return PlainLM(1, self.max_target_length or 512, eos, self.documents_together or 128)
         inputs = self.max_source_length or 512
+        if self.objective == "span_corruption":
+            return self._span_corruption(inputs, tokenizer)
+        if min(inputs, self.max_target_length or inputs) < 3:
+            raise TrainingError(f"--objective {self.objective} needs at least 3 tokens on both sides.")
+        if self.objective == "iid_denoising":
+            return self._iid_denoising(inputs, tokenizer)
+        if self.objective == "ul2":
+            return self._ul2(inputs, tokenizer)
+        together = self.documents_together or 1
         if self.objective == "prefix_lm":
-            if min(inputs, self.max_target_length or inputs) < 3:
-                raise TrainingError("--objective prefix_lm needs at least 3 tokens on both sides.")
-            together = self.documents_together or 1
             return PrefixLM(inputs, self.max_target_length or inputs, eos, together, self.noise_density or 0.5)
-        return self._span_corruption(inputs, tokenizer)
+        if self.max_target_length not in (None, inputs):
+            raise TrainingError(
+                f"--max_target_length is {self.max_target_length}, but deshuffling predicts all of {inputs} inputs: "
+                f"leave the option out, or give {inputs}."
+            )
+        return Deshuffling(inputs, inputs, eos, together)
+
+    def _iid_denoising(self, inputs: int, tokenizer: PreTrainedTokenizerBase) -> IidDenoising:
+        density, together = self.noise_density or 0.15, self.documents_together or 128
+        targets, needed = self.max_target_length or iid_targets_length(inputs, density), 2 * density * inputs
+        if targets < needed:
+            raise TrainingError(
+                f"--max_target_length is {targets}, but a density of {density} often makes more targets of {inputs} "
+                f"inputs: give at least {math.ceil(needed)}."
+            )
+        first, count = _sentinels(tokenizer)
+        spans = density * (1 - density) * inputs
+        if spans + 1 > count:
+            raise TrainingError(
+                f"About {spans:.0f} spans in {inputs} inputs need as many sentinels, but the tokenizer has {count}: "
+                "give a shorter --max_source_length or a lower --noise_density."
+            )
+        return IidDenoising(inputs, targets, tokenizer.eos_token_id, together, first, count, density)
+
+    def _ul2(self, inputs: int, tokenizer: PreTrainedTokenizerBase) -> Mixture:
+        modes = {mode: tuple(tokenizer(mode, add_special_tokens=False)["input_ids"]) for mode in UL2_MODES}
+        if len(set(modes.values())) < len(modes):
+            raise TrainingError(
+                f"The tokenizer spells {', '.join(modes)} alike, which tell UL2's denoisers apart: add them as tokens."
+            )
+        together, (first, count) = self.documents_together or 128, _sentinels(tokenizer)
+        mixture = ul2(modes, inputs, tokenizer.eos_token_id, together, first, count)
+        if mixture is None:
+            raise TrainingError(f"--max_source_length {inputs} is too short for UL2's spans of 64 tokens: give 512.")
+        if (self.max_target_length or mixture.targets_length) < mixture.targets_length:
+            raise TrainingError(
+                f"--max_target_length is {self.max_target_length}, but UL2 makes {mixture.targets_length} targets of "
+                f"{inputs} inputs: leave the option out, or give at least as many."
+            )
+        return replace(mixture, targets_length=self.max_target_length or mixture.targets_length)
 
     def _span_corruption(self, inputs: int, tokenizer: PreTrainedTokenizerBase) -> SpanCorruption:
         density, mean = self.noise_density or 0.15, self.mean_noise_span_length or 3.0

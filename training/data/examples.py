@@ -1,18 +1,15 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Examples from files or datasets, first as text exactly as written, then as token ids."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from datasets import (
     Dataset,
     DatasetBuilder,
     DownloadManager,
-    Features,
-    List,
     Value,
     concatenate_datasets,
     load_dataset,
@@ -21,45 +18,11 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import TrainingError, check_unicode, in_a_line, shown
+from ..errors import TrainingError, in_a_line, shown
 from .arguments import DataArguments
+from .readings import Columns, Example, Reading, TaskRows
 from .tables import READERS
-
-
-class Example(TypedDict):
-    """An input, and its right targets."""
-
-    source: str
-    targets: list[str]
-
-
-_FEATURES = Features(source=Value("string"), targets=List(Value("string")))
-
-
-def _text(value: Any, column: str, where: str) -> str:
-    if isinstance(value, str):
-        return check_unicode(value, where)
-    # Parquet's numbers. Of JSON's, only NaN and Infinity get here, which are not meant as text.
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
-    raise TrainingError(f"{where}: column {column!r} holds {shown(value)}, which is not text; make it a string.")
-
-
-def _example(row: dict[str, Any], input_column: str, target_column: str, where: str) -> Example:
-    for column in (input_column, target_column):
-        if column not in row:
-            raise TrainingError(
-                f"{where}: no column {column!r} among {shown(sorted(row))}; name the columns with --input_column and "
-                "--target_column."
-            )
-    targets = row[target_column]
-    if isinstance(targets, list) and not targets:
-        raise TrainingError(f"{where}: column {target_column!r} is an empty list; give at least one text.")
-    several = targets if isinstance(targets, list) else [targets]
-    return {
-        "source": _text(row[input_column], input_column, where),
-        "targets": [_text(target, target_column, where) for target in several],
-    }
+from .tasks import Task
 
 
 def read_examples(path: Path, input_column: str, target_column: str, ending: str | None = None) -> Iterator[Example]:
@@ -79,13 +42,17 @@ def read_examples(path: Path, input_column: str, target_column: str, ending: str
         TrainingError: the file does not have the format of its extension, lacks a column, has one twice, or has an
             example that is not text.
     """
+    yield from _read(path, Columns(input_column, target_column), ending)
+
+
+def _read(path: Path, reading: Reading, ending: str | None) -> Iterator[Any]:
     for where, row in READERS[ending or path.suffix.lower()](path):
-        yield _example(row, input_column, target_column, where)
+        yield reading.example(row, where)
 
 
-def _generate(path: str, columns: tuple[str, str], ending: str | None, stamp: tuple[int, int]) -> Iterator[Example]:
+def _generate(path: str, reading: Reading, ending: str | None, stamp: tuple[int, int]) -> Iterator[Any]:
     # `stamp` only serves as a cache key for `datasets`: a file that has changed is read again.
-    yield from read_examples(Path(path), *columns, ending)
+    yield from _read(Path(path), reading, ending)
 
 
 def load_examples(path: Path, input_column: str, target_column: str, ending: str | None = None) -> Dataset:
@@ -94,16 +61,20 @@ def load_examples(path: Path, input_column: str, target_column: str, ending: str
     Raises:
         TrainingError: as for [`read_examples`], or the file has no example.
     """
-    if next(read_examples(path, input_column, target_column, ending), None) is None:
+    return _load(path, Columns(input_column, target_column), ending)
+
+
+def _load(path: Path, reading: Reading, ending: str | None = None) -> Dataset:
+    if next(_read(path, reading, ending), None) is None:
         raise TrainingError(f"{path} has no examples: give a file with at least one.")
     status = path.stat()
     try:
         return Dataset.from_generator(
             _generate,
-            features=_FEATURES,
+            features=reading.features,
             gen_kwargs={
                 "path": str(path.resolve()),
-                "columns": (input_column, target_column),
+                "reading": reading,
                 "ending": ending,
                 "stamp": (status.st_size, status.st_mtime_ns),
             },
@@ -114,18 +85,20 @@ def load_examples(path: Path, input_column: str, target_column: str, ending: str
         raise
 
 
-def load_named_examples(
-    name: str, config: str | None, input_column: str, target_column: str, trains: bool = True
-) -> dict[str, Dataset]:
+def load_named_examples(name: str, config: str | None, input_column: str, target_column: str) -> dict[str, Dataset]:
     """The examples of a dataset of the hub or of a local folder, by split, with columns `source` and `targets`.
 
-    Splits are named as the dataset names them; only `validation`, `test` and, if `trains`, `train` are read.
+    Splits are named as the dataset names them; only `train`, `validation` and `test` are read.
 
     Raises:
-        TrainingError: the dataset does not exist, has no training split if one is needed, or no other one, or as for
-            [`read_examples`].
+        TrainingError: the dataset does not exist, has no training split, or as for [`read_examples`].
     """
-    columns = (input_column, target_column)
+    wanted = {split: [split] for split in ("train", "validation", "test")}
+    return _load_named(name, config, Columns(input_column, target_column), wanted)
+
+
+def _load_named(name: str, config: str | None, reading: Reading, wanted: dict[str, list[str]]) -> dict[str, Dataset]:
+    """The examples of those splits that exist of `wanted`: names that the dataset may give them, by ours."""
     try:
         builder = load_dataset_builder(name, config)
         # pandas, which reads CSV for `datasets`, guesses types, renames columns and treats an extra cell as an index.
@@ -137,20 +110,21 @@ def load_named_examples(
             f"--dataset_name {name} does not load: {in_a_line(why)}; give another, or files with --train_file."
         ) from error
     names = list(files or splits)
-    if trains and not (files.get("train") or len(splits.get("train", ()))):
+    if "train" in wanted and not (files.get("train") or len(splits.get("train", ()))):
         raise TrainingError(
             f"--dataset_name {name} has no examples to train on (its splits are {', '.join(names)}): give another, or "
             "--train_file."
         )
-    wanted = [split for split in (*(["train"] if trains else []), "validation", "test") if split in names]
+    present = {ours: [name for name in possible if name in names] for ours, possible in wanted.items()}
+    found = {ours: there[0] for ours, there in present.items() if there}
     if is_csv:
         return {
-            split: concatenate_datasets([load_examples(path, *columns, ending=".csv") for path in files[split]])
-            for split in wanted
+            ours: concatenate_datasets([_load(path, reading, ending=".csv") for path in files[split]])
+            for ours, split in found.items()
         }
-    for split in wanted if builder.name == "json" else ():
-        _check_types(f"--dataset_name {name}, split {split}", splits[split], columns)
-    return {split: _examples_of(splits[split], f"{name}, split {split}", columns) for split in wanted}
+    for split in found.values() if builder.name == "json" else ():
+        _check_types(f"--dataset_name {name}, split {split}", splits[split], reading.texts)
+    return {ours: _examples_of(splits[split], f"{name}, split {split}", reading) for ours, split in found.items()}
 
 
 def _csv_files(name: str, builder: DatasetBuilder) -> dict[str, list[Path]]:
@@ -167,7 +141,7 @@ def _csv_files(name: str, builder: DatasetBuilder) -> dict[str, list[Path]]:
     return {split: [Path(file) for file in files] for split, files in found.items()}
 
 
-def _check_types(where: str, rows: Dataset, columns: tuple[str, str]) -> None:
+def _check_types(where: str, rows: Dataset, columns: tuple[str, ...]) -> None:
     """Refuses columns of JSON files that `datasets` has not read as text: its guess of the type is not reversible."""
     texts = (Value("string"), Value("large_string"))
     for column in columns:
@@ -179,27 +153,43 @@ def _check_types(where: str, rows: Dataset, columns: tuple[str, str]) -> None:
             )
 
 
-def _examples_of(rows: Dataset, where: str, columns: tuple[str, str]) -> Dataset:
-    def convert(row: dict[str, Any], number: int) -> Example:
-        return _example(row, *columns, f"{where}, row {number + 1}")
+def _examples_of(rows: Dataset, where: str, reading: Reading) -> Dataset:
+    def convert(row: dict[str, Any], number: int) -> Any:
+        return reading.example(row, f"{where}, row {number + 1}")
 
-    return rows.map(convert, with_indices=True, remove_columns=rows.column_names, features=_FEATURES)
+    return rows.map(convert, with_indices=True, remove_columns=rows.column_names, features=reading.features)
 
 
 def load_splits(options: DataArguments, trains: bool = True) -> dict[str, Dataset]:
     """Examples, with columns `source` and `targets`, by the prefix of their metrics in the trainer: `train` if the run
     trains, and `eval` and `test` if they exist, or one for each of several files, see
-    [`~t5_experimental.training.data.arguments.DataArguments.evaluated_files`]."""
-    columns = (options.input_column, options.target_column)
+    [`~t5_experimental.training.data.arguments.DataArguments.evaluated_files`]. With a task, they also have its
+    columns."""
+    if trains and options.dataset_name is None and options.train_file is None:
+        raise TrainingError("There is nothing to train on: give --train_file, or --dataset_name.")
+    task = options.chosen_task
+    reading = Columns(options.input_column, options.target_column) if task is None else TaskRows(task.name)
     if options.dataset_name is not None:
-        splits = load_named_examples(options.dataset_name, options.dataset_config_name, *columns, trains)
-        return {"eval" if split == "validation" else split: examples for split, examples in splits.items()}
-    files = options.evaluated_files()
-    if trains:
-        if options.train_file is None:
-            raise TrainingError("There is nothing to train on: give --train_file, or --dataset_name.")
-        files = {"train": Path(options.train_file), **files}
-    return {split: load_examples(file, *columns) for split, file in files.items()}
+        wanted = {"train": ["train"], "eval": ["validation"], "test": ["test"]} if task is None else task.splits()
+        wanted = {split: names for split, names in wanted.items() if trains or split != "train"}
+        splits = _load_named(options.dataset_name, options.dataset_config_name, reading, wanted)
+    else:
+        files = {"train": Path(str(options.train_file))} if trains else {}
+        splits = {split: _load(file, reading) for split, file in {**files, **options.evaluated_files()}.items()}
+    if task is not None and task.trains_on is not None and trains:
+        splits["train"] = _rows_to_train_on(splits["train"], task)
+    return splits
+
+
+def _rows_to_train_on(examples: Dataset, task: Task) -> Dataset:
+    """Examples with the label that a task trains on."""
+    labels = examples.with_format("numpy")["label"][:]
+    kept = examples.select((labels == task.trains_on).nonzero()[0])
+    if not len(kept):
+        raise TrainingError(
+            f"--task {task.name} trains on rows with label {task.trains_on} alone, and there are none: give others."
+        )
+    return kept
 
 
 @dataclass(frozen=True)
@@ -208,7 +198,8 @@ class Split:
 
     Attributes:
         pairs: one row per input and target: `input_ids`, `attention_mask`, `labels`, truncated, not padded.
-        examples: one row per example, as text: `source`, `targets`.
+        examples: one row per example, as text: `source`, `targets`, and with a task the rest of a
+            [`~t5_experimental.training.data.task_texts.TaskExample`].
         cut: of `inputs` and `targets`, the length of the longest and how many are truncated.
     """
 
@@ -220,7 +211,7 @@ class Split:
         """Every distinct input with its references: the targets of all examples that have it."""
         right: dict[str, list[str]] = {}
         for row in self.examples:
-            right.setdefault(row["source"], []).extend(row["targets"])
+            right.setdefault(row["source"], []).extend(row.get("answers", row["targets"]))
         return right
 
 

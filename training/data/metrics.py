@@ -76,7 +76,7 @@ def squad(predictions: Sequence[str], references: References) -> dict[str, float
     """
     exact, overlap = [], []
     for text, texts in zip(predictions, references, strict=True):
-        words, others = _squad_words(text), [_squad_words(other) for other in texts]
+        words, others = squad_words(text), [squad_words(other) for other in texts]
         exact.append(words in others)
         overlap.append(max(_word_f1(words, other) for other in others))
     figures = (sum(exact), sum(overlap))
@@ -88,7 +88,8 @@ def f1(predictions: Sequence[str], references: References) -> dict[str, float]:
     return {"f1": squad(predictions, references)["squad_f1"]}
 
 
-def _squad_words(text: str) -> list[str]:
+def squad_words(text: str) -> list[str]:
+    """Words as SQuAD compares them: without case, punctuation and articles."""
     without_punctuation = text.lower().translate(str.maketrans("", "", string.punctuation))
     return re.sub(r"\b(a|an|the)\b", " ", without_punctuation).split()
 

@@ -134,8 +134,12 @@ class Objective(ABC):
         """Joins documents. Source: `reduce_concat_tokens`."""
         return np.concatenate(documents)
 
-    def chunks(self, documents: list[np.ndarray]) -> list[np.ndarray]:
-        """Splits documents into chunks that contain every token once.
+    def amount(self) -> str:
+        """The text of an example, in words."""
+        return f"{self.chunk_length} tokens of text"
+
+    def chunks(self, documents: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+        """Splits documents into chunks that contain every token once; `rng` is for objectives that choose lengths.
 
         Source: `reduce_concat_tokens` and `split_tokens`. The original first applies `select_random_chunk`, which keeps
         65,536 tokens of a longer document; it is left out here, so that nothing is lost.

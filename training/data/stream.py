@@ -31,6 +31,8 @@ from .packing import model_features, pack
 Features = dict[str, np.ndarray]
 T = TypeVar("T")
 
+# Keeps the draws of chunks apart from those of examples.
+_CUTS = 1
 # Texts to tokenize at once; the original joins as many.
 _TEXTS = 128
 
@@ -122,15 +124,16 @@ class TextStream(IterableDataset):
     def once(self) -> Iterator[Features]:
         """Rows of the text in its own order, once; the same in every call."""
         for index in range(self.windows.count):
-            yield from self._rows(self._chunks(index), np.random.default_rng((self.seed, index)))
+            chunks = self._chunks(index, np.random.default_rng((self.seed, index, _CUTS)))
+            yield from self._rows(chunks, np.random.default_rng((self.seed, index)))
 
     def _rows_of_shard(self, worker: int) -> Iterator[tuple[Place, Features]]:
         shard, shards = self.process * self.workers + worker, self.processes * self.workers
         (number, skipped) = self.state.places[worker]
-        chunks = list(self._chunks(self._window(number * shards + shard)))
+        chunks = list(self._chunks_of(number, shard, shards))
         while True:
             # Prepare the next window while this one is used, so that training never waits for an entire window.
-            upcoming, following = self._chunks(self._window((number + 1) * shards + shard)), list[np.ndarray]()
+            upcoming, following = self._chunks_of(number + 1, shard, shards), list[np.ndarray]()
             rng = np.random.default_rng((self.seed, number, shard))
             shuffled = (chunks[place] for place in rng.permutation(len(chunks)))
             rows = self._rows(_while_reading(shuffled, upcoming, following), rng)
@@ -140,6 +143,11 @@ class TextStream(IterableDataset):
             chunks = [*following, *upcoming]
             number, skipped = number + 1, 0
 
+    def _chunks_of(self, number: int, shard: int, shards: int) -> Iterator[np.ndarray]:
+        """Chunks of a worker's window, cut by draws of their own."""
+        draws = np.random.default_rng((self.seed, number, shard, _CUTS))
+        return self._chunks(self._window(number * shards + shard), draws)
+
     def _window(self, turn: int) -> int:
         """Index of the window at a position in the sequence of passes."""
         epoch, place = divmod(turn, self.windows.count)
@@ -148,12 +156,12 @@ class TextStream(IterableDataset):
     def _new_order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(self.windows.count)
 
-    def _chunks(self, window: int) -> Iterator[np.ndarray]:
+    def _chunks(self, window: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
         together = self.objective.documents_together
         for texts in _batches(self.windows.documents(window), max(together, _TEXTS // together * together)):
             documents = [tokens for tokens in self._tokenize(texts) if len(tokens)]
             for group in _batches(documents, together):
-                yield from self.objective.chunks(group)
+                yield from self.objective.chunks(group, rng)
 
     def _tokenize(self, texts: list[str]) -> Iterator[np.ndarray]:
         encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)

@@ -18,7 +18,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 @dataclass
 class PromptArguments:
-    """The prompt."""
+    """Prompt."""
 
     prompt_length: int = field(default=100, metadata={"help": "Rows of the prompt."})
     prompt_init: Literal["vocab", "labels", "random"] | None = field(
@@ -66,7 +66,7 @@ class _Dropout:
 
 @dataclass
 class ModelArguments(_Dropout):
-    """What to train."""
+    """Model."""
 
     model_name_or_path: str = field(
         metadata={"help": "Folder of a converted checkpoint, with its tokenizer. Nothing is downloaded."}
@@ -91,7 +91,7 @@ class ModelArguments(_Dropout):
 
 @dataclass
 class EvaluatedModelArguments:
-    """What to evaluate: a model, or one with an adapter."""
+    """Model: what to evaluate, possibly with an adapter."""
 
     model_name_or_path: str = field(
         metadata={
@@ -170,7 +170,11 @@ class PretrainingModelArguments(_Dropout):
         default=None, metadata={"help": "Folder of a converted checkpoint. Nothing is downloaded."}
     )
     preset: str | None = field(
-        default=None, metadata={"help": f"Fresh weights with the sizes of a released checkpoint: {', '.join(PRESETS)}."}
+        default=None,
+        metadata={
+            "help": "Fresh weights with the sizes of a released checkpoint, such as t5.1.1.small; `t5-experimental "
+            "presets` lists all."
+        },
     )
     config_overrides: str = field(
         default="{}", metadata={"help": 'Fields that differ from the preset, as JSON: {"d_model": 128}.'}

@@ -13,7 +13,6 @@ from transformers.training_args import OptimizerNames
 
 from ..errors import TrainingError, check_at_least
 from .presets import (
-    PRESETS,
     OptimizerChoice,
     build_optimizer,
     check_preset,
@@ -38,7 +37,7 @@ _CONSTANT = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
 
 @dataclass
 class OptimizerArguments(Seq2SeqTrainingArguments):
-    """Transformers' options of the optimizer. None means that an option was not given."""
+    """Optimizer and learning rate: transformers' options and ours. None means that an option was not given."""
 
     default_schedule: ClassVar[SchedulerType] = SchedulerType.LINEAR
 
@@ -46,8 +45,8 @@ class OptimizerArguments(Seq2SeqTrainingArguments):
     optimizer_preset: str | None = field(
         default=None,
         metadata={
-            "help": f"Optimizer preset, instead of --optim and its schedule: {', '.join(PRESETS)}. `finetune` and "
-            "`pretrain` are the original's Adafactor."
+            "help": "Optimizer preset, instead of --optim and its schedule: finetune, pretrain, adamw, rms_adamw. "
+            "`finetune` and `pretrain` are the original's Adafactor."
         },
     )
     optimizer_slots: str | None = field(

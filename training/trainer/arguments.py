@@ -43,7 +43,7 @@ OF_DENOMINATOR = {
 
 @dataclass
 class T5TrainingArguments(OptimizerArguments):
-    """Transformers' own options, with the defaults that all training of these models shares, and with checks."""
+    """Training: transformers' own options, with the defaults that all entry points share, and with checks."""
 
     may_only_evaluate: ClassVar[bool] = False
     """Whether a run may leave out training."""

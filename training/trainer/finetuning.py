@@ -16,6 +16,7 @@ from ..data.arguments import DataArguments
 from ..data.examples import Split, source_features
 from ..data.metrics import compute_metrics
 from ..data.predictions import Sample, append, predictions_file, read_predictions
+from ..data.task_texts import TaskExample
 from .finetuning_arguments import FinetuningArguments
 from .generation import by_length, sequence_scores
 from .trainer import T5Trainer
@@ -35,7 +36,8 @@ class FinetuningTrainer(T5Trainer):
     Args:
         splits: by prefix, including `train` unless the trainer only evaluates; `eval_NAME` for several files.
         data: the options that the splits were made with.
-        metrics: names of [`~t5_experimental.training.data.metrics.METRICS`], or own functions.
+        metrics: names of [`~t5_experimental.training.data.metrics.METRICS`], or own functions; if there are none, and
+            the data has a task, the task's own.
         kwargs: as for transformers' `Seq2SeqTrainer`.
     """
 
@@ -48,6 +50,7 @@ class FinetuningTrainer(T5Trainer):
         evaluated = cast(Any, several or pairs.get("eval"))
         super().__init__(train_dataset=pairs.get("train"), eval_dataset=evaluated, **kwargs)
         self._splits, self._data, self._metrics = splits, data, metrics
+        self._measures = bool(metrics) or data.chosen_task is not None
         self.hooks.check_search(self.args.generation_num_beams)
         # The pass that computes losses does not generate.
         self.args.predict_with_generate = True
@@ -70,16 +73,26 @@ class FinetuningTrainer(T5Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if prediction_loss_only and (self._metrics or self.folder_of_predictions is not None):
+        if prediction_loss_only and (self._measures or self.folder_of_predictions is not None):
             samples = self._predict(metric_key_prefix)
             self.predictions[metric_key_prefix] = samples
             self.samples[metric_key_prefix] = samples[:_SAMPLES]
-            texts, references = [sample.prediction for sample in samples], [sample.references for sample in samples]
-            figures = compute_metrics(self._metrics, texts, references, self.args.positive_label)
+            figures = self._figures(self._splits[metric_key_prefix], samples)
             cast(dict[str, float], output.metrics).update(
                 {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
             )
         return output
+
+    def _figures(self, split: Split, samples: Sequence[Sample]) -> dict[str, float]:
+        """Metrics of the texts that were generated for a split."""
+        task = self._data.chosen_task
+        if task is not None and not self._metrics:
+            texts = {sample.source: sample.prediction for sample in samples}
+            examples = cast(list[TaskExample], split.examples.to_list())
+            return task.score(examples, [texts[example["source"]] for example in examples])
+        texts_in_order = [sample.prediction for sample in samples]
+        references = [sample.references for sample in samples]
+        return compute_metrics(self._metrics, texts_in_order, references, self.args.positive_label)
 
     def sample(self, split: str) -> list[Sample]:
         """Some examples of a split with texts of the current model, or of the split's last evaluation; all processes

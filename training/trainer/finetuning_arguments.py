@@ -1,12 +1,15 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Options of fine-tuning."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from transformers.trainer_utils import SchedulerType
 
-from ..data.metrics import METRICS, check_metrics, check_packages
+from ..data.metrics import check_metrics, check_packages, figures_of
+from ..data.own_metrics import is_own
+from ..data.tasks import Task
 from ..errors import TrainingError
 from .arguments import T5TrainingArguments
 from .losses import LossDenominator
@@ -18,7 +21,7 @@ _OF_LOGITS = {"prediction_loss_only": False, "batch_eval_metrics": False, "eval_
 
 @dataclass
 class FinetuningArguments(T5TrainingArguments):
-    """How to train: the original's fine-tuning by default."""
+    """Fine-tuning: the original's fine-tuning by default."""
 
     default_schedule: ClassVar[SchedulerType] = SchedulerType.CONSTANT  # T5's
     may_only_evaluate: ClassVar[bool] = True
@@ -26,9 +29,10 @@ class FinetuningArguments(T5TrainingArguments):
     metric: list[str] = field(
         default_factory=list,
         metadata={
-            "help": f"Metrics of generated texts: {', '.join(METRICS)} (the older name of squad's F1), or several; "
-            "your own as my_module:function, which gets predictions and lists of references and returns numbers by "
-            "name. Examples with the same input are references of one text. Default: exact_match with "
+            "help": "Metrics of generated texts, one or several: bleu, chrf, rouge, exact_match, squad, accuracy, "
+            "f1_binary, f1_macro, matthews, pearson, spearman, f1 (the older name of squad's); your own as "
+            "my_module:function, which gets predictions and lists of references and returns numbers by name. Examples "
+            "with the same input are references of one text. Default: those of --task, else exact_match with "
             "--predict_with_generate, else none."
         },
     )
@@ -45,8 +49,6 @@ class FinetuningArguments(T5TrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_metrics(self.metric, self.positive_label)
-        if self.predict_with_generate and not self.metric:
-            self.metric = ["exact_match"]
         for option in _OF_LOGITS:
             if getattr(self, option) != _OF_LOGITS[option]:
                 raise TrainingError(
@@ -69,6 +71,24 @@ class FinetuningArguments(T5TrainingArguments):
             return self.do_train is not False
         return has_training_data or not (self.do_eval or self.do_predict)
 
+    def settle_metrics(self, task: Task | None, evaluated: Collection[str] = ()) -> None:
+        """Chooses the default metrics, those of a task if there is one; then `metric` is empty.
+
+        Args:
+            task: of the data.
+            evaluated: prefixes of the metrics of several files; may be empty.
+
+        Raises:
+            TrainingError: --metric_for_best_model is none of them. Own functions name theirs when they are called.
+        """
+        if self.predict_with_generate and not self.metric and task is None:
+            self.metric = ["exact_match"]
+        if any(map(is_own, self.metric)):
+            return
+        figures = ["loss", *(figures_of(self.metric) if self.metric or task is None else task.figures)]
+        files = [prefix.partition("_")[2] for prefix in evaluated if prefix.startswith("eval_")]
+        self.check_best_metric([f"{file}_{figure}" for file in files for figure in figures] or figures)
+
     def check_packages(self) -> None:
         super().check_packages()
         check_packages(self.metric)
@@ -76,7 +96,7 @@ class FinetuningArguments(T5TrainingArguments):
 
 @dataclass
 class EvaluationArguments(FinetuningArguments):
-    """How to evaluate."""
+    """Evaluation: how to evaluate."""
 
     # Not options here: nothing is trained.
     lora_rank: int = field(default=0, init=False)

@@ -4,10 +4,10 @@
     accelerate launch training/evaluate.py --model_name_or_path MODEL --test_file test.jsonl --output_dir FOLDER
 
 `python -m t5_experimental.training.evaluate` takes the same options: `--help` lists ours and the usual ones of
-transformers' `Seq2SeqTrainingArguments`, `--help-all` all. The output folder gets `test_results.json`
-(`eval_results.json` of validation files) with the loss and the metrics, and `predictions_test.jsonl` with one line for
-every distinct input: input, prediction, references, log-probability of the prediction, and the metrics that are defined
-for one example.
+transformers' `Seq2SeqTrainingArguments`, `--help-all` all. The output folder gets the loss and the metrics as
+`test_results.json` (`eval_results.json` of validation files), and `predictions_test.jsonl` with one line for every
+distinct input: input, prediction, references, log-probability of the prediction, and the metrics that are defined for
+one example.
 """
 
 from t5_experimental.training.cli.first_answers import answer

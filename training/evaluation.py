@@ -15,7 +15,6 @@ from .data.arguments import DataArguments
 from .data.examples import Split, load_splits, make_split
 from .data.metrics import check_references, figures_of
 from .data.predictions import predictions_file
-from .data.tasks import Task
 from .errors import TrainingError
 from .interruption import held_back
 from .models.adapters import load_adapter
@@ -34,15 +33,15 @@ EvaluationOptions = tuple[EvaluatedModelArguments, DataArguments, FinetuningArgu
 
 
 def check_splits(
-    training: FinetuningArguments, splits: Mapping[str, Split], given: frozenset[str], task: Task | None = None
+    training: FinetuningArguments, data: DataArguments, splits: Mapping[str, Split], given: frozenset[str]
 ) -> list[str]:
     """Refuses options that do not suit the data, or need data that there is not.
 
     Args:
         training: options of the run.
+        data: options of the splits.
         splits: by prefix of the metrics.
         given: names of the options that the user gave.
-        task: whose metrics apply if there are no others.
 
     Returns:
         The prefixes of the splits that are evaluated.
@@ -50,23 +49,21 @@ def check_splits(
     evaluated = [split for split in splits if split != "train"]
     has = [any(split.partition("_")[0] == kind for split in evaluated) for kind in ("eval", "test")]
     training.check_data(given, *has)
-    own = None if task is None or training.metric else task.figures
-    possible = ["loss", *(figures_of(training.metric) if own is None else own)]
+    task = data.chosen_task
+    of_task = [] if task is None or training.metric else list(task.figures)
     if not evaluated:
-        training.check_best_metric(possible)
+        training.check_best_metric(["loss", *figures_of(training.metric), *of_task])
     if training.metric and not evaluated:
         asked = f"--metric {' '.join(training.metric)}" if "metric" in given else "--predict_with_generate"
         raise TrainingError(f"{asked} needs references to compare with: give --validation_file or --test_file, too.")
     figures: list[str] = []
     for split in evaluated:
-        names = own
-        if names is None:
-            references = list(splits[split].references().values())
-            names = check_references(training.metric, references, f"the {split} data", training.positive_label)
+        references = list(splits[split].references().values())
+        names = check_references(training.metric, references, f"the {split} data", training.positive_label)
         kind, _, file = split.partition("_")
         if kind == "eval":  # those of one of several files have its name
-            figures += [f"{file}_{name}" if file else name for name in ("loss", *names)]
-    training.check_best_metric(figures or possible)
+            figures += [f"{file}_{name}" if file else name for name in ("loss", *names, *of_task)]
+    training.check_best_metric(figures or ["loss", *figures_of(training.metric), *of_task])
     return evaluated
 
 
@@ -82,14 +79,14 @@ def build_evaluator(settled: Run[EvaluationOptions]) -> tuple[FinetuningTrainer,
         )
     if found := find_checkpoints(output):
         raise TrainingError(f"--output_dir {output} holds {found[-1].name} of a training run: give another folder.")
+    data.check_task(settled.given)
+    training.settle_metrics(data.chosen_task, data.evaluated_files())
     folder, adapter = model_options.folders()
     tokenizer = load_tokenizer(folder)
     with training.main_process_first(desc="reading the data"):
         examples = load_splits(data, trains=False)
         splits = {split: make_split(rows, data, tokenizer) for split, rows in examples.items()}
-    data.check_task(settled.given)
-    training.settle_metrics(data.chosen_task)
-    if not check_splits(training, splits, settled.given, data.chosen_task):
+    if not check_splits(training, data, splits, settled.given):
         raise TrainingError("There is nothing to evaluate on: give --validation_file, --test_file or --dataset_name.")
     model = load_model(folder, tokenizer)
     keeps_length = not settled.given & {"max_target_length", "generation_max_length"}
@@ -115,7 +112,8 @@ def run_evaluation(settled: Run[EvaluationOptions]) -> None:
     output = Path(str(training.output_dir))
     done = prepare_folder(trainer, splits, data, folders)
     if trainer.is_world_process_zero():
-        facts = describe_evaluation(trainer, {**folders, **_describe(splits, training.metric, done, data.chosen_task)})
+        task = {} if data.chosen_task is None else {"task": data.chosen_task.describe()}
+        facts = describe_evaluation(trainer, {**folders, **task, **_describe(splits, training.metric, done)})
         print(facts_as_text(facts), flush=True)
     trainer.folder_of_predictions = output
     for split, features in splits.items():
@@ -130,13 +128,13 @@ def run_evaluation(settled: Run[EvaluationOptions]) -> None:
         print(f"Metrics and {files} are in {output}", flush=True)
 
 
-def _describe(splits: Mapping[str, Split], metrics: Sequence[str], done: int, task: Task | None) -> dict[str, Any]:
+def _describe(splits: Mapping[str, Split], metrics: Sequence[str], done: int) -> dict[str, Any]:
     inputs = {split: len(features.references()) for split, features in splits.items()}
     lines = {
         "examples": ", ".join(
             f"{len(features.pairs):,} {split} with {inputs[split]:,} inputs" for split, features in splits.items()
         ),
-        "metrics": ", ".join(["loss", *(metrics if metrics or task is None else task.figures)]),
+        "metrics": ", ".join(["loss", *metrics]),
     }
     if done:
         lines["beginning"] = f"goes on after {done:,} of {sum(inputs.values()):,} predictions that are there"

@@ -75,7 +75,7 @@ def build_trainer(
     """
     model_options, data, training = settled.options
     data.check_task(settled.given)
-    training.settle_metrics(data.chosen_task)
+    training.settle_metrics(data.chosen_task, data.evaluated_files())
     if adapt is None and training.lora_rank:
         adapt = _with_lora(training.lora_rank)
     folder = model_options.model_name_or_path
@@ -86,7 +86,7 @@ def build_trainer(
     # The first process fills the cache of `datasets` for the others.
     with training.main_process_first(desc="reading the data"):
         splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
-    check_splits(training, splits, settled.given, data.chosen_task)
+    check_splits(training, data, splits, settled.given)
     batch = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and len(splits["train"].pairs) < batch:
         raise TrainingError(

@@ -221,13 +221,11 @@ def test_a_run_reports_the_tasks_metrics(tiny_models, write, tmp_path, monkeypat
     rows[1]["label"] = 0
     path = write(rows)
     said = {"multirc question: q answer: same paragraph: p": "True"}
-    monkeypatch.setattr(
-        FinetuningTrainer,
-        "_generate",
-        lambda self, references, *unused: [
-            Sample(source, said[source], texts, 0.0) for source, texts in references.items()
-        ],
-    )
+
+    def generate(self, references):
+        return [Sample(source, said[source], texts) for source, texts in references.items()]
+
+    monkeypatch.setattr(FinetuningTrainer, "_generate", generate)
     files = {"train_file": path, "validation_file": path, "task": "super_glue_multirc", "eval_strategy": "steps"}
     run(tiny_models["t5_v1_1"], tmp_path / "output", **files, metric_for_best_model="f1_binary", eval_steps=1)
     figures = json.loads((tmp_path / "output" / "eval_results.json").read_text())
@@ -259,7 +257,7 @@ def test_a_run_reports_the_tasks_metrics(tiny_models, write, tmp_path, monkeypat
     ],
 )
 def test_what_does_not_fit_ends_in_a_sentence(options, message, tiny_models, write, tmp_path):
-    path = write([ROW, {**ROW, "label": -1 if options == {} else 0}])
+    path = write([ROW, {**ROW, "label": -1}])
     with pytest.raises(SystemExit, match=f"^finetune: .*{message}"):
         run(tiny_models["t5_v1_1"], tmp_path / "output", **{"train_file": path, "task": "glue_mrpc", **options})
     assert not list(tmp_path.glob("output/*"))

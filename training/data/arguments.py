@@ -156,7 +156,7 @@ def _check_data_file(option: str, path: Path) -> None:
 
 @dataclass
 class EvaluationDataArguments(DataArguments):
-    """Which texts to evaluate on."""
+    """Data: which texts to evaluate on."""
 
     # Not an option here.
     train_file: str | None = field(default=None, init=False)

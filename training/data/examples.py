@@ -85,18 +85,15 @@ def _load(path: Path, reading: Reading, ending: str | None = None) -> Dataset:
         raise
 
 
-def load_named_examples(
-    name: str, config: str | None, input_column: str, target_column: str, trains: bool = True
-) -> dict[str, Dataset]:
+def load_named_examples(name: str, config: str | None, input_column: str, target_column: str) -> dict[str, Dataset]:
     """The examples of a dataset of the hub or of a local folder, by split, with columns `source` and `targets`.
 
-    Splits are named as the dataset names them; only `validation`, `test` and, if `trains`, `train` are read.
+    Splits are named as the dataset names them; only `train`, `validation` and `test` are read.
 
     Raises:
-        TrainingError: the dataset does not exist, has no training split if one is needed, or no other one, or as for
-            [`read_examples`].
+        TrainingError: the dataset does not exist, has no training split, or as for [`read_examples`].
     """
-    wanted = {split: [split] for split in (*(["train"] if trains else []), "validation", "test")}
+    wanted = {split: [split] for split in ("train", "validation", "test")}
     return _load_named(name, config, Columns(input_column, target_column), wanted)
 
 
@@ -166,22 +163,20 @@ def _examples_of(rows: Dataset, where: str, reading: Reading) -> Dataset:
 def load_splits(options: DataArguments, trains: bool = True) -> dict[str, Dataset]:
     """Examples, with columns `source` and `targets`, by the prefix of their metrics in the trainer: `train` if the run
     trains, and `eval` and `test` if they exist, or one for each of several files, see
-    [`~t5_experimental.training.data.arguments.DataArguments.evaluated_files`]. With a task, they also have its columns.
-    """
+    [`~t5_experimental.training.data.arguments.DataArguments.evaluated_files`]. With a task, they also have its
+    columns."""
     if trains and options.dataset_name is None and options.train_file is None:
         raise TrainingError("There is nothing to train on: give --train_file, or --dataset_name.")
     task = options.chosen_task
     reading = Columns(options.input_column, options.target_column) if task is None else TaskRows(task.name)
     if options.dataset_name is not None:
         wanted = {"train": ["train"], "eval": ["validation"], "test": ["test"]} if task is None else task.splits()
-        if not trains:
-            del wanted["train"]
+        wanted = {split: names for split, names in wanted.items() if trains or split != "train"}
         splits = _load_named(options.dataset_name, options.dataset_config_name, reading, wanted)
     else:
-        trained = {"train": Path(options.train_file)} if trains and options.train_file is not None else {}
-        files = {**trained, **options.evaluated_files()}
-        splits = {split: _load(file, reading) for split, file in files.items()}
-    if trains and task is not None and task.trains_on is not None:
+        files = {"train": Path(str(options.train_file))} if trains else {}
+        splits = {split: _load(file, reading) for split, file in {**files, **options.evaluated_files()}.items()}
+    if task is not None and task.trains_on is not None and trains:
         splits["train"] = _rows_to_train_on(splits["train"], task)
     return splits
 

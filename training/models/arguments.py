@@ -91,7 +91,7 @@ class ModelArguments(_Dropout):
 
 @dataclass
 class EvaluatedModelArguments:
-    """What to evaluate: a model, or one with an adapter."""
+    """Model: what to evaluate, possibly with an adapter."""
 
     model_name_or_path: str = field(
         metadata={

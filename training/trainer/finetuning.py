@@ -36,8 +36,8 @@ class FinetuningTrainer(T5Trainer):
     Args:
         splits: by prefix, including `train` unless the trainer only evaluates; `eval_NAME` for several files.
         data: the options that the splits were made with.
-        metrics: names of [`~t5_experimental.training.data.metrics.METRICS`], or own functions; without any, those of
-            the data's task, if it has one.
+        metrics: names of [`~t5_experimental.training.data.metrics.METRICS`], or own functions; if there are none, and
+            the data has a task, the task's own.
         kwargs: as for transformers' `Seq2SeqTrainer`.
     """
 
@@ -84,14 +84,15 @@ class FinetuningTrainer(T5Trainer):
         return output
 
     def _figures(self, split: Split, samples: Sequence[Sample]) -> dict[str, float]:
-        """Metrics of texts that were generated for the inputs of a split."""
+        """Metrics of the texts that were generated for a split."""
         task = self._data.chosen_task
-        if self._metrics or task is None:
-            texts, references = [sample.prediction for sample in samples], [sample.references for sample in samples]
-            return compute_metrics(self._metrics, texts, references, self.args.positive_label)
-        predictions = {sample.source: sample.prediction for sample in samples}
-        examples = cast(list[TaskExample], split.examples.to_list())
-        return task.score(examples, [predictions[example["source"]] for example in examples])
+        if task is not None and not self._metrics:
+            texts = {sample.source: sample.prediction for sample in samples}
+            examples = cast(list[TaskExample], split.examples.to_list())
+            return task.score(examples, [texts[example["source"]] for example in examples])
+        texts_in_order = [sample.prediction for sample in samples]
+        references = [sample.references for sample in samples]
+        return compute_metrics(self._metrics, texts_in_order, references, self.args.positive_label)
 
     def sample(self, split: str) -> list[Sample]:
         """Some examples of a split with texts of the current model, or of the split's last evaluation; all processes

@@ -1,12 +1,14 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Options of fine-tuning."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from transformers.trainer_utils import SchedulerType
 
-from ..data.metrics import check_metrics, check_packages
+from ..data.metrics import check_metrics, check_packages, figures_of
+from ..data.own_metrics import is_own
 from ..data.tasks import Task
 from ..errors import TrainingError
 from .arguments import T5TrainingArguments
@@ -27,8 +29,8 @@ class FinetuningArguments(T5TrainingArguments):
     metric: list[str] = field(
         default_factory=list,
         metadata={
-            "help": "Metrics of generated texts: bleu, chrf, rouge, exact_match, squad, accuracy, f1_binary, f1_macro, "
-            "matthews, pearson, spearman, f1 (the older name of squad's F1), or several; your own as "
+            "help": "Metrics of generated texts, one or several: bleu, chrf, rouge, exact_match, squad, accuracy, "
+            "f1_binary, f1_macro, matthews, pearson, spearman, f1 (the older name of squad's); your own as "
             "my_module:function, which gets predictions and lists of references and returns numbers by name. Examples "
             "with the same input are references of one text. Default: those of --task, else exact_match with "
             "--predict_with_generate, else none."
@@ -63,16 +65,29 @@ class FinetuningArguments(T5TrainingArguments):
         if self.merge_lora and not self.lora_rank:
             raise TrainingError("--merge_lora has no effect without --lora_rank: give both, or none.")
 
-    def settle_metrics(self, task: Task | None) -> None:
-        """Chooses the default metrics: those of a task if there is one, for which `metric` stays empty."""
-        if self.predict_with_generate and not self.metric and task is None:
-            self.metric = ["exact_match"]
-
     def trains(self, has_training_data: bool) -> bool:
         """Whether a run trains: not with `--do_train False`, nor if it has no training data but is told to evaluate."""
         if self.do_train is not None or not self.may_only_evaluate:
             return self.do_train is not False
         return has_training_data or not (self.do_eval or self.do_predict)
+
+    def settle_metrics(self, task: Task | None, evaluated: Collection[str] = ()) -> None:
+        """Chooses the default metrics, those of a task if there is one; then `metric` is empty.
+
+        Args:
+            task: of the data.
+            evaluated: prefixes of the metrics of several files; may be empty.
+
+        Raises:
+            TrainingError: --metric_for_best_model is none of them. Own functions name theirs when they are called.
+        """
+        if self.predict_with_generate and not self.metric and task is None:
+            self.metric = ["exact_match"]
+        if any(map(is_own, self.metric)):
+            return
+        figures = ["loss", *(figures_of(self.metric) if self.metric or task is None else task.figures)]
+        files = [prefix.partition("_")[2] for prefix in evaluated if prefix.startswith("eval_")]
+        self.check_best_metric([f"{file}_{figure}" for file in files for figure in figures] or figures)
 
     def check_packages(self) -> None:
         super().check_packages()
@@ -81,7 +96,7 @@ class FinetuningArguments(T5TrainingArguments):
 
 @dataclass
 class EvaluationArguments(FinetuningArguments):
-    """How to evaluate."""
+    """Evaluation: how to evaluate."""
 
     # Not options here: nothing is trained.
     lora_rank: int = field(default=0, init=False)

@@ -83,7 +83,7 @@ def _record(
 ) -> dict[str, Any]:
     """What must be the same, by its name in messages."""
     args = trainer.args
-    options = {name: getattr(data, name) for name in ("source_prefix", "max_source_length")}
+    options = {name: getattr(data, name) for name in ("task", "source_prefix", "max_source_length")}
     options |= {name: getattr(args, name) for name in ("metric", "positive_label", "bf16_full_eval", "fp16_full_eval")}
     generation = trainer.plain_model().generation_config.to_diff_dict()
     sampled = {"--seed": args.seed} if generation.get("do_sample") else {}

@@ -68,6 +68,34 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()), key=steps_of)
 
 
+def finished_step(folder: Path) -> float:
+    """The last step of the finished run in an output folder: later checkpoints are of a run that goes on from there.
+    Infinite if the run is of a version that did not record it."""
+    try:
+        return float(json.loads((folder / STATE).read_text())["global_step"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return float("inf")
+
+
+def goes_beyond(checkpoint: Path, max_steps: int, epochs: float) -> bool:
+    """Whether a run is longer than the one that wrote a checkpoint.
+
+    Args:
+        checkpoint: of a finished run; a damaged one is nothing to go on from.
+        max_steps: of the run; not positive if epochs decide.
+        epochs: of the run.
+    """
+    try:
+        state = _read_state(checkpoint)
+        if max_steps > 0:
+            return max_steps > state["max_steps"]
+        # Planned ones are rounded up, and more than those that --max_steps allowed.
+        is_done = state["global_step"] >= state["max_steps"]
+        return epochs > state["num_train_epochs"] or (is_done and epochs > state["epoch"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
 def is_ours(checkpoint: Path) -> bool:
     """Whether this is a checkpoint folder that this program wrote and may replace or remove; links never are."""
     record = checkpoint / RECORD

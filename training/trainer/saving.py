@@ -62,6 +62,7 @@ class SavingTrainer(Seq2SeqTrainer):
         self._aside: Path | None = None  # while a checkpoint is written
         self._losses_begin = 0  # after this step
         self.add_callback(_RestoreLosses(self))
+        self.add_callback(_UseOwnIntervals())
         self.add_callback(_EndWhenTold())
         self.add_callback(HistoryCallback())
 
@@ -259,6 +260,18 @@ class _RestoreLosses(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
     ) -> None:
         self._trainer.restore_losses()
+
+
+class _UseOwnIntervals(TrainerCallback):
+    """Logs, evaluates and saves as this run is told: transformers keeps the intervals of the checkpoint. A run that
+    would end before its first log has ten, for a curve."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
+    ) -> None:
+        state.compute_steps(args, state.max_steps)
+        if state.logging_steps > state.max_steps:
+            state.logging_steps = max(1, state.max_steps // 10)
 
 
 class _EndWhenTold(TrainerCallback):

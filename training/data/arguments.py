@@ -12,21 +12,26 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import TrainingError, check_at_least
 from .denoisers import UL2_MODES, Deshuffling, IidDenoising, Mixture, iid_targets_length, ul2
 from .objectives import Objective, PlainLM, PrefixLM, SpanCorruption, noise_counts, span_corruption_lengths
+from .patterns import check_format, find_paths
 from .tasks import Task, find_task
 
 
 # Options that a task replaces.
 _OF_COLUMNS = ("source_prefix", "input_column", "target_column")
 # File extensions that training/data/tables.py reads.
-DATA_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+DATA_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 @dataclass
 class DataArguments:
     """Data: which text to train on, and how much of it."""
 
-    train_file: str | None = field(
-        default=None, metadata={"help": "Training examples: .jsonl (or .json), .csv or .parquet."}
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Training examples: .jsonl, .json (lines or one array), .csv, .tsv or .parquet, the first four "
+            "also packed (.gz, .zst), or folders of save_to_disk. Several files or patterns, as 'data/*.jsonl'."
+        },
     )
     validation_file: str | None = field(
         default=None, metadata={"help": "Examples to evaluate on at the end, and during training with --eval_strategy."}
@@ -35,8 +40,8 @@ class DataArguments:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Instead of files: a dataset of the hub, or a local folder that datasets.load_dataset reads, with "
-            "the split train and, optionally, validation and test."
+            "help": "Instead of files: a dataset of the hub, or a local folder that datasets.load_dataset reads or "
+            "save_to_disk wrote, with the split train and, optionally, validation and test."
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
@@ -55,8 +60,13 @@ class DataArguments:
     )
     max_source_length: int = field(default=512, metadata={"help": "Inputs are truncated to this many tokens."})
     max_target_length: int = field(default=128, metadata={"help": "Targets are truncated to this many tokens."})
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that tokenize the examples. Default: one, with a thread per core."}
+    )
 
     def __post_init__(self) -> None:
+        if isinstance(self.train_file, str):
+            self.train_file = [self.train_file]
         for option in ("train_file", "validation_file", "test_file"):
             if getattr(self, option) is not None and self.dataset_name is not None:
                 raise TrainingError(f"--{option} and --dataset_name exclude each other: leave one of them out.")
@@ -65,7 +75,7 @@ class DataArguments:
         for option in ("input_column", "target_column"):
             if not getattr(self, option).strip():
                 raise TrainingError(f"--{option} is empty: name a column of the data.")
-        check_at_least(self, 1, "max_source_length", "max_target_length")
+        check_at_least(self, 1, "max_source_length", "max_target_length", "preprocessing_num_workers")
         self.chosen_task: Task | None = None if self.task is None else find_task(self.task)
         if self.task is not None:
             self.check_task({name for name in _OF_COLUMNS if getattr(self, name) != getattr(DataArguments, name)})
@@ -83,19 +93,21 @@ class DataArguments:
 
     def check_files(self) -> None:
         """Refuses data files that do not exist or have an unknown format."""
-        for option in ("train_file", "validation_file", "test_file"):
+        for path in self.train_paths():
+            check_format("train_file", path, DATA_FORMATS)
+        for option in ("validation_file", "test_file"):
             if (name := getattr(self, option)) is not None:
                 _check_data_file(option, Path(name))
 
+    def train_paths(self) -> list[Path]:
+        """The files of --train_file, sorted by name; patterns that match nothing are refused."""
+        return find_paths("train_file", self.train_file or ())
+
 
 def _check_data_file(option: str, path: Path) -> None:
-    if not path.is_file():
+    if not path.exists():
         raise TrainingError(f"--{option} {path} does not exist: give the path of a data file.")
-    if path.suffix.lower() not in DATA_FORMATS:
-        raise TrainingError(
-            f"--{option} {path} has the unknown extension {path.suffix!r}, which must tell the format: use one of "
-            f"{', '.join(DATA_FORMATS)}."
-        )
+    check_format(option, path, DATA_FORMATS)
 
 
 @dataclass
@@ -104,14 +116,15 @@ class PretrainingDataArguments:
 
     train_file: list[str] = field(
         metadata={
-            "help": "Text: .txt, or .jsonl (or .json) with --text_column. Several files or patterns, as 'c4/*.jsonl'."
+            "help": "Text: .txt, or the formats of fine-tuning with --text_column, packed or not, or folders of "
+            "save_to_disk. Several files or patterns, as 'c4/*.jsonl.gz'."
         }
     )
     validation_file: list[str] | None = field(
         default=None, metadata={"help": "Text to evaluate on at the end, and during training with --eval_strategy."}
     )
     validation_rows: int = field(default=1000, metadata={"help": "Rows of the validation files to use."})
-    text_column: str = field(default="text", metadata={"help": "Column of JSON lines that has the text."})
+    text_column: str = field(default="text", metadata={"help": "Column of JSON and tables that has the text."})
     document_per_line: bool = field(
         default=False, metadata={"help": "Every line of .txt files is a document; otherwise blank lines separate them."}
     )

@@ -1,6 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Examples from files or datasets, first as text exactly as written, then as token ids."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import TrainingError, in_a_line, shown
 from .arguments import DataArguments
+from .folders import is_saved, load_saved, stamp_of
 from .readings import Columns, Example, Reading, TaskRows
-from .tables import READERS
+from .tables import read_table
 from .tasks import Task
 
 
@@ -46,11 +48,11 @@ def read_examples(path: Path, input_column: str, target_column: str, ending: str
 
 
 def _read(path: Path, reading: Reading, ending: str | None) -> Iterator[Any]:
-    for where, row in READERS[ending or path.suffix.lower()](path):
+    for where, row in read_table(path, ending):
         yield reading.example(row, where)
 
 
-def _generate(path: str, reading: Reading, ending: str | None, stamp: tuple[int, int]) -> Iterator[Any]:
+def _generate(path: str, reading: Reading, ending: str | None, stamp: list[tuple[str, int, int]]) -> Iterator[Any]:
     # `stamp` only serves as a cache key for `datasets`: a file that has changed is read again.
     yield from _read(Path(path), reading, ending)
 
@@ -67,7 +69,6 @@ def load_examples(path: Path, input_column: str, target_column: str, ending: str
 def _load(path: Path, reading: Reading, ending: str | None = None) -> Dataset:
     if next(_read(path, reading, ending), None) is None:
         raise TrainingError(f"{path} has no examples: give a file with at least one.")
-    status = path.stat()
     try:
         return Dataset.from_generator(
             _generate,
@@ -76,7 +77,7 @@ def _load(path: Path, reading: Reading, ending: str | None = None) -> Dataset:
                 "path": str(path.resolve()),
                 "reading": reading,
                 "ending": ending,
-                "stamp": (status.st_size, status.st_mtime_ns),
+                "stamp": stamp_of(path),
             },
         )
     except DatasetGenerationError as error:
@@ -99,6 +100,8 @@ def load_named_examples(name: str, config: str | None, input_column: str, target
 
 def _load_named(name: str, config: str | None, reading: Reading, wanted: dict[str, list[str]]) -> dict[str, Dataset]:
     """The examples of those splits that exist of `wanted`: names that the dataset may give them, by ours."""
+    if is_saved(Path(name)):
+        return _load_saved(Path(name), config, reading, wanted)
     try:
         builder = load_dataset_builder(name, config)
         # pandas, which reads CSV for `datasets`, guesses types, renames columns and treats an extra cell as an index.
@@ -110,13 +113,8 @@ def _load_named(name: str, config: str | None, reading: Reading, wanted: dict[st
             f"--dataset_name {name} does not load: {in_a_line(why)}; give another, or files with --train_file."
         ) from error
     names = list(files or splits)
-    if not (files.get("train") or len(splits.get("train", ()))):
-        raise TrainingError(
-            f"--dataset_name {name} has no examples to train on (its splits are {', '.join(names)}): give another, or "
-            "--train_file."
-        )
-    present = {ours: [name for name in possible if name in names] for ours, possible in wanted.items()}
-    found = {ours: there[0] for ours, there in present.items() if there}
+    _check_training(name, bool(files.get("train") or len(splits.get("train", ()))), names)
+    found = _found(wanted, names)
     if is_csv:
         return {
             ours: concatenate_datasets([_load(path, reading, ending=".csv") for path in files[split]])
@@ -125,6 +123,31 @@ def _load_named(name: str, config: str | None, reading: Reading, wanted: dict[st
     for split in found.values() if builder.name == "json" else ():
         _check_types(f"--dataset_name {name}, split {split}", splits[split], reading.texts)
     return {ours: _examples_of(splits[split], f"{name}, split {split}", reading) for ours, split in found.items()}
+
+
+def _check_training(name: str, has_examples: bool, splits: list[str]) -> None:
+    if not has_examples:
+        raise TrainingError(
+            f"--dataset_name {name} has no examples to train on (its splits are {', '.join(splits)}): give another, or "
+            "--train_file."
+        )
+
+
+def _found(wanted: dict[str, list[str]], names: list[str]) -> dict[str, str]:
+    """The first of the wanted names of each split that is there."""
+    present = {ours: [name for name in possible if name in names] for ours, possible in wanted.items()}
+    return {ours: there[0] for ours, there in present.items() if there}
+
+
+def _load_saved(path: Path, config: str | None, reading: Reading, wanted: dict[str, list[str]]) -> dict[str, Dataset]:
+    """The same of a folder that `save_to_disk` wrote; a data set without splits is to train on."""
+    if config is not None:
+        raise TrainingError(f"--dataset_name {path} was written by save_to_disk: leave --dataset_config_name out.")
+    saved = load_saved(path)
+    folders = {"train": path} if isinstance(saved, Dataset) else {name: path / name for name in saved}
+    rows = saved if isinstance(saved, Dataset) else saved.get("train", ())
+    _check_training(str(path), bool(len(rows)), list(folders))
+    return {ours: _load(folders[split], reading) for ours, split in _found(wanted, list(folders)).items()}
 
 
 def _csv_files(name: str, builder: DatasetBuilder) -> dict[str, list[Path]]:
@@ -171,8 +194,9 @@ def load_splits(options: DataArguments) -> dict[str, Dataset]:
         wanted = {"train": ["train"], "eval": ["validation"], "test": ["test"]} if task is None else task.splits()
         splits = _load_named(options.dataset_name, options.dataset_config_name, reading, wanted)
     else:
-        files = {"train": options.train_file, "eval": options.validation_file, "test": options.test_file}
-        splits = {split: _load(Path(file), reading) for split, file in files.items() if file is not None}
+        files = {"eval": options.validation_file, "test": options.test_file}
+        splits = {"train": concatenate_datasets([_load(path, reading) for path in options.train_paths()])}
+        splits |= {split: _load(Path(file), reading) for split, file in files.items() if file is not None}
     if task is not None and task.trains_on is not None:
         splits["train"] = _rows_to_train_on(splits["train"], task)
     return splits
@@ -253,7 +277,12 @@ def make_split(examples: Dataset, options: DataArguments, tokenizer: PreTrainedT
             "target_length": target_lengths,
         }
 
-    pairs = examples.map(tokenize, batched=True, remove_columns=examples.column_names)
+    workers = options.preprocessing_num_workers
+    if workers is not None:
+        workers = min(workers, len(examples))
+        # The tokenizer's threads would not survive the fork of the workers.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    pairs = examples.map(tokenize, batched=True, remove_columns=examples.column_names, num_proc=workers)
     limits = {"input": options.max_source_length, "target": options.max_target_length}
     cut = {}
     for kind, limit in limits.items():

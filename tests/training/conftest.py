@@ -18,18 +18,23 @@ DATA = REPOSITORY / "tests" / "data"
 Launcher = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def _words(value: object) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]
+
+
 @pytest.fixture(scope="session")
 def forked(fork_server: ForkServer) -> Launcher:
     """As `launch`, but the processes are forked from one that has imported everything: much less to compute.
 
-    `hook` is code that each process runs before, with `RANK` as its number.
+    `hook` is code that each process runs before, with `RANK` as its number. An option that is None is left out.
     """
 
     def run(
         processes: int = 1, entry: str = "finetune", hook: str = "", **options: object
     ) -> subprocess.CompletedProcess[str]:
         options = {"train_file": DATA / "restaurants_train.jsonl", "use_cpu": True, "disable_tqdm": True, **options}
-        flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        given = {name: value for name, value in options.items() if value is not None}
+        flags = [text for name, value in given.items() for text in (f"--{name}", *_words(value))]
         run = fork_server.start(entry, flags, "ddp" if processes > 1 else "single", processes, hook, grace=5)
         codes = run.wait()
         stdout, stderr = map("".join, zip(*map(run.printed, range(processes)), strict=True))

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import TrainingError, check_at_least
 from .denoisers import UL2_MODES, Deshuffling, IidDenoising, Mixture, iid_targets_length, ul2
+from .mixture_file import DataMixture, Entry, read_mixture
 from .objectives import Objective, PlainLM, PrefixLM, SpanCorruption, noise_counts, span_corruption_lengths
 from .patterns import check_format, find_paths
 from .tasks import Task, find_task
@@ -18,6 +19,8 @@ from .tasks import Task, find_task
 
 # Options that a task replaces.
 _OF_COLUMNS = ("source_prefix", "input_column", "target_column")
+# Options that all parts of a mixture share.
+_OF_ALL_PARTS = ("max_source_length", "max_target_length", "preprocessing_num_workers")
 # File extensions that training/data/tables.py reads.
 DATA_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
@@ -45,6 +48,13 @@ class DataArguments:
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    mixture: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of training files or a dataset: a YAML file of several, each with its own columns, prefix "
+            "or task, and how often each is drawn."
+        },
+    )
     input_column: str = field(default="source", metadata={"help": "Column of the encoder's text."})
     target_column: str = field(
         default="target", metadata={"help": "Column of the target text, or of a list of texts that are all right."}
@@ -70,6 +80,9 @@ class DataArguments:
         for option in ("train_file", "validation_file", "test_file"):
             if getattr(self, option) is not None and self.dataset_name is not None:
                 raise TrainingError(f"--{option} and --dataset_name exclude each other: leave one of them out.")
+        for option in ("train_file", "dataset_name"):
+            if getattr(self, option) is not None and self.mixture is not None:
+                raise TrainingError(f"--{option} and --mixture exclude each other: leave one of them out.")
         if self.dataset_config_name is not None and self.dataset_name is None:
             raise TrainingError("--dataset_config_name has no effect without --dataset_name: give both, or none.")
         for option in ("input_column", "target_column"):
@@ -95,9 +108,43 @@ class DataArguments:
         """Refuses data files that do not exist or have an unknown format."""
         for path in self.train_paths():
             check_format("train_file", path, DATA_FORMATS)
+        for entry, options in self.parts():
+            try:
+                options.check_files()
+            except TrainingError as error:
+                raise TrainingError(f"{entry.where}: {error}") from error
         for option in ("validation_file", "test_file"):
             if (name := getattr(self, option)) is not None:
                 _check_data_file(option, Path(name))
+
+    def parts(self) -> list[tuple[Entry, "DataArguments"]]:
+        """The parts of --mixture, each with the options to read it with: its own, and the lengths and workers of these.
+
+        Raises:
+            TrainingError: the file does not describe a mixture, or a part's options contradict each other.
+        """
+        parts = []
+        for entry in () if self.mixture is None else self.read_mixture().entries:
+            try:
+                options = DataArguments(**entry.options, **{name: getattr(self, name) for name in _OF_ALL_PARTS})
+                options.check_task(entry.options)
+            except TrainingError as error:
+                raise TrainingError(f"{entry.where}: {error}") from error
+            parts.append((entry, options))
+        return parts
+
+    def read_mixture(self) -> DataMixture:
+        """What the file of --mixture describes."""
+        return read_mixture(Path(str(self.mixture)))
+
+    def check_mixture(self, given: Collection[str]) -> None:
+        """Refuses options, of those that the user gave, that each part of a mixture has of its own."""
+        if self.mixture is None or self.validation_file is not None or self.test_file is not None:
+            return
+        if unused := [name for name in (*_OF_COLUMNS, "task") if name in given]:
+            raise TrainingError(
+                f"--{unused[0]} has no effect on a mixture, whose parts have their own: write it into {self.mixture}."
+            )
 
     def train_paths(self) -> list[Path]:
         """The files of --train_file, sorted by name; patterns that match nothing are refused."""

@@ -4,6 +4,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import TrainingError, in_a_line, shown
 from .arguments import DataArguments
 from .folders import is_saved, load_saved, stamp_of
+from .mixing import MixtureSampler, Source, quotas
 from .readings import Columns, Example, Reading, TaskRows
 from .tables import read_table
 from .tasks import Task
@@ -185,9 +187,10 @@ def _examples_of(rows: Dataset, where: str, reading: Reading) -> Dataset:
 
 def load_splits(options: DataArguments) -> dict[str, Dataset]:
     """Examples, with columns `source` and `targets`, by the prefix of their metrics in the trainer: `train`, and `eval`
-    and `test` if they exist. With a task, they also have its columns."""
-    if options.dataset_name is None and options.train_file is None:
-        raise TrainingError("There is nothing to train on: give --train_file, or --dataset_name.")
+    and `test` if they exist. With a task, they also have its columns. Of a mixture, `train` is missing; see
+    [`make_mixture`]."""
+    if options.dataset_name is None and options.train_file is None and options.mixture is None:
+        raise TrainingError("There is nothing to train on: give --train_file, --dataset_name or --mixture.")
     task = options.chosen_task
     reading = Columns(options.input_column, options.target_column) if task is None else TaskRows(task.name)
     if options.dataset_name is not None:
@@ -195,9 +198,11 @@ def load_splits(options: DataArguments) -> dict[str, Dataset]:
         splits = _load_named(options.dataset_name, options.dataset_config_name, reading, wanted)
     else:
         files = {"eval": options.validation_file, "test": options.test_file}
-        splits = {"train": concatenate_datasets([_load(path, reading) for path in options.train_paths()])}
-        splits |= {split: _load(Path(file), reading) for split, file in files.items() if file is not None}
-    if task is not None and task.trains_on is not None:
+        splits = {split: _load(Path(file), reading) for split, file in files.items() if file is not None}
+        if options.train_file is not None:
+            training = concatenate_datasets([_load(path, reading) for path in options.train_paths()])
+            splits = {"train": training, **splits}
+    if "train" in splits and task is not None and task.trains_on is not None:
         splits["train"] = _rows_to_train_on(splits["train"], task)
     return splits
 
@@ -222,11 +227,24 @@ class Split:
         examples: one row per example, as text: `source`, `targets`, and with a task the rest of a
             [`~t5_experimental.training.data.task_texts.TaskExample`].
         cut: of `inputs` and `targets`, the length of the longest and how many are truncated.
+        sampler: of a mixture, the order to train on the pairs in.
     """
 
     pairs: Dataset
     examples: Dataset
     cut: dict[str, "Cut"]
+    sampler: MixtureSampler | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Pairs in an epoch."""
+        return len(self.pairs) if self.sampler is None else len(self.sampler)
+
+    def some_pairs(self, count: int) -> dict[str, list[Any]]:
+        """The first pairs; of a mixture, of its first epoch."""
+        if self.sampler is None:
+            return self.pairs[:count]
+        return self.pairs.select(list(islice(self.sampler, count)))[:]
 
     def references(self) -> dict[str, list[str]]:
         """Every distinct input with its references: the targets of all examples that have it."""
@@ -245,6 +263,10 @@ class Cut:
     total: int
     longest: int
     empty: int
+
+    def __add__(self, other: "Cut") -> "Cut":
+        longest = max(self.longest, other.longest)
+        return Cut(self.count + other.count, self.total + other.total, longest, self.empty + other.empty)
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) -> tuple[list[list[int]], list[int]]:
@@ -289,3 +311,28 @@ def make_split(examples: Dataset, options: DataArguments, tokenizer: PreTrainedT
         lengths = pairs.with_format("numpy")[f"{kind}_length"][:]
         cut[f"{kind}s"] = Cut(int((lengths > limit).sum()), len(lengths), int(lengths.max()), int((lengths <= 1).sum()))
     return Split(pairs.remove_columns(["input_length", "target_length"]), examples, cut)
+
+
+def make_mixture(options: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split:
+    """Token ids of all parts of a mixture one after the other, and the order to train on them in.
+
+    Raises:
+        TrainingError: as for [`load_splits`] and [`~t5_experimental.training.data.mixing.quotas`]; the message has the
+            line of the part.
+    """
+    names, parts = [], list[Split]()
+    for entry, own in options.parts():
+        try:
+            parts.append(make_split(load_splits(own)["train"], own, tokenizer))
+        except TrainingError as error:
+            raise TrainingError(f"{entry.where}: {error}") from error
+        names.append(entry.name)
+    counts = [len(part.pairs) for part in parts]
+    draws = quotas(options.read_mixture(), counts)
+    sources = [Source(*facts) for facts in zip(names, counts, draws, strict=True)]
+    cut = parts[0].cut
+    for part in parts[1:]:
+        cut = {kind: cut[kind] + part.cut[kind] for kind in cut}
+    texts = [part.examples.select_columns(["source", "targets"]) for part in parts]
+    pairs = concatenate_datasets([part.pairs for part in parts])
+    return Split(pairs, concatenate_datasets(texts), cut, MixtureSampler(sources, seed))

@@ -13,6 +13,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..data.arguments import DataArguments
 from ..data.examples import Split, source_features
 from ..data.metrics import compute_metrics
+from ..data.mixing import MixtureSampler
 from ..data.task_texts import TaskExample
 from ..data.tasks import Task
 from .trainer import T5Trainer
@@ -47,6 +48,8 @@ class FinetuningTrainer(T5Trainer):
         pairs = {split: features.pairs for split, features in splits.items()}
         super().__init__(train_dataset=pairs["train"], eval_dataset=pairs.get("eval"), **kwargs)
         self._splits, self._data, self._metrics = splits, data, metrics
+        self.mixture: MixtureSampler | None = splits["train"].sampler
+        """The order of training on a mixture; None for transformers' own."""
         self._measures = bool(metrics) or data.chosen_task is not None
         self.hooks.check_search(self.args.generation_num_beams)
         # The pass that computes losses does not generate.
@@ -108,6 +111,15 @@ class FinetuningTrainer(T5Trainer):
         ids = cast(np.ndarray, output.predictions)
         # Rows are padded with -100.
         return tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        return super()._get_train_sampler(train_dataset) if self.mixture is None else self.mixture
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # accelerate's loaders do not reach the sampler if batches are skipped and dealt out to processes.
+        if self.mixture is not None:
+            self.mixture.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
         # Predictions have the order of their inputs, even where training groups examples by length.

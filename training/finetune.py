@@ -29,7 +29,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedToke
 
 from t5_experimental.training.cli.entry_point import EntryPoint
 from t5_experimental.training.data.arguments import DataArguments
-from t5_experimental.training.data.examples import Split, load_splits, make_split
+from t5_experimental.training.data.examples import Split, load_splits, make_mixture, make_split
 from t5_experimental.training.data.predictions import as_lines, predictions_file
 from t5_experimental.training.engines.fsdp2_weights import reads_in_parts
 from t5_experimental.training.errors import TrainingError
@@ -75,6 +75,9 @@ def build_trainer(
     """
     model_options, data, training = settled.options
     data.check_task(settled.given)
+    data.check_mixture(settled.given)
+    if data.mixture is not None and "train_sampling_strategy" in settled.given:
+        raise TrainingError("--train_sampling_strategy has no effect on a mixture, which has an order of its own.")
     training.settle_metrics(data.chosen_task, data.evaluated_files())
     if adapt is None and training.lora_rank:
         adapt = _with_lora(training.lora_rank)
@@ -86,11 +89,14 @@ def build_trainer(
     # The first process fills the cache of `datasets` for the others.
     with training.main_process_first(desc="reading the data"):
         splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
+        if data.mixture is not None:
+            seed = training.seed if training.data_seed is None else training.data_seed
+            splits = {"train": make_mixture(data, tokenizer, seed), **splits}
     check_splits(training, data, splits, settled.given)
     batch = training.train_batch_size * training.world_size
-    if training.dataloader_drop_last and len(splits["train"].pairs) < batch:
+    if training.dataloader_drop_last and splits["train"].epoch < batch:
         raise TrainingError(
-            f"--dataloader_drop_last drops all of {len(splits['train'].pairs)} examples, since {batch} make a batch: "
+            f"--dataloader_drop_last drops all of {splits['train'].epoch} examples, since {batch} make a batch: "
             "leave it out, or lower --per_device_train_batch_size."
         )
     settle_generation(model, training, data.max_target_length)
@@ -109,7 +115,7 @@ def build_trainer(
 def run(settled: Run[Options]) -> None:
     """Trains, saves, evaluates, reports; or only evaluates, if that is what the options say."""
     model_options, data, training = settled.options
-    if not training.trains(data.train_file is not None or data.dataset_name is not None):
+    if not training.trains(any(source is not None for source in (data.train_file, data.dataset_name, data.mixture))):
         evaluated = EvaluatedModelArguments(model_options.model_name_or_path)
         warn_of_float16(training)
         run_evaluation(replace(cast(Any, settled), options=(evaluated, data, training)))
@@ -171,13 +177,15 @@ def _write_predictions(trainer: FinetuningTrainer, folder: Path) -> None:
 
 
 def _describe_data(trainer: T5Trainer, splits: dict[str, Split], data: DataArguments) -> dict[str, str]:
-    sample = splits["train"].pairs[:1000]
+    sample, sampler = splits["train"].some_pairs(1000), splits["train"].sampler
     inputs, targets = (mean(map(len, sample[name])) for name in ("input_ids", "labels"))
     sizes = ", ".join(f"{len(features.pairs):,} {split}" for split, features in splits.items())
     lines = {
         "examples": f"{sizes}; at most {data.max_source_length} tokens in, {data.max_target_length} out",
         "step": describe_step(trainer, inputs, targets),
     }
+    if sampler is not None:
+        lines = {"mixture": f"{sampler.describe()} in an epoch of {len(sampler):,}", **lines}
     if data.chosen_task is not None:
         lines = {"task": data.chosen_task.describe(), **lines}
     kinds = [(f"{split} {kind}", cut) for split, features in splits.items() for kind, cut in features.cut.items()]

@@ -90,6 +90,7 @@ def _make_loader(settled: Run[Options], tokenizer: PreTrainedTokenizerBase, obje
         training.process_index,
         training.world_size,
         max(workers, 1),
+        silent=bool(training.disable_tqdm),
     )
     if settled.checkpoint is not None and not training.ignore_data_skip:
         restore(stream, Path(settled.checkpoint))

@@ -69,9 +69,10 @@ def run(settled: Run[Options]) -> None:
     _, prompt, data, _ = settled.options
     import_peft()
     if prompt.import_prompt is None:
-        if data.train_file is None and data.dataset_name is None:
+        if data.train_file is None and data.dataset_name is None and data.mixture is None:
             raise TrainingError(
-                "There is nothing to do: give --train_file or --dataset_name to tune a prompt, or --import_prompt."
+                "There is nothing to do: give --train_file, --dataset_name or --mixture to tune a prompt, or "
+                "--import_prompt."
             )
         tune(settled)
     else:

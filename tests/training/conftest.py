@@ -26,7 +26,7 @@ def _words(value: object) -> list[str]:
 def forked(fork_server: ForkServer) -> Launcher:
     """As `launch`, but the processes are forked from one that has imported everything: much less to compute.
 
-    `hook` is code that each process runs before, with `RANK` as its number.
+    `hook` is code that each process runs before, with `RANK` as its number. An option that is None is left out.
     """
 
     def run(
@@ -35,7 +35,8 @@ def forked(fork_server: ForkServer) -> Launcher:
         options = {"train_file": DATA / "restaurants_train.jsonl", "use_cpu": True, "disable_tqdm": True, **options}
         if entry == "evaluate":
             del options["train_file"]
-        flags = [text for name, value in options.items() for text in (f"--{name}", *_words(value))]
+        given = {name: value for name, value in options.items() if value is not None}
+        flags = [text for name, value in given.items() for text in (f"--{name}", *_words(value))]
         run = fork_server.start(entry, flags, "ddp" if processes > 1 else "single", processes, hook, grace=5)
         codes = run.wait()
         stdout, stderr = map("".join, zip(*map(run.printed, range(processes)), strict=True))

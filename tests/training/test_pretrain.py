@@ -217,7 +217,7 @@ def complaint(output: Path, **options: object) -> str:
         ("broken.jsonl", b"{\n", "line at byte 0: not JSON"),
         ("list.jsonl", b"[]\n", "line at byte 0: not a JSON object"),
         ("latin1.txt", "caf\u00e9".encode("latin-1"), "text from byte 0 on: byte 4 is not UTF-8 text"),
-        ("packed.jsonl.gz", b"", "unknown extension '.gz'"),
+        ("packed.jsonl.bz2", b"", "unknown extension '.bz2'"),
     ],
 )
 def test_text_files(name, content, expected, tiny_models, tmp_path):

@@ -21,7 +21,7 @@ from t5_experimental.training.trainer.settle import Run, settle
 NEEDED = {
     "ModelArguments": {"model_name_or_path": "no-such-folder"},
     "PretrainingModelArguments": {"model_name_or_path": "no-such-folder"},
-    "DataArguments": {"train_file": "no-such-file.jsonl"},
+    "DataArguments": {"train_file": ["no-such-file.jsonl"]},
     "PretrainingDataArguments": {"train_file": ["no-such-file.txt"]},
     "PretrainingArguments": {"output_dir": "no-such-output", "max_steps": 1, "optimizer_slots": "no-such-slots"},
     "FinetuningArguments": {"output_dir": "no-such-output", "deepspeed": "no-such.json", "metric": ["bleu"]},

@@ -101,6 +101,16 @@ def make_stream(tokenizer, path, workers=1, packed=False, window=4000, seed=3, m
     return TextStream(windows, tokenizer, objective, packed, seed, workers=workers, **where)
 
 
+def test_the_first_worker_shows_how_far_the_first_window_is(tokenizer, tmp_path, capsys):
+    path = numbered_documents(tmp_path, 100)
+    rows = []
+    for shown, where in ((True, {}), (False, {"silent": True}), (False, {"process": 1, "processes": 2})):
+        stream = make_stream(tokenizer, path, window=2**20, **{"silent": False, **where})
+        rows.append(next(iter(stream))[2]["input_ids"].tolist())
+        assert ("Tokenizing the first text: 100%" in capsys.readouterr().err) == shown
+    assert rows[0] == rows[1] != rows[2]
+
+
 def test_every_pass_has_every_document_once(tokenizer, tmp_path):
     """Plain LM keeps the text whole; two processes of two workers share it."""
     path = numbered_documents(tmp_path, 300)

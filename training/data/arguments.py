@@ -11,14 +11,18 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import TrainingError, check_at_least
 from .denoisers import UL2_MODES, Deshuffling, IidDenoising, Mixture, iid_targets_length, ul2
+from .mixture_file import DataMixture, Entry, read_mixture
 from .objectives import Objective, PlainLM, PrefixLM, SpanCorruption, noise_counts, span_corruption_lengths
+from .patterns import check_format, find_paths
 from .tasks import Task, find_task
 
 
 # Options that a task replaces.
 _OF_COLUMNS = ("source_prefix", "input_column", "target_column")
+# Options that all parts of a mixture share.
+_OF_ALL_PARTS = ("max_source_length", "max_target_length", "preprocessing_num_workers")
 # File extensions that training/data/tables.py reads.
-DATA_FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+DATA_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 # Options with files to evaluate on, and the prefix of their metrics.
@@ -29,8 +33,12 @@ _EVALUATED = {"validation_file": "eval", "test_file": "test"}
 class DataArguments:
     """Data: which text to train on, and how much of it."""
 
-    train_file: str | None = field(
-        default=None, metadata={"help": "Training examples: .jsonl (or .json), .csv or .parquet."}
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Training examples: .jsonl, .json (lines or one array), .csv, .tsv or .parquet, the first four "
+            "also packed (.gz, .zst), or folders of save_to_disk. Several files or patterns, as 'data/*.jsonl'."
+        },
     )
     validation_file: list[str] | None = field(
         default=None,
@@ -45,11 +53,18 @@ class DataArguments:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Instead of files: a dataset of the hub, or a local folder that datasets.load_dataset reads, with "
-            "the split train and, optionally, validation and test."
+            "help": "Instead of files: a dataset of the hub, or a local folder that datasets.load_dataset reads or "
+            "save_to_disk wrote, with the split train and, optionally, validation and test."
         },
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the dataset."})
+    mixture: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of training files or a dataset: a YAML file of several, each with its own columns, prefix "
+            "or task, and how often each is drawn."
+        },
+    )
     input_column: str = field(default="source", metadata={"help": "Column of the encoder's text."})
     target_column: str = field(
         default="target", metadata={"help": "Column of the target text, or of a list of texts that are all right."}
@@ -65,8 +80,13 @@ class DataArguments:
     )
     max_source_length: int = field(default=512, metadata={"help": "Inputs are truncated to this many tokens."})
     max_target_length: int = field(default=128, metadata={"help": "Targets are truncated to this many tokens."})
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Processes that tokenize the examples. Default: one, with a thread per core."}
+    )
 
     def __post_init__(self) -> None:
+        if isinstance(self.train_file, str):
+            self.train_file = [self.train_file]
         for option in _EVALUATED:
             if isinstance(name := getattr(self, option), str):
                 setattr(self, option, [name])
@@ -74,12 +94,15 @@ class DataArguments:
         for option in ("train_file", *_EVALUATED):
             if getattr(self, option) is not None and self.dataset_name is not None:
                 raise TrainingError(f"--{option} and --dataset_name exclude each other: leave one of them out.")
+        for option in ("train_file", "dataset_name"):
+            if getattr(self, option) is not None and self.mixture is not None:
+                raise TrainingError(f"--{option} and --mixture exclude each other: leave one of them out.")
         if self.dataset_config_name is not None and self.dataset_name is None:
             raise TrainingError("--dataset_config_name has no effect without --dataset_name: give both, or none.")
         for option in ("input_column", "target_column"):
             if not getattr(self, option).strip():
                 raise TrainingError(f"--{option} is empty: name a column of the data.")
-        check_at_least(self, 1, "max_source_length", "max_target_length")
+        check_at_least(self, 1, "max_source_length", "max_target_length", "preprocessing_num_workers")
         self.chosen_task: Task | None = None if self.task is None else find_task(self.task)
         if self.task is not None:
             self.check_task({name for name in _OF_COLUMNS if getattr(self, name) != getattr(DataArguments, name)})
@@ -105,7 +128,14 @@ class DataArguments:
 
     def check_files(self) -> None:
         """Refuses data files that do not exist or have an unknown format."""
-        for option in ("train_file", *_EVALUATED):
+        for path in self.train_paths():
+            check_format("train_file", path, DATA_FORMATS)
+        for entry, options in self.parts():
+            try:
+                options.check_files()
+            except TrainingError as error:
+                raise TrainingError(f"{entry.where}: {error}") from error
+        for option in _EVALUATED:
             for name in _as_list(getattr(self, option)):
                 _check_data_file(option, Path(name))
 
@@ -139,27 +169,57 @@ class DataArguments:
         """The data set's name at the hub, if it is not a local folder."""
         return [] if self.dataset_name is None or Path(self.dataset_name).exists() else [self.dataset_name]
 
+    def parts(self) -> list[tuple[Entry, "DataArguments"]]:
+        """The parts of --mixture, each with the options to read it with: its own, and the lengths and workers of these.
+
+        Raises:
+            TrainingError: the file does not describe a mixture, or a part's options contradict each other.
+        """
+        parts = []
+        for entry in () if self.mixture is None else self.read_mixture().entries:
+            try:
+                options = DataArguments(**entry.options, **{name: getattr(self, name) for name in _OF_ALL_PARTS})
+                options.check_task(entry.options)
+            except TrainingError as error:
+                raise TrainingError(f"{entry.where}: {error}") from error
+            parts.append((entry, options))
+        return parts
+
+    def read_mixture(self) -> DataMixture:
+        """What the file of --mixture describes."""
+        return read_mixture(Path(str(self.mixture)))
+
+    def check_mixture(self, given: Collection[str]) -> None:
+        """Refuses options, of those that the user gave, that each part of a mixture has of its own."""
+        if self.mixture is None or self.validation_file is not None or self.test_file is not None:
+            return
+        if unused := [name for name in (*_OF_COLUMNS, "task") if name in given]:
+            raise TrainingError(
+                f"--{unused[0]} has no effect on a mixture, whose parts have their own: write it into {self.mixture}."
+            )
+
+    def train_paths(self) -> list[Path]:
+        """The files of --train_file, sorted by name; patterns that match nothing are refused."""
+        return find_paths("train_file", self.train_file or ())
+
 
 def _as_list(names: str | list[str] | None) -> list[str]:
     return [] if names is None else [names] if isinstance(names, str) else names
 
 
 def _check_data_file(option: str, path: Path) -> None:
-    if not path.is_file():
+    if not path.exists():
         raise TrainingError(f"--{option} {path} does not exist: give the path of a data file.")
-    if path.suffix.lower() not in DATA_FORMATS:
-        raise TrainingError(
-            f"--{option} {path} has the unknown extension {path.suffix!r}, which must tell the format: use one of "
-            f"{', '.join(DATA_FORMATS)}."
-        )
+    check_format(option, path, DATA_FORMATS)
 
 
 @dataclass
 class EvaluationDataArguments(DataArguments):
     """Data: which texts to evaluate on."""
 
-    # Not an option here.
-    train_file: str | None = field(default=None, init=False)
+    # Not options here.
+    train_file: list[str] | None = field(default=None, init=False)
+    mixture: str | None = field(default=None, init=False)
 
 
 @dataclass
@@ -168,14 +228,15 @@ class PretrainingDataArguments:
 
     train_file: list[str] = field(
         metadata={
-            "help": "Text: .txt, or .jsonl (or .json) with --text_column. Several files or patterns, as 'c4/*.jsonl'."
+            "help": "Text: .txt, or the formats of fine-tuning with --text_column, packed or not, or folders of "
+            "save_to_disk. Several files or patterns, as 'c4/*.jsonl.gz'."
         }
     )
     validation_file: list[str] | None = field(
         default=None, metadata={"help": "Text to evaluate on at the end, and during training with --eval_strategy."}
     )
     validation_rows: int = field(default=1000, metadata={"help": "Rows of the validation files to use."})
-    text_column: str = field(default="text", metadata={"help": "Column of JSON lines that has the text."})
+    text_column: str = field(default="text", metadata={"help": "Column of JSON and tables that has the text."})
     document_per_line: bool = field(
         default=False, metadata={"help": "Every line of .txt files is a document; otherwise blank lines separate them."}
     )

@@ -6,18 +6,19 @@ be indexed or read in advance. `datasets` streams text, too, but cannot start in
 """
 
 import codecs
-import glob
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import TrainingError, check_unicode, decode_line, parse_json_line, shown
+from ..errors import TrainingError, decode_line, parse_json_line
+from .patterns import check_format, find_paths
+from .rewriting import JSON_FORMATS, readable_anywhere, text_of_row
+from .tables import READERS
 
 
-JSON_FORMATS = (".jsonl", ".json")
-DOCUMENT_FORMATS = (".txt", *JSON_FORMATS)
+DOCUMENT_FORMATS = (".txt", *READERS)
 
 MOST_BYTES = 64_000_000
 """Maximum size of a document, which is held in memory, more than once while it is tokenized."""
@@ -28,16 +29,28 @@ class DocumentFile:
     """A file of documents, in UTF-8.
 
     Attributes:
-        path: its extension tells the format: JSON lines, or text.
-        size: in bytes.
-        column: of JSON lines, the one with the text.
+        path: as it was given; its extension tells the format.
+        size: of its content, in bytes.
+        column: of JSON lines and tables, the one with the text.
         document_per_line: of text files; otherwise blank lines separate documents.
+        rewritten: the file that has the content, if it is packed or a table.
     """
 
     path: Path
     size: int
     column: str = "text"
     document_per_line: bool = False
+    rewritten: Path | None = None
+
+    @property
+    def content(self) -> Path:
+        """Text or JSON lines, to be read from any byte."""
+        return self.path if self.rewritten is None else self.rewritten
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether a document is a column of a row."""
+        return self.content.suffix.lower() in JSON_FORMATS
 
     def read(self, start: int, stop: int) -> Iterator[str]:
         """Documents that begin at the bytes from `start` to `stop`; those without text are left out.
@@ -48,13 +61,14 @@ class DocumentFile:
         """
         if start >= stop:
             return
-        with self.path.open("rb") as file:
-            if self.path.suffix.lower() in JSON_FORMATS:
-                documents = (self._column_of(place, line) for place, line in _lines(file, start, stop))
+        with self.content.open("rb") as file:
+            lines = _lines_from(file, start, self.path)
+            if self.has_columns:
+                documents = (self._column_of(place, line) for place, line in _within(lines, stop))
             elif self.document_per_line:
-                documents = (self._decode(place, line) for place, line in _lines(file, start, stop))
+                documents = (self._decode(place, line) for place, line in _within(lines, stop))
             else:
-                documents = (self._decode(place, lines) for place, lines in _paragraphs(file, start, stop))
+                documents = (self._decode(place, part) for place, part in _paragraphs(lines, start, stop, self.path))
             for document in documents:
                 if text := document.strip():
                     yield text
@@ -67,18 +81,11 @@ class DocumentFile:
     def _column_of(self, place: int, line: bytes) -> str:
         where = f"{self.path}, line at byte {place}"
         # Python limits the digits of integers, and the numbers are not used.
-        row = parse_json_line(self._decode(place, line), where, parse_int=float)
-        if self.column not in row:
-            columns = shown(sorted(row))
-            raise TrainingError(f"{where}: no column {self.column!r} among {columns}; name it with --text_column.")
-        if not isinstance(row[self.column], str):
-            held = shown(row[self.column])
-            raise TrainingError(f"{where}: column {self.column!r} holds {held}, which is not text; make it a string.")
-        return check_unicode(row[self.column], where)
+        return text_of_row(parse_json_line(self._decode(place, line), where, parse_int=float), self.column, where)
 
 
-def _lines_from(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
-    """Lines that begin at `start` or later, with their positions."""
+def _lines_from(file: BinaryIO, start: int, path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that begin at `start` or later, with their positions; `path` is the file's name in messages."""
     place = max(start - 1, 0)
     file.seek(place)
     if start > 0:
@@ -86,7 +93,7 @@ def _lines_from(file: BinaryIO, start: int) -> Iterator[tuple[int, bytes]]:
     while line := file.readline(MOST_BYTES + 1):
         if len(line) > MOST_BYTES:
             raise TrainingError(
-                f"{file.name} has a line of more than {MOST_BYTES / 1e6:g} MB at byte {place}, which is too long for a "
+                f"{path} has a line of more than {MOST_BYTES / 1e6:g} MB at byte {place}, which is too long for a "
                 "document: split it with line breaks."
             )
         yield place, line
@@ -103,22 +110,24 @@ def _skip_line(file: BinaryIO) -> int:
     return count
 
 
-def _lines(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    for place, line in _lines_from(file, start):
+def _within(lines: Iterator[tuple[int, bytes]], stop: int) -> Iterator[tuple[int, bytes]]:
+    for place, line in lines:
         if place >= stop:
             return
         if line.strip():
             yield place, line
 
 
-def _paragraphs(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+def _paragraphs(
+    numbered: Iterator[tuple[int, bytes]], start: int, stop: int, path: Path
+) -> Iterator[tuple[int, bytes]]:
     """Runs of lines that are not blank, with their positions.
 
     A run belongs to the range of the blank line before it, or of the file's first byte, so that no range has to look
     back.
     """
     begins_here, first, lines = start == 0, 0, list[bytes]()
-    for place, line in _lines_from(file, start):
+    for place, line in numbered:
         if not line.strip():
             if lines:
                 yield first, b"".join(lines)
@@ -130,7 +139,7 @@ def _paragraphs(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, by
             lines.append(line)
             if place + len(line) - first > MOST_BYTES:
                 raise TrainingError(
-                    f"{file.name} has more than {MOST_BYTES / 1e6:g} MB from byte {first} on without a blank line, "
+                    f"{path} has more than {MOST_BYTES / 1e6:g} MB from byte {first} on without a blank line, "
                     "which separates documents: give --document_per_line if every line is one."
                 )
         elif place >= stop:
@@ -140,43 +149,35 @@ def _paragraphs(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, by
 
 
 def find_files(option: str, patterns: Sequence[str], column: str, document_per_line: bool) -> list[DocumentFile]:
-    """Files of names and glob patterns, each once (also if links lead to it), sorted by name.
+    """Files and folders of names and glob patterns, each once (also if links lead to it), sorted by name.
 
     Raises:
-        TrainingError: a pattern matches nothing, an extension is unknown, or files are empty.
+        TrainingError: a pattern matches nothing, an extension is unknown, or files are empty; or one that has to be
+            rewritten, see [`~t5_experimental.training.data.rewriting`], cannot be read to its end.
     """
-    paths: dict[Path, Path] = {}
-    for pattern in patterns:
-        matches = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
-        if not matches:
-            raise TrainingError(f"--{option} {pattern} does not exist: give paths of text files, or patterns of them.")
-        for path in map(Path, sorted(matches)):
-            paths.setdefault(path.resolve(), path)
+    paths = find_paths(option, patterns)
+    for path in paths:
+        check_format(option, path, DOCUMENT_FORMATS)
     files = []
-    for path in sorted(paths.values()):
-        if not path.is_file():
-            raise TrainingError(f"--{option} {path} is not a file: give files, or a pattern such as {path}/*.txt.")
-        if path.suffix.lower() not in DOCUMENT_FORMATS:
-            raise TrainingError(
-                f"--{option} {path} has the unknown extension {path.suffix!r}, which must tell the format: use one of "
-                f"{', '.join(DOCUMENT_FORMATS)}, unpacked."
-            )
-        files.append(DocumentFile(path, path.stat().st_size, column, document_per_line))
+    for path in paths:
+        content = readable_anywhere(path, column)
+        size = content.stat().st_size
+        files.append(DocumentFile(path, size, column, document_per_line, None if content == path else content))
     for file in files:
-        _check_line_ends(option, file.path)
+        _check_line_ends(option, file)
         if next(file.read(0, file.size), None) is None:
             raise TrainingError(f"--{option} {file.path} has no text: give files with at least one document each.")
     return files
 
 
-def _check_line_ends(option: str, path: Path) -> None:
+def _check_line_ends(option: str, file: DocumentFile) -> None:
     """Refuses files in which everything would be one line."""
-    with path.open("rb") as file:
-        start = file.read(2**20)
-    if b"\r" in start and b"\n" not in start and path.suffix.lower() not in JSON_FORMATS:
+    with file.content.open("rb") as content:
+        start = content.read(2**20)
+    if b"\r" in start and b"\n" not in start and not file.has_columns:
         raise TrainingError(
-            f"--{option} {path}: its lines end with carriage returns alone, which do not separate documents: convert "
-            "them to line feeds."
+            f"--{option} {file.path}: its lines end with carriage returns alone, which do not separate documents: "
+            "convert them to line feeds."
         )
 
 
@@ -199,15 +200,15 @@ class Windows:
         common folder, which may be moved."""
         names = [os.path.abspath(file.path) for file in self._files]
         folder = os.path.commonpath([os.path.dirname(name) for name in names])
-        formats = {file.path.suffix.lower() for file in self._files}
+        kinds = {file.has_columns for file in self._files}
         return {
             "bytes of text": self.total,
             "windows": self.count,
             "files": [
                 [os.path.relpath(name, folder), file.size] for name, file in zip(names, self._files, strict=True)
             ],
-            "--text_column": self._files[0].column if formats & set(JSON_FORMATS) else None,
-            "--document_per_line": self._files[0].document_per_line if formats - set(JSON_FORMATS) else None,
+            "--text_column": self._files[0].column if True in kinds else None,
+            "--document_per_line": self._files[0].document_per_line if False in kinds else None,
         }
 
     def documents(self, index: int) -> Iterator[str]:

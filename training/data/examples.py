@@ -1,8 +1,10 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Examples from files or datasets, first as text exactly as written, then as token ids."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import TrainingError, in_a_line, shown
 from .arguments import DataArguments
+from .folders import is_saved, load_saved, stamp_of
+from .mixing import MixtureSampler, Source, quotas
 from .readings import Columns, Example, Reading, TaskRows
-from .tables import READERS
+from .tables import read_table
 from .tasks import Task
 
 
@@ -46,11 +50,11 @@ def read_examples(path: Path, input_column: str, target_column: str, ending: str
 
 
 def _read(path: Path, reading: Reading, ending: str | None) -> Iterator[Any]:
-    for where, row in READERS[ending or path.suffix.lower()](path):
+    for where, row in read_table(path, ending):
         yield reading.example(row, where)
 
 
-def _generate(path: str, reading: Reading, ending: str | None, stamp: tuple[int, int]) -> Iterator[Any]:
+def _generate(path: str, reading: Reading, ending: str | None, stamp: list[tuple[str, int, int]]) -> Iterator[Any]:
     # `stamp` only serves as a cache key for `datasets`: a file that has changed is read again.
     yield from _read(Path(path), reading, ending)
 
@@ -67,7 +71,6 @@ def load_examples(path: Path, input_column: str, target_column: str, ending: str
 def _load(path: Path, reading: Reading, ending: str | None = None) -> Dataset:
     if next(_read(path, reading, ending), None) is None:
         raise TrainingError(f"{path} has no examples: give a file with at least one.")
-    status = path.stat()
     try:
         return Dataset.from_generator(
             _generate,
@@ -76,7 +79,7 @@ def _load(path: Path, reading: Reading, ending: str | None = None) -> Dataset:
                 "path": str(path.resolve()),
                 "reading": reading,
                 "ending": ending,
-                "stamp": (status.st_size, status.st_mtime_ns),
+                "stamp": stamp_of(path),
             },
         )
     except DatasetGenerationError as error:
@@ -99,6 +102,8 @@ def load_named_examples(name: str, config: str | None, input_column: str, target
 
 def _load_named(name: str, config: str | None, reading: Reading, wanted: dict[str, list[str]]) -> dict[str, Dataset]:
     """The examples of those splits that exist of `wanted`: names that the dataset may give them, by ours."""
+    if is_saved(Path(name)):
+        return _load_saved(Path(name), config, reading, wanted)
     try:
         builder = load_dataset_builder(name, config)
         # pandas, which reads CSV for `datasets`, guesses types, renames columns and treats an extra cell as an index.
@@ -110,13 +115,9 @@ def _load_named(name: str, config: str | None, reading: Reading, wanted: dict[st
             f"--dataset_name {name} does not load: {in_a_line(why)}; give another, or files with --train_file."
         ) from error
     names = list(files or splits)
-    if "train" in wanted and not (files.get("train") or len(splits.get("train", ()))):
-        raise TrainingError(
-            f"--dataset_name {name} has no examples to train on (its splits are {', '.join(names)}): give another, or "
-            "--train_file."
-        )
-    present = {ours: [name for name in possible if name in names] for ours, possible in wanted.items()}
-    found = {ours: there[0] for ours, there in present.items() if there}
+    if "train" in wanted:
+        _check_training(name, bool(files.get("train") or len(splits.get("train", ()))), names)
+    found = _found(wanted, names)
     if is_csv:
         return {
             ours: concatenate_datasets([_load(path, reading, ending=".csv") for path in files[split]])
@@ -125,6 +126,32 @@ def _load_named(name: str, config: str | None, reading: Reading, wanted: dict[st
     for split in found.values() if builder.name == "json" else ():
         _check_types(f"--dataset_name {name}, split {split}", splits[split], reading.texts)
     return {ours: _examples_of(splits[split], f"{name}, split {split}", reading) for ours, split in found.items()}
+
+
+def _check_training(name: str, has_examples: bool, splits: list[str]) -> None:
+    if not has_examples:
+        raise TrainingError(
+            f"--dataset_name {name} has no examples to train on (its splits are {', '.join(splits)}): give another, or "
+            "--train_file."
+        )
+
+
+def _found(wanted: dict[str, list[str]], names: list[str]) -> dict[str, str]:
+    """The first of the wanted names of each split that is there."""
+    present = {ours: [name for name in possible if name in names] for ours, possible in wanted.items()}
+    return {ours: there[0] for ours, there in present.items() if there}
+
+
+def _load_saved(path: Path, config: str | None, reading: Reading, wanted: dict[str, list[str]]) -> dict[str, Dataset]:
+    """The same of a folder that `save_to_disk` wrote; a data set without splits is to train on."""
+    if config is not None:
+        raise TrainingError(f"--dataset_name {path} was written by save_to_disk: leave --dataset_config_name out.")
+    saved = load_saved(path)
+    folders = {"train": path} if isinstance(saved, Dataset) else {name: path / name for name in saved}
+    rows = saved if isinstance(saved, Dataset) else saved.get("train", ())
+    if "train" in wanted:
+        _check_training(str(path), bool(len(rows)), list(folders))
+    return {ours: _load(folders[split], reading) for ours, split in _found(wanted, list(folders)).items()}
 
 
 def _csv_files(name: str, builder: DatasetBuilder) -> dict[str, list[Path]]:
@@ -164,9 +191,9 @@ def load_splits(options: DataArguments, trains: bool = True) -> dict[str, Datase
     """Examples, with columns `source` and `targets`, by the prefix of their metrics in the trainer: `train` if the run
     trains, and `eval` and `test` if they exist, or one for each of several files, see
     [`~t5_experimental.training.data.arguments.DataArguments.evaluated_files`]. With a task, they also have its
-    columns."""
-    if trains and options.dataset_name is None and options.train_file is None:
-        raise TrainingError("There is nothing to train on: give --train_file, or --dataset_name.")
+    columns. Of a mixture, `train` is missing; see [`make_mixture`]."""
+    if trains and options.dataset_name is None and options.train_file is None and options.mixture is None:
+        raise TrainingError("There is nothing to train on: give --train_file, --dataset_name or --mixture.")
     task = options.chosen_task
     reading = Columns(options.input_column, options.target_column) if task is None else TaskRows(task.name)
     if options.dataset_name is not None:
@@ -174,9 +201,11 @@ def load_splits(options: DataArguments, trains: bool = True) -> dict[str, Datase
         wanted = {split: names for split, names in wanted.items() if trains or split != "train"}
         splits = _load_named(options.dataset_name, options.dataset_config_name, reading, wanted)
     else:
-        files = {"train": Path(str(options.train_file))} if trains else {}
-        splits = {split: _load(file, reading) for split, file in {**files, **options.evaluated_files()}.items()}
-    if task is not None and task.trains_on is not None and trains:
+        splits = {split: _load(file, reading) for split, file in options.evaluated_files().items()}
+        if trains and options.train_file is not None:
+            training = concatenate_datasets([_load(path, reading) for path in options.train_paths()])
+            splits = {"train": training, **splits}
+    if "train" in splits and task is not None and task.trains_on is not None:
         splits["train"] = _rows_to_train_on(splits["train"], task)
     return splits
 
@@ -201,11 +230,24 @@ class Split:
         examples: one row per example, as text: `source`, `targets`, and with a task the rest of a
             [`~t5_experimental.training.data.task_texts.TaskExample`].
         cut: of `inputs` and `targets`, the length of the longest and how many are truncated.
+        sampler: of a mixture, the order to train on the pairs in.
     """
 
     pairs: Dataset
     examples: Dataset
     cut: dict[str, "Cut"]
+    sampler: MixtureSampler | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Pairs in an epoch."""
+        return len(self.pairs) if self.sampler is None else len(self.sampler)
+
+    def some_pairs(self, count: int) -> dict[str, list[Any]]:
+        """The first pairs; of a mixture, of its first epoch."""
+        if self.sampler is None:
+            return self.pairs[:count]
+        return self.pairs.select(list(islice(self.sampler, count)))[:]
 
     def references(self) -> dict[str, list[str]]:
         """Every distinct input with its references: the targets of all examples that have it."""
@@ -224,6 +266,10 @@ class Cut:
     total: int
     longest: int
     empty: int
+
+    def __add__(self, other: "Cut") -> "Cut":
+        longest = max(self.longest, other.longest)
+        return Cut(self.count + other.count, self.total + other.total, longest, self.empty + other.empty)
 
 
 def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], limit: int) -> tuple[list[list[int]], list[int]]:
@@ -256,10 +302,40 @@ def make_split(examples: Dataset, options: DataArguments, tokenizer: PreTrainedT
             "target_length": target_lengths,
         }
 
-    pairs = examples.map(tokenize, batched=True, remove_columns=examples.column_names)
+    workers = options.preprocessing_num_workers
+    if workers is not None:
+        workers = min(workers, len(examples))
+        # The tokenizer's threads would not survive the fork of the workers.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    pairs = examples.map(tokenize, batched=True, remove_columns=examples.column_names, num_proc=workers)
     limits = {"input": options.max_source_length, "target": options.max_target_length}
     cut = {}
     for kind, limit in limits.items():
         lengths = pairs.with_format("numpy")[f"{kind}_length"][:]
         cut[f"{kind}s"] = Cut(int((lengths > limit).sum()), len(lengths), int(lengths.max()), int((lengths <= 1).sum()))
     return Split(pairs.remove_columns(["input_length", "target_length"]), examples, cut)
+
+
+def make_mixture(options: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split:
+    """Token ids of all parts of a mixture one after the other, and the order to train on them in.
+
+    Raises:
+        TrainingError: as for [`load_splits`] and [`~t5_experimental.training.data.mixing.quotas`]; the message has the
+            line of the part.
+    """
+    names, parts = [], list[Split]()
+    for entry, own in options.parts():
+        try:
+            parts.append(make_split(load_splits(own)["train"], own, tokenizer))
+        except TrainingError as error:
+            raise TrainingError(f"{entry.where}: {error}") from error
+        names.append(entry.name)
+    counts = [len(part.pairs) for part in parts]
+    draws = quotas(options.read_mixture(), counts)
+    sources = [Source(*facts) for facts in zip(names, counts, draws, strict=True)]
+    cut = parts[0].cut
+    for part in parts[1:]:
+        cut = {kind: cut[kind] + part.cut[kind] for kind in cut}
+    texts = [part.examples.select_columns(["source", "targets"]) for part in parts]
+    pairs = concatenate_datasets([part.pairs for part in parts])
+    return Split(pairs, concatenate_datasets(texts), cut, MixtureSampler(sources, seed))

@@ -10,7 +10,7 @@ buffer.)
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import TrainingError
@@ -79,6 +80,7 @@ class TextStream(IterableDataset):
         process: index of this process.
         processes: number of processes.
         workers: per process, to prepare rows.
+        silent: whether no progress of the first window is shown, for which training waits.
     """
 
     def __init__(
@@ -91,10 +93,12 @@ class TextStream(IterableDataset):
         process: int = 0,
         processes: int = 1,
         workers: int = 1,
+        silent: bool = True,
     ):
         super().__init__()
         self.windows, self.objective, self.packed = windows, objective, packed
         self.seed, self.process, self.processes, self.workers = seed, process, processes, workers
+        self.silent = silent
         self.state = StreamState((Place(),) * workers)
         self._tokenizer = tokenizer
         self._reserved = _reserved_ids(tokenizer)
@@ -130,7 +134,7 @@ class TextStream(IterableDataset):
     def _rows_of_shard(self, worker: int) -> Iterator[tuple[Place, Features]]:
         shard, shards = self.process * self.workers + worker, self.processes * self.workers
         (number, skipped) = self.state.places[worker]
-        chunks = list(self._chunks_of(number, shard, shards))
+        chunks = self._first_chunks(number, shard, shards)
         while True:
             # Prepare the next window while this one is used, so that training never waits for an entire window.
             upcoming, following = self._chunks_of(number + 1, shard, shards), list[np.ndarray]()
@@ -143,10 +147,27 @@ class TextStream(IterableDataset):
             chunks = [*following, *upcoming]
             number, skipped = number + 1, 0
 
-    def _chunks_of(self, number: int, shard: int, shards: int) -> Iterator[np.ndarray]:
-        """Chunks of a worker's window, cut by draws of their own."""
+    def _first_chunks(self, number: int, shard: int, shards: int) -> list[np.ndarray]:
+        """A window's chunks, for which training waits; the first worker of all shows how far it is."""
+        windows = self.windows
+        silent = self.silent or shard != 0
+        with tqdm(
+            desc="Tokenizing the first text",
+            total=windows.total // windows.count,
+            unit="B",
+            unit_scale=True,
+            disable=silent,
+        ) as bar:
+            chunks = list(self._chunks_of(number, shard, shards, bar.update))
+            bar.update(bar.total - bar.n)  # what is no text, such as the blank lines between documents
+        return chunks
+
+    def _chunks_of(
+        self, number: int, shard: int, shards: int, advance: Callable[[int], Any] = lambda size: None
+    ) -> Iterator[np.ndarray]:
+        """Chunks of a worker's window, cut by draws of their own; `advance` is called with the size of texts."""
         draws = np.random.default_rng((self.seed, number, shard, _CUTS))
-        return self._chunks(self._window(number * shards + shard), draws)
+        return self._chunks(self._window(number * shards + shard), draws, advance)
 
     def _window(self, turn: int) -> int:
         """Index of the window at a position in the sequence of passes."""
@@ -156,12 +177,15 @@ class TextStream(IterableDataset):
     def _new_order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(self.windows.count)
 
-    def _chunks(self, window: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    def _chunks(
+        self, window: int, rng: np.random.Generator, advance: Callable[[int], Any] = lambda size: None
+    ) -> Iterator[np.ndarray]:
         together = self.objective.documents_together
         for texts in _batches(self.windows.documents(window), max(together, _TEXTS // together * together)):
             documents = [tokens for tokens in self._tokenize(texts) if len(tokens)]
             for group in _batches(documents, together):
                 yield from self.objective.chunks(group, rng)
+            advance(sum(len(text.encode()) for text in texts))
 
     def _tokenize(self, texts: list[str]) -> Iterator[np.ndarray]:
         encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)

@@ -15,6 +15,9 @@ from typing import Any
 from pyarrow import ArrowException, parquet
 
 from ..errors import TrainingError, check_names, decode_line, in_a_line, parse_json_line
+from .folders import rows_of_folder
+from .json_arrays import begins_array, rows_of_array
+from .opening import format_of, opened
 
 
 # A row of a file, and its position for messages.
@@ -23,14 +26,24 @@ PlacedRow = tuple[str, dict[str, Any]]
 # Much more than any file's metadata needs; limits what a damaged file makes the reader allocate.
 _FOOTER_LIMITS = {"thrift_string_size_limit": 2**26, "thrift_container_size_limit": 2**20}
 
+# A packed file may unpack to a line that would fill the memory.
+_MOST_BYTES = 2**28
+
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a UTF-8 file including line ends, numbered from 1, without a byte order mark."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            yield number, decode_line(line, f"{path}, line {number}")
+    with opened(path) as file:
+        number = 0
+        while line := file.readline(_MOST_BYTES + 1):
+            number += 1
+            where = f"{path}, line {number}"
+            if len(line) > _MOST_BYTES:
+                raise TrainingError(f"{where}: more than {_MOST_BYTES / 1e6:.0f} MB in one line; split it.")
+            yield number, decode_line(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line, where)
+
+
+def _json_rows(path: Path) -> Iterator[PlacedRow]:
+    return rows_of_array(path) if begins_array(path) else _json_lines(path)
 
 
 def _json_lines(path: Path) -> Iterator[PlacedRow]:
@@ -41,26 +54,39 @@ def _json_lines(path: Path) -> Iterator[PlacedRow]:
             yield where, parse_json_line(line, where, parse_int=str, parse_float=str)
 
 
+# Of `csv.reader`. Strict: the quotation mark that closes a cell comes before a comma or line break; others are doubled.
+_CSV: dict[str, Any] = {"strict": True}
+# As IANA registered it: every tab separates cells, every line break rows, and quotation marks are text.
+_TSV: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+
+
 def _csv_rows(path: Path) -> Iterator[PlacedRow]:
+    return _rows(path, _CSV, "put text with commas or line breaks in quotation marks")
+
+
+def _tsv_rows(path: Path) -> Iterator[PlacedRow]:
+    remedy = "a tab or a line break separates cells also within quotation marks: replace those inside texts by spaces"
+    return _rows(path, _TSV, remedy)
+
+
+def _rows(path: Path, dialect: dict[str, Any], remedy: str) -> Iterator[PlacedRow]:
     names: list[str] | None = None
-    for where, cells in _csv_cells(path):
+    for where, cells in _cells(path, dialect):
         if names is None:
             names = cells
             check_names(names, where)
         elif len(cells) != len(names):
             raise TrainingError(
-                f"{where}: not as many cells as the first line has ({len(cells)}, and not {len(names)}); put text with "
-                "commas or line breaks in quotation marks."
+                f"{where}: not as many cells as the first line has ({len(cells)}, and not {len(names)}); {remedy}."
             )
         else:
             yield where, dict(zip(names, cells, strict=True))
 
 
-def _csv_cells(path: Path) -> Iterator[tuple[str, list[str]]]:
+def _cells(path: Path, dialect: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """The cells of each row that is not blank, and the line where it begins."""
-    csv.field_size_limit(2**31 - 1)  # the default refuses documents of more than 128 KiB
-    # Strict: the quotation mark that closes a cell comes before a comma or line break; others are doubled.
-    rows = csv.reader((line for _, line in _lines(path)), strict=True)
+    csv.field_size_limit(_MOST_BYTES)  # the default refuses documents of more than 128 KiB
+    rows = csv.reader((line for _, line in _lines(path)), **dialect)
     while True:
         first = rows.line_num + 1
         where = f"{path}, line {first}"
@@ -79,6 +105,8 @@ def _csv_problem(where: str, first: int, last: int, problem: str) -> str:
         return f"{where}: a quotation mark is opened there or in a line below it and never closed; close or double it."
     if problem.startswith("new-line character"):
         return f"{where}: a carriage return does not end a line; end lines with a line feed, or quote the cell."
+    if problem.startswith("field larger"):
+        return f"{where}: more than {_MOST_BYTES / 1e6:.0f} MB in one cell; close its quotation mark, or split it."
     until = f" up to line {last}" if last > first else ""
     return (
         f"{where}: not CSV{until} ({problem}); a quotation mark inside a quoted cell is doubled, and one that opens a "
@@ -102,7 +130,21 @@ def _parquet_rows(path: Path) -> Iterator[PlacedRow]:
 
 READERS: dict[str, Callable[[Path], Iterator[PlacedRow]]] = {
     ".jsonl": _json_lines,
-    ".json": _json_lines,
+    ".json": _json_rows,
     ".csv": _csv_rows,
+    ".tsv": _tsv_rows,
     ".parquet": _parquet_rows,
 }
+
+
+def read_table(path: Path, ending: str | None = None) -> Iterator[PlacedRow]:
+    """Rows of a file, or of a folder that `save_to_disk` of `datasets` wrote.
+
+    Args:
+        path: the file, possibly packed, or the folder.
+        ending: extension that tells the format, instead of the file's own.
+
+    Raises:
+        TrainingError: it does not have this format, or a row would not come as written.
+    """
+    return rows_of_folder(path) if path.is_dir() else READERS[ending or format_of(path)](path)

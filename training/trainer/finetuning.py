@@ -15,6 +15,7 @@ from t5_experimental.decoding_t5_experimental import decoding_session
 from ..data.arguments import DataArguments
 from ..data.examples import Split, source_features
 from ..data.metrics import compute_metrics
+from ..data.mixing import MixtureSampler
 from ..data.predictions import Sample, append, predictions_file, read_predictions
 from ..data.task_texts import TaskExample
 from .finetuning_arguments import FinetuningArguments
@@ -50,6 +51,8 @@ class FinetuningTrainer(T5Trainer):
         evaluated = cast(Any, several or pairs.get("eval"))
         super().__init__(train_dataset=pairs.get("train"), eval_dataset=evaluated, **kwargs)
         self._splits, self._data, self._metrics = splits, data, metrics
+        self.mixture: MixtureSampler | None = splits["train"].sampler if "train" in splits else None
+        """The order of training on a mixture; None for transformers' own."""
         self._measures = bool(metrics) or data.chosen_task is not None
         self.hooks.check_search(self.args.generation_num_beams)
         # The pass that computes losses does not generate.
@@ -193,6 +196,15 @@ class FinetuningTrainer(T5Trainer):
         ids, scores = self.accelerator.gather_for_metrics((ids, scores))
         texts = tokenizer.batch_decode(ids.cpu().numpy(), skip_special_tokens=True)
         return list(zip(texts, scores.tolist(), strict=True))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        return super()._get_train_sampler(train_dataset) if self.mixture is None else self.mixture
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # accelerate's loaders do not reach the sampler if batches are skipped and dealt out to processes.
+        if self.mixture is not None:
+            self.mixture.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
         # Predictions have the order of their inputs, even where training groups examples by length.

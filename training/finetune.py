@@ -20,6 +20,7 @@ if __name__ == "__main__":
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from types import MappingProxyType
@@ -35,9 +36,9 @@ from t5_experimental.training.engines.fsdp2_weights import reads_in_parts
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.evaluation import check_splits, run_evaluation
 from t5_experimental.training.memory.estimate import print_estimate
-from t5_experimental.training.models.adapters import import_peft, lora_config, lora_targets
+from t5_experimental.training.models.adapters import import_peft, load_adapter, lora_config, lora_targets
 from t5_experimental.training.models.arguments import EvaluatedModelArguments, ModelArguments, check_model_folder
-from t5_experimental.training.models.loading import load_config, load_model, load_tokenizer
+from t5_experimental.training.models.loading import config_to_estimate, load_model, load_tokenizer
 from t5_experimental.training.report.start_lines import describe_step, warn_of_float16
 from t5_experimental.training.run import run_trainer
 from t5_experimental.training.trainer.checkpoint_folders import write_aside
@@ -79,9 +80,14 @@ def build_trainer(
     if data.mixture is not None and "train_sampling_strategy" in settled.given:
         raise TrainingError("--train_sampling_strategy has no effect on a mixture, which has an order of its own.")
     training.settle_metrics(data.chosen_task, data.evaluated_files())
-    if adapt is None and training.lora_rank:
+    folder, adapter = EvaluatedModelArguments(model_options.model_name_or_path).folders()
+    if adapter is not None:
+        _check_further_training(adapter, training)
+        adapt = partial(_with_adapter, adapter)
+    elif adapt is None and training.lora_rank:
         adapt = _with_lora(training.lora_rank)
-    folder = model_options.model_name_or_path
+    elif training.merge_lora:
+        raise TrainingError("--merge_lora has no effect without --lora_rank: give both, or none.")
     check_model_folder(folder)
     tokenizer = load_tokenizer(folder)
     device_map = "meta" if adapt is None and reads_in_parts(settled.engine, folder) else None
@@ -120,15 +126,38 @@ def run(settled: Run[Options]) -> None:
         warn_of_float16(training)
         run_evaluation(replace(cast(Any, settled), options=(evaluated, data, training)))
         return
-    check_model_folder(model_options.model_name_or_path)
     if training.estimate is not None:
-        config = load_config(model_options.model_name_or_path, **model_options.dropout_fields())
+        config = config_to_estimate(model_options)
         print_estimate(settled, config, data.max_source_length, data.max_target_length, lora_rank=training.lora_rank)
         return
+    model_options.check_trains()
     warn_of_float16(training)
     set_seed(training.seed)
     trainer, splits = build_trainer(settled)
     train_and_evaluate(trainer, splits, data)
+
+
+def _check_further_training(adapter: str, training: FinetuningArguments) -> None:
+    """Refuses options that do not suit adapters which are trained further."""
+    if import_peft().PeftConfig.from_pretrained(adapter).is_prompt_learning:
+        raise TrainingError(
+            f"--model_name_or_path {adapter} holds a prompt: prompt_tune tunes it further with --prompt_init {adapter} "
+            "and the model's folder."
+        )
+    if training.lora_rank:
+        raise TrainingError(
+            f"--lora_rank is for new adapters, and {adapter} holds some, which are trained further: leave it out."
+        )
+    if (chosen := training.chosen_optimizer()).is_original_adafactor:
+        raise TrainingError(
+            f"--model_name_or_path {adapter} holds adapters, and the Adafactor of {chosen.option} scales updates by "
+            "the size of a parameter: choose adamw there, or leave the option out."
+        )
+
+
+def _with_adapter(adapter: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The model with the LoRA adapters of a folder, to train them further."""
+    return load_adapter(model, adapter, trains=True)
 
 
 def _with_lora(rank: int) -> Callable[[PreTrainedModel, PreTrainedTokenizerBase], Any]:

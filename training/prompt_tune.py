@@ -36,8 +36,8 @@ from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.memory.estimate import print_estimate
 from t5_experimental.training.models.adapters import add_prompt, import_peft
 from t5_experimental.training.models.arguments import ModelArguments, PromptArguments
-from t5_experimental.training.models.loading import load_config
-from t5_experimental.training.models.prompts import initial_rows, read_prompt, save_prompt
+from t5_experimental.training.models.loading import config_to_estimate, load_config
+from t5_experimental.training.models.prompts import initial_rows, prompt_to_tune, read_prompt, save_prompt
 from t5_experimental.training.optim.adafactor import PromptAdafactor
 from t5_experimental.training.report.report import card_of_import, write_card
 from t5_experimental.training.report.start_lines import describe_learning_rate, warn_of_float16
@@ -69,7 +69,8 @@ def run(settled: Run[Options]) -> None:
     _, prompt, data, _ = settled.options
     import_peft()
     if prompt.import_prompt is None:
-        if data.train_file is None and data.dataset_name is None and data.mixture is None:
+        has_data = any(source is not None for source in (data.train_file, data.dataset_name, data.mixture))
+        if not has_data and settled.training.estimate is None:
             raise TrainingError(
                 "There is nothing to do: give --train_file, --dataset_name or --mixture to tune a prompt, or "
                 "--import_prompt."
@@ -96,11 +97,25 @@ def build_trainer(settled: Run[Options]) -> tuple[FinetuningTrainer, dict[str, S
     """The trainer, the examples by split, and facts about the prompt, by heading; see `finetune.build_trainer`."""
     model_options, prompt, data, training = settled.options
 
+    start = prompt.initial_prompt
+    if start is not None:
+        rows = prompt_to_tune(start, load_config(model_options.model_name_or_path))
+        if "prompt_length" in settled.given and prompt.prompt_length != len(rows):
+            raise TrainingError(
+                f"--prompt_length is {prompt.prompt_length}, but --prompt_init {start} has {len(rows)} rows: leave it "
+                "out."
+            )
+        prompt.prompt_length = len(rows)
+
     def adapt(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "PeftModel":
+        if start is not None:
+            return add_prompt(model, rows)
         draws = torch.Generator().manual_seed(training.seed)
         embedding = full_copy(cast(torch.nn.Embedding, model.get_input_embeddings()).weight)
-        rows = initial_rows(str(prompt.prompt_init), prompt.labels, embedding, tokenizer, prompt.prompt_length, draws)
-        return add_prompt(model, rows)
+        length = prompt.prompt_length
+        return add_prompt(
+            model, initial_rows(str(prompt.prompt_init), prompt.labels, embedding, tokenizer, length, draws)
+        )
 
     inner: Run[finetune.Options] = replace(cast(Any, settled), options=(model_options, data, training))
     trainer, splits = finetune.build_trainer(inner, adapt)
@@ -118,10 +133,11 @@ def tune(settled: Run[Options]) -> None:
     """Trains, saves, evaluates."""
     model_options, prompt, data, training = settled.options
     if training.estimate is not None:
-        config = load_config(model_options.model_name_or_path, **model_options.dropout_fields())
+        config = config_to_estimate(model_options)
         lengths = data.max_source_length, data.max_target_length
         print_estimate(settled, config, *lengths, prompt_length=prompt.prompt_length)
         return
+    model_options.check_trains()
     warn_of_float16(training)
     set_seed(training.seed)
     trainer, splits, facts = build_trainer(settled)

@@ -1,12 +1,15 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Finished runs go on in place, with more steps or epochs."""
+"""Runs go on: in place with more steps or epochs, from adapters and prompts, until they no longer improve."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from t5_experimental.training import finetune, prompt_tune
 from t5_experimental.training.trainer.checkpoint_folders import finished_step, goes_beyond
 
 
@@ -86,3 +89,116 @@ def test_the_last_step_of_a_finished_run(tmp_path):
     assert finished_step(tmp_path) == float("inf")
     (tmp_path / "trainer_state.json").write_text('{"global_step": 3}')
     assert finished_step(tmp_path) == 3
+
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def words(**options: object) -> list[str]:
+    common = {"train_file": DATA / "restaurants_train.jsonl", "per_device_train_batch_size": 2, "report_to": "none"}
+    chosen = {**common, "save_strategy": "no", "use_cpu": True, "disable_tqdm": True, **options}
+    return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def test_a_prompt_is_tuned_further(tiny_models, tmp_path):
+    pytest.importorskip("peft")
+    model = tiny_models["t5_lm_adapted"]
+    width = json.loads((model / "config.json").read_text())["d_model"]
+    rows = np.random.default_rng(0).normal(size=(7, width)).astype(np.float32)
+    np.save(tmp_path / "prompt.npy", rows)
+    # A step of rate 0 leaves the prompt as it began.
+    still = {"model_name_or_path": model, "max_steps": 1, "learning_rate": 0, "weight_decay": 0}
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    prompt_tune.main(words(**still, output_dir=first, prompt_init=tmp_path / "prompt.npy"))
+    prompt_tune.main(words(**still, output_dir=second, prompt_init=first, prompt_length=7))
+    for folder in (first, second):
+        assert load_file(folder / "adapter_model.safetensors")["prompt_embeddings"].numpy().tobytes() == rows.tobytes()
+    prompt_tune.main(words(model_name_or_path=model, max_steps=1, output_dir=third, prompt_init=first))
+    tuned = load_file(third / "adapter_model.safetensors")["prompt_embeddings"]
+    assert tuned.shape == (7, width)
+    assert not torch.equal(tuned, torch.from_numpy(rows))
+    for options, message in (
+        ({"prompt_init": first, "prompt_length": 8}, "--prompt_length is 8, but --prompt_init .* has 7 rows"),
+        ({"prompt_init": "zero"}, "--prompt_init zero is not one of vocab, labels, random, and no file"),
+        ({"prompt_init": model}, "has no adapter_model.safetensors that can be read"),
+        ({"prompt_init": first, "import_prompt": "x.npy"}, "--import_prompt trains nothing"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            prompt_tune.main(words(model_name_or_path=model, max_steps=1, output_dir=tmp_path / "no", **options))
+    with pytest.raises(SystemExit, match="holds a prompt: prompt_tune tunes it further with --prompt_init"):
+        finetune.main(words(model_name_or_path=first, max_steps=1, output_dir=tmp_path / "no", optim="adamw_torch"))
+    assert not (tmp_path / "no").exists()
+
+
+def test_adapters_are_trained_further_and_merged(tiny_models, tmp_path):
+    pytest.importorskip("peft")
+    model, first, second, merged = tiny_models["t5_v1_1"], *(tmp_path / name for name in ("first", "second", "merged"))
+    options = {"optimizer_preset": "adamw", "dropout_rate": 0, "max_steps": 2, "lr_scheduler_type": "constant"}
+    finetune.main(words(**options, model_name_or_path=model, output_dir=first, lora_rank=3))
+    before = load_file(first / "adapter_model.safetensors")
+    finetune.main(words(**{**options, "learning_rate": 0}, model_name_or_path=first, output_dir=second))
+    after = load_file(second / "adapter_model.safetensors")
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert json.loads((second / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model)
+    finetune.main(words(**options, model_name_or_path=first, output_dir=merged, merge_lora=True))
+    assert (merged / "model.safetensors").is_file()
+    finetune.main(words(max_steps=1, model_name_or_path=merged, output_dir=tmp_path / "whole"))
+    with pytest.raises(SystemExit, match=r"--lora_rank is for new adapters, and .*first holds some"):
+        finetune.main(words(**options, model_name_or_path=first, output_dir=tmp_path / "no", lora_rank=3))
+    with pytest.raises(SystemExit, match="holds adapters, and the Adafactor of --optimizer_preset finetune scales"):
+        finetune.main(
+            words(model_name_or_path=first, max_steps=1, optimizer_preset="finetune", output_dir=tmp_path / "no")
+        )
+
+
+@pytest.mark.slow
+def test_a_run_that_no_longer_improves_ends(tiny_models, forked, tmp_path):
+    """Also one that is killed meanwhile, at the same step."""
+    options = {"model_name_or_path": tiny_models["t5_v1_1"], "validation_file": DATA / "restaurants_test.jsonl"}
+    options |= {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 20, "learning_rate": 0}
+    options |= {"early_stopping_patience": 3, "optim": "sgd", "per_device_train_batch_size": 1, "report_to": "none"}
+    options |= {"per_device_eval_batch_size": 50}
+    kill = """
+import os
+from t5_experimental.training.trainer.trainer import T5Trainer
+whole = T5Trainer.training_step
+def step(self, *args, **kwargs):
+    if self.state.global_step == 3:
+        os.kill(os.getpid(), 9)
+    return whole(self, *args, **kwargs)
+T5Trainer.training_step = step
+"""
+    assert forked(**options, output_dir=tmp_path / "killed", hook=kill).returncode == -9
+    for name in ("whole", "killed"):
+        result = forked(**options, output_dir=tmp_path / name)
+        assert result.returncode == 0, result.stderr
+        # The first evaluation is the best; three more are no better.
+        assert json.loads((tmp_path / name / "trainer_state.json").read_text())["global_step"] == 4
+    refused = forked(**{**options, "eval_strategy": "no"}, output_dir=tmp_path / "no")
+    assert "--early_stopping_patience needs evaluations to compare" in refused.stderr
+
+
+def test_an_estimate_needs_neither_model_nor_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for program, optimizer in ((finetune, "finetune"), (prompt_tune, "adafactor")):
+        program.main(["--preset", "t5.1.1.xl", "--estimate", "fsdp2:8"])
+        assert f"estimate    fsdp2 on 8 process(es), {optimizer}," in capsys.readouterr().out
+    finetune.main(["--preset", "t5.1.1.xl", "--estimate", "deepspeed_zero3:8"])
+    assert "deepspeed_zero3 on 8 process(es), adamw," in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="does not support: choose --optimizer_preset finetune"):
+        finetune.main(["--preset", "t5.1.1.xl", "--estimate", "fsdp2:8", "--optim", "adafactor"])
+    assert not [path for path in tmp_path.iterdir() if path.name != "cache"]
+    for options, message in (
+        (["--preset", "t5.1.1.xl"], "--output_dir is missing"),
+        (["--preset", "t5.1.1.xl", "--output_dir", "no"], "--preset without --estimate: give --model_name_or_path"),
+        (["--preset", "t5.1.1.xxxl", "--estimate", "fsdp2:8"], "--preset t5.1.1.xxxl does not exist: choose one of"),
+        (["--estimate", "fsdp2:8"], "Give either --model_name_or_path, .* or, with --estimate, --preset"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            finetune.main([*options, "--use_cpu"])

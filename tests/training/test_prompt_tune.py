@@ -203,7 +203,7 @@ def test_import(tiny_models, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, "There is nothing to do: give --train_file or --dataset_name to tune a prompt, or --import"),
+        ({}, "There is nothing to do: give --train_file, --dataset_name or --mixture to tune a prompt, or"),
         ({"train_file": TRAIN, "import_prompt": "x.npy"}, "--import_prompt trains nothing: .* leave --train_file out"),
         ({"test_file": TRAIN, "import_prompt": "x.npy"}, "--import_prompt trains nothing: .* leave --test_file out"),
         ({"import_prompt": "x.npy", "prompt_length": 100}, "trains nothing: .* leave --prompt_length out"),
@@ -215,7 +215,7 @@ def test_import(tiny_models, tmp_path, capsys):
         ({"train_file": TRAIN, "prompt_init": "vocab", "class_labels": "a"}, "--class_labels is not for --prompt_init"),
         (
             {"train_file": TRAIN, "prompt_init": "zero"},
-            "invalid choice: 'zero' .choose from 'vocab', 'labels', 'random'.",
+            "--prompt_init zero is not one of vocab, labels, random, and no file",
         ),
         ({"train_file": TRAIN, "optimizer_preset": "finetune"}, "There is no option --optimizer_preset"),
         ({"train_file": TRAIN, "lora_rank": 2}, "There is no option --lora_rank"),

@@ -23,6 +23,9 @@ from .activations import Step
 from .states import Estimate, Setup, empty_model, estimate
 
 
+_FINETUNE, _ADAMW = OptimizerChoice("finetune"), OptimizerChoice("adamw")
+
+
 def _setup(run: Run[Any]) -> Setup:
     training, engine = run.training, run.engine
     bf16 = training.mixed_precision == "bf16"
@@ -33,7 +36,11 @@ def _setup(run: Run[Any]) -> Setup:
                 f"--estimate {training.estimate} is not ENGINE:PROCESSES: the engines are {', '.join(CONFIGS)}."
             )
         engine, bf16 = Engine.named(name, int(count or 1)), run.estimates_bf16
-    return Setup(engine, training.chosen_optimizer(), bf16)
+    chosen = training.chosen_optimizer()
+    if not run.given & {"optim", "optimizer_preset"} and not engine.allows(chosen):
+        # The nearest one to the default that runs there; the run itself asks for a choice.
+        chosen = next(choice for choice in (_FINETUNE, _ADAMW) if engine.allows(choice))
+    return Setup(engine, chosen, bf16)
 
 
 def _step(setup: Setup, training: T5TrainingArguments, source: int, target: int, **more: Any) -> Step:
@@ -102,7 +109,6 @@ def _facts(setup: Setup, step: Step, found: Estimate) -> dict[str, str]:
 
 _BATCH, _SOURCE, _TARGET, _RANK = 8, 512, 128, 16
 
-_FINETUNE, _ADAMW = OptimizerChoice("finetune"), OptimizerChoice("adamw")
 _COLUMNS: dict[str, tuple[Setup, int]] = {
     "1 GPU, Adafactor": (Setup(Engine(), _FINETUNE), 0),
     "1 GPU, AdamW": (Setup(Engine(), _ADAMW), 0),

@@ -128,14 +128,14 @@ def add_prompt(model: PreTrainedModel, rows: torch.Tensor) -> "PeftModel":
     return adapted
 
 
-def load_adapter(model: PreTrainedModel, folder: str) -> "PeftModel":
-    """A model with an adapter of a folder, LoRA or a prompt, for evaluation.
+def load_adapter(model: PreTrainedModel, folder: str, trains: bool = False) -> "PeftModel":
+    """A model with an adapter of a folder, LoRA or a prompt, for evaluation, or to train it further.
 
     Raises:
         TrainingError: peft is not installed, or the adapter does not fit the model.
     """
     peft = import_peft()
     try:
-        return peft.PeftModel.from_pretrained(model, folder)
+        return peft.PeftModel.from_pretrained(model, folder, is_trainable=trains)
     except Exception as error:  # peft and torch raise many types for weights that do not fit
         raise TrainingError(f"The adapter of {folder} does not load: {in_a_line(error)}") from error

@@ -4,7 +4,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from t5_experimental.presets import PRESETS
 
@@ -16,16 +16,20 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
+PROMPT_INITS = ("vocab", "labels", "random")
+
+
 @dataclass
 class PromptArguments:
     """Prompt."""
 
     prompt_length: int = field(default=100, metadata={"help": "Rows of the prompt."})
-    prompt_init: Literal["vocab", "labels", "random"] | None = field(
+    prompt_init: str | None = field(
         default=None,
         metadata={
-            "help": "Initial values: embeddings of common tokens, embeddings of the class labels followed by common "
-            "tokens, or random values. Default: labels if there are any, else vocab."
+            "help": "Initial values: embeddings of common tokens (vocab), embeddings of the class labels followed by "
+            "common tokens (labels), random values (random), or a prompt that is tuned further: a numpy file, or the "
+            "folder of an adapter. Default: labels if there are any, else vocab."
         },
     )
     class_labels: str | None = field(
@@ -42,12 +46,29 @@ class PromptArguments:
         check_at_least(self, 1, "prompt_length")
         if self.prompt_init is None:
             self.prompt_init = "vocab" if self.class_labels is None else "labels"
+        if self.initial_prompt is not None and self.import_prompt is not None:
+            raise TrainingError(
+                "--import_prompt trains nothing: leave it or --prompt_init out, which tunes a prompt further."
+            )
         if self.prompt_init == "labels" and self.class_labels is None:
             raise TrainingError("--prompt_init labels needs the labels: give --class_labels, too.")
         if self.prompt_init != "labels" and self.class_labels is not None:
             raise TrainingError(
                 f"--class_labels is not for --prompt_init {self.prompt_init}: leave one of the two out."
             )
+
+    def check_files(self) -> None:
+        """Refuses a prompt that does not exist."""
+        if (path := self.initial_prompt) is not None and not path.exists():
+            raise TrainingError(
+                f"--prompt_init {path} is not one of {', '.join(PROMPT_INITS)}, and no file: give one of these, an "
+                ".npy file, or the folder of a prompt."
+            )
+
+    @property
+    def initial_prompt(self) -> Path | None:
+        """The prompt to start from; None if it is made anew."""
+        return None if self.prompt_init is None or self.prompt_init in PROMPT_INITS else Path(self.prompt_init)
 
     @property
     def labels(self) -> list[str]:
@@ -69,7 +90,15 @@ class ModelArguments(_Dropout):
     """Model."""
 
     model_name_or_path: str = field(
-        metadata={"help": "Folder of a converted checkpoint, with its tokenizer. Nothing is downloaded."}
+        default="",
+        metadata={
+            "help": "Folder of a converted checkpoint, with its tokenizer, or of LoRA adapters to train further. "
+            "Nothing is downloaded. Required, except with --preset."
+        },
+    )
+    preset: str | None = field(
+        default=None,
+        metadata={"help": "With --estimate, instead of a folder: a released checkpoint, such as t5.1.1.xl."},
     )
     dropout_rate: float = field(
         default=0.1,
@@ -82,10 +111,23 @@ class ModelArguments(_Dropout):
 
     def __post_init__(self) -> None:
         check_dropout_rate(self.dropout_rate)
+        if self.preset is not None and self.preset not in PRESETS:
+            raise TrainingError(f"--preset {self.preset} does not exist: choose one of {', '.join(PRESETS)}.")
+        if bool(self.model_name_or_path) == (self.preset is not None):
+            raise TrainingError(
+                "Give either --model_name_or_path, the folder of a converted checkpoint, or, with --estimate, --preset."
+            )
+
+    def check_trains(self) -> None:
+        """Refuses a preset, which has no weights to train."""
+        if self.preset is not None:
+            raise TrainingError(
+                "--preset without --estimate: give --model_name_or_path; pretrain.py trains fresh weights of a preset."
+            )
 
     def check_files(self) -> None:
-        """Refuses a folder without a model, or adapters, which fine-tuning can evaluate."""
-        if not (Path(self.model_name_or_path) / ADAPTER_CONFIG).is_file():
+        """Refuses a folder without a model, or adapters, which can be evaluated and trained further."""
+        if self.preset is None and not (Path(self.model_name_or_path) / ADAPTER_CONFIG).is_file():
             check_model_folder(self.model_name_or_path)
 
 

@@ -19,8 +19,10 @@ from transformers import (
 )
 
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
+from t5_experimental.presets import preset_config
 
 from ..errors import TrainingError, in_a_line
+from .arguments import EvaluatedModelArguments, ModelArguments
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
@@ -52,6 +54,14 @@ def vocabulary_digest(tokenizer: PreTrainedTokenizerBase | None) -> str | None:
     model = {} if backend is None else json.loads(backend.to_str())["model"]
     pieces = [model.get("vocab"), model.get("merges"), tokenizer.get_vocab()]
     return hashlib.sha256(json.dumps(pieces, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def config_to_estimate(options: ModelArguments) -> T5ExperimentalConfig:
+    """The configuration, with the dropout of training, of the model that `--estimate` is about."""
+    if options.preset is not None:
+        return preset_config(options.preset, **options.dropout_fields())
+    folder, _ = EvaluatedModelArguments(options.model_name_or_path).folders()
+    return load_config(folder, **options.dropout_fields())
 
 
 def load_config(folder: str, **fields: Any) -> T5ExperimentalConfig:

@@ -11,15 +11,17 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 
-from ..errors import TrainingError, in_a_line
+from ..errors import TrainingError, in_a_line, shown
 from ..interruption import held_back
 from ..permissions import share_as_usual
 from .adapters import prompt_config
+from .arguments import ADAPTER_WEIGHTS
 
 
 COMMON_TOKENS = 5000
@@ -120,17 +122,43 @@ def initial_rows(
     return rows
 
 
-def read_prompt(path: Path, config: T5ExperimentalConfig) -> torch.Tensor:
+def prompt_to_tune(path: Path, config: T5ExperimentalConfig) -> torch.Tensor:
+    """A prompt `(length, d_model)` in float32 to start from, of a numpy file or of the folder of an adapter.
+
+    Raises:
+        TrainingError: as for [`read_prompt`], or the folder holds no prompt of the model's width.
+    """
+    if not path.is_dir():
+        return read_prompt(path, config, "--prompt_init")
+    try:
+        tensors = load_file(path / ADAPTER_WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"--prompt_init {path} has no {ADAPTER_WEIGHTS} that can be read ({in_a_line(error)}): give the folder of "
+            "a prompt."
+        ) from error
+    rows = tensors.get("prompt_embeddings")
+    if len(tensors) > 1 or rows is None or rows.ndim != 2 or rows.shape[1] != config.d_model:
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        raise TrainingError(
+            f"--prompt_init {path} holds {shown(shapes)}, which is no prompt of width {config.d_model}: give the "
+            "folder of one for this model."
+        )
+    return rows.float()
+
+
+def read_prompt(path: Path, config: T5ExperimentalConfig, option: str = "--import_prompt") -> torch.Tensor:
     """Reads a prompt `(length, d_model)` in float32 from a numpy file.
 
     Args:
         path: the file; its header is checked against the file's size, and pickled objects are refused.
         config: of the model that the prompt is for.
+        option: that names it, for messages.
 
     Raises:
         TrainingError: it cannot be read, is not a float32 matrix of the model's width, or is not finite.
     """
-    what = f"--import_prompt {path}"
+    what = f"{option} {path}"
     try:
         rows = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:

@@ -108,6 +108,16 @@ class T5TrainingArguments(OptimizerArguments):
             "const": LAUNCHED,
         },
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "End after this many evaluations in a row that do not improve --metric_for_best_model (default: "
+            "the loss)."
+        },
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "What counts as an improvement for --early_stopping_patience: more than this."}
+    )
     xla_spmd: bool = field(
         default=False,
         metadata={
@@ -119,15 +129,31 @@ class T5TrainingArguments(OptimizerArguments):
     def __post_init__(self) -> None:
         """Checks the options on their own. Transformers' own `__post_init__`, which joins the process group, is called
         by [`~t5_experimental.training.trainer.settle.settle`]."""
-        if self.output_dir is None:
+        if self.output_dir is None and self.estimate is None:
             raise TrainingError("--output_dir is missing: give the folder to write the model to.")
         self._check_amount()
         if self.load_best_model_at_end and str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
             raise TrainingError(
                 "--load_best_model_at_end needs evaluations to compare: give --validation_file and --eval_strategy."
             )
+        self._check_early_stopping()
         check_loss_options(self.z_loss, self.label_smoothing_factor)
         self.settle_optimizer()
+
+    def _check_early_stopping(self) -> None:
+        check_at_least(self, 1, "early_stopping_patience")
+        check_at_least(self, 0, "early_stopping_threshold")
+        if self.early_stopping_patience is None:
+            if self.early_stopping_threshold:
+                raise TrainingError(
+                    "--early_stopping_threshold has no effect without --early_stopping_patience: give both, or none."
+                )
+            return
+        if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
+            raise TrainingError(
+                "--early_stopping_patience needs evaluations to compare: give --validation_file and --eval_strategy."
+            )
+        self.metric_for_best_model = self.metric_for_best_model or "loss"
 
     def check_files(self) -> None:
         """Refuses options that name missing files.

@@ -62,8 +62,6 @@ class FinetuningArguments(T5TrainingArguments):
                 f"--lora_rank initializes matrices with zeros, and the Adafactor of {chosen.option} scales updates by "
                 "the size of a parameter: choose adamw there, or leave the option out."
             )
-        if self.merge_lora and not self.lora_rank:
-            raise TrainingError("--merge_lora has no effect without --lora_rank: give both, or none.")
 
     def trains(self, has_training_data: bool) -> bool:
         """Whether a run trains: not with `--do_train False`, nor if it has no training data but is told to evaluate."""
@@ -106,6 +104,8 @@ class EvaluationArguments(FinetuningArguments):
     z_loss: float = field(default=0.0, init=False)
     loss_denominator: LossDenominator = field(default="tokens", init=False)
     estimate: str | None = field(default=None, init=False)
+    early_stopping_patience: int | None = field(default=None, init=False)
+    early_stopping_threshold: float = field(default=0.0, init=False)
 
     def trains(self, has_training_data: bool) -> bool:
         return False

@@ -12,10 +12,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import Seq2SeqTrainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    Seq2SeqTrainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from t5_experimental import own_folders
 
@@ -63,6 +70,8 @@ class SavingTrainer(Seq2SeqTrainer):
         self._losses_begin = 0  # after this step
         self.add_callback(_RestoreLosses(self))
         self.add_callback(_UseOwnIntervals())
+        if (patience := self.run.training.early_stopping_patience) is not None:
+            self.add_callback(_StopEarly(patience, self.run.training.early_stopping_threshold))
         self.add_callback(_EndWhenTold())
         self.add_callback(HistoryCallback())
 
@@ -272,6 +281,18 @@ class _UseOwnIntervals(TrainerCallback):
         state.compute_steps(args, state.max_steps)
         if state.logging_steps > state.max_steps:
             state.logging_steps = max(1, state.max_steps // 10)
+
+
+class _StopEarly(EarlyStoppingCallback):
+    """Counts on from what the checkpoint has counted."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
+    ) -> None:
+        super().on_train_begin(args, state, control, **unused)
+        stored = cast(dict[str, Any], state.stateful_callbacks or {}).get(type(self).__name__)
+        if stored:
+            self.early_stopping_patience_counter = stored["attributes"]["early_stopping_patience_counter"]
 
 
 class _EndWhenTold(TrainerCallback):

@@ -100,8 +100,10 @@ def settle(options: Options, command: str = "", given: frozenset[str] = frozense
     engine.check(training.chosen_optimizer())
     folder = Path(str(training.output_dir))
     resumes = str(training.resume_from_checkpoint).lower() in ("auto", "true")
-    _check_output(folder, training, resumes)
-    checkpoint, beginning = choose_checkpoint(training.resume_from_checkpoint, folder)
+    checkpoint, beginning = None, ""
+    if training.estimate is None:  # else nothing is written
+        _check_output(folder, training, resumes)
+        checkpoint, beginning = choose_checkpoint(training.resume_from_checkpoint, folder)
     training.check_packages()
     return Run(options, engine, checkpoint, beginning, resumes, estimates_bf16, command, given)
 

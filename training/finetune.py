@@ -17,7 +17,6 @@ if __name__ == "__main__":
     answer("finetune")  # before the imports below, which take seconds
 
 from collections.abc import Callable, Mapping, Sequence
-from statistics import mean
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -26,6 +25,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedToke
 from t5_experimental.training.cli.entry_point import EntryPoint
 from t5_experimental.training.data.arguments import DataArguments
 from t5_experimental.training.data.examples import Split, load_splits, make_mixture, make_split
+from t5_experimental.training.data.packed_rows import PackedCollator, PackedSampler
 from t5_experimental.training.engines.fsdp2_weights import reads_in_parts
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.memory.estimate import print_estimate
@@ -69,8 +69,8 @@ def build_trainer(
     model_options, data, training = settled.options
     data.check_task(settled.given)
     data.check_mixture(settled.given)
-    if data.mixture is not None and "train_sampling_strategy" in settled.given:
-        raise TrainingError("--train_sampling_strategy has no effect on a mixture, which has an order of its own.")
+    if (data.mixture is not None or training.pack) and "train_sampling_strategy" in settled.given:
+        raise TrainingError("--train_sampling_strategy has no effect with --mixture or --pack: leave it out.")
     training.settle_metrics(data.chosen_task)
     if adapt is None and training.lora_rank:
         adapt = _with_lora(training.lora_rank)
@@ -81,9 +81,11 @@ def build_trainer(
     # The first process fills the cache of `datasets` for the others.
     with training.main_process_first(desc="reading the data"):
         splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
+        seed = training.seed if training.data_seed is None else training.data_seed
         if data.mixture is not None:
-            seed = training.seed if training.data_seed is None else training.data_seed
             splits = {"train": make_mixture(data, tokenizer, seed), **splits}
+        if training.pack:
+            splits["train"] = splits["train"].packed((data.max_source_length, data.max_target_length), seed)
     training.check_data(settled.given, "eval" in splits, "test" in splits)
     if training.metric and not {"eval", "test"} & set(splits):
         asked = f"--metric {' '.join(training.metric)}" if "metric" in settled.given else "--predict_with_generate"
@@ -101,7 +103,7 @@ def build_trainer(
         training.metric,
         model=model if adapt is None else adapt(model, tokenizer),
         args=settled,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        data_collator=PackedCollator(DataCollatorForSeq2Seq(tokenizer, model=model)),
         processing_class=tokenizer,
     )
     return trainer, splits
@@ -112,7 +114,14 @@ def run(settled: Run[Options]) -> None:
     model_options, data, training = settled.options
     if training.estimate is not None:
         config = load_config(model_options.model_name_or_path, **model_options.dropout_fields())
-        print_estimate(settled, config, data.max_source_length, data.max_target_length, lora_rank=training.lora_rank)
+        print_estimate(
+            settled,
+            config,
+            data.max_source_length,
+            data.max_target_length,
+            lora_rank=training.lora_rank,
+            packed=training.pack,
+        )
         return
     warn_of_float16(training)
     set_seed(training.seed)
@@ -158,15 +167,16 @@ def train_and_evaluate(
 
 
 def _describe_data(trainer: T5Trainer, splits: dict[str, Split], data: DataArguments) -> dict[str, str]:
-    sample, sampler = splits["train"].some_pairs(1000), splits["train"].sampler
-    inputs, targets = (mean(map(len, sample[name])) for name in ("input_ids", "labels"))
+    training = splits["train"]
     sizes = ", ".join(f"{len(features.pairs):,} {split}" for split, features in splits.items())
     lines = {
         "examples": f"{sizes}; at most {data.max_source_length} tokens in, {data.max_target_length} out",
-        "step": describe_step(trainer, inputs, targets),
+        "step": describe_step(trainer, *training.mean_lengths(1000), "examples" if training.rows is None else "rows"),
     }
-    if sampler is not None:
-        lines = {"mixture": f"{sampler.describe()} in an epoch of {len(sampler):,}", **lines}
+    if training.mixture is not None:
+        lines = {"mixture": training.mixture.describe(), **lines}
+    if isinstance(training.sampler, PackedSampler):
+        lines = {**lines, "rows": training.sampler.describe()}
     if data.chosen_task is not None:
         lines = {"task": data.chosen_task.describe(), **lines}
     kinds = [(f"{split} {kind}", cut) for split, features in splits.items() for kind, cut in features.cut.items()]

@@ -83,7 +83,7 @@ def test_orders_differ_between_epochs_and_seeds():
         sampler.set_epoch(epoch)
         orders.append(tuple(sampler))
     assert len(set(orders)) == 3
-    assert sampler.describe() == "a 42.9 % (30 of 50 examples), b 57.1 % (20 examples, 2 times each)"
+    assert sampler.describe() == "a 42.9 % (30 of 50 examples), b 57.1 % (20 examples, 2 times each) in an epoch of 70"
 
 
 # --- The file -----------------------------------------------------------------------------------------------------

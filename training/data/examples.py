@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ..errors import TrainingError, in_a_line, shown
 from .arguments import DataArguments
 from .folders import is_saved, load_saved, stamp_of
 from .mixing import MixtureSampler, Source, quotas
+from .packed_rows import PackedRows, PackedSampler
 from .readings import Columns, Example, Reading, TaskRows
 from .tables import read_table
 from .tasks import Task
@@ -227,24 +228,44 @@ class Split:
         examples: one row per example, as text: `source`, `targets`, and with a task the rest of a
             [`~t5_experimental.training.data.task_texts.TaskExample`].
         cut: of `inputs` and `targets`, the length of the longest and how many are truncated.
-        sampler: of a mixture, the order to train on the pairs in.
+        sampler: of a mixture or packed rows, the order to train in.
+        rows: packed rows.
     """
 
     pairs: Dataset
     examples: Dataset
     cut: dict[str, "Cut"]
-    sampler: MixtureSampler | None = None
+    sampler: MixtureSampler | PackedSampler | None = None
+    rows: PackedRows | None = None
+
+    @property
+    def mixture(self) -> MixtureSampler | None:
+        """The order of a mixture, also if its rows are packed."""
+        order = self.sampler.order if isinstance(self.sampler, PackedSampler) else self.sampler
+        return None if order is None or len(order.sources) == 1 else order
 
     @property
     def epoch(self) -> int:
-        """Pairs in an epoch."""
+        """Pairs in an epoch, or packed rows."""
         return len(self.pairs) if self.sampler is None else len(self.sampler)
 
-    def some_pairs(self, count: int) -> dict[str, list[Any]]:
-        """The first pairs; of a mixture, of its first epoch."""
-        if self.sampler is None:
-            return self.pairs[:count]
-        return self.pairs.select(list(islice(self.sampler, count)))[:]
+    def mean_lengths(self, count: int) -> tuple[float, float]:
+        """Mean tokens of inputs and of targets, of the first pairs, or packed rows; of a mixture, of its first epoch."""
+        first = range(min(count, len(self.pairs))) if self.sampler is None else islice(self.sampler, count)
+        rows = [place if isinstance(place, tuple) else (place,) for place in first]
+        sample = self.pairs.select([place for places in rows for place in places])[:]
+        inputs, targets = (sum(map(len, sample[name])) / len(rows) for name in ("input_ids", "labels"))
+        return inputs, targets
+
+    def packed(self, limits: tuple[int, int], seed: int) -> "Split":
+        """The same pairs in rows that several share; `limits` are the tokens of a row's inputs and targets."""
+        size = len(self.pairs)
+        order = self.sampler or MixtureSampler([Source("all", size, size)], seed)
+        assert isinstance(order, MixtureSampler)
+        columns = (self.pairs[name] for name in ("input_ids", "labels"))
+        inputs, targets = ([len(ids) for ids in column] for column in columns)
+        sampler = PackedSampler(order, (inputs, targets), limits)
+        return replace(self, sampler=sampler, rows=PackedRows(self.pairs, *limits))
 
     def references(self) -> dict[str, list[str]]:
         """Every distinct input with its references: the targets of all examples that have it."""

@@ -9,6 +9,7 @@ the very row. (The original draws a source at random for each example; the share
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -93,13 +94,16 @@ class MixtureSampler(Sampler[int]):
 
     def describe(self) -> str:
         """The effective shares."""
-        return ", ".join(
-            f"{source.name} {100 * source.draws / len(self):.1f} % ({_amount(source)})" for source in self.sources
+        return (
+            ", ".join(
+                f"{source.name} {100 * source.draws / len(self):.1f} % ({_amount(source)})" for source in self.sources
+            )
+            + f" in an epoch of {len(self):,}"
         )
 
-    def record(self) -> list[list[str | int]]:
-        """What the order depends on, the seed apart; JSON-serializable."""
-        return [[source.name, source.count, source.draws] for source in self.sources]
+    def record(self) -> dict[str, Any]:
+        """What the order depends on, the seed apart, by option; JSON-serializable."""
+        return {"--mixture": [[source.name, source.count, source.draws] for source in self.sources]}
 
 
 def _amount(source: Source) -> str:

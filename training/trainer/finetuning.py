@@ -13,7 +13,6 @@ from transformers.trainer_utils import EvalLoopOutput
 from ..data.arguments import DataArguments
 from ..data.examples import Split, source_features
 from ..data.metrics import compute_metrics
-from ..data.mixing import MixtureSampler
 from ..data.task_texts import TaskExample
 from ..data.tasks import Task
 from .trainer import T5Trainer
@@ -46,10 +45,13 @@ class FinetuningTrainer(T5Trainer):
 
     def __init__(self, splits: Mapping[str, Split], data: DataArguments, metrics: Sequence[str], **kwargs: Any) -> None:
         pairs = {split: features.pairs for split, features in splits.items()}
-        super().__init__(train_dataset=pairs["train"], eval_dataset=pairs.get("eval"), **kwargs)
+        rows = splits["train"].rows
+        super().__init__(
+            train_dataset=pairs["train"] if rows is None else rows, eval_dataset=pairs.get("eval"), **kwargs
+        )
         self._splits, self._data, self._metrics = splits, data, metrics
-        self.mixture: MixtureSampler | None = splits["train"].sampler
-        """The order of training on a mixture; None for transformers' own."""
+        self.order = splits["train"].sampler
+        """Of training on a mixture or on packed rows; None for transformers' own."""
         self._measures = bool(metrics) or data.chosen_task is not None
         self.hooks.check_search(self.args.generation_num_beams)
         # The pass that computes losses does not generate.
@@ -113,12 +115,12 @@ class FinetuningTrainer(T5Trainer):
         return tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
-        return super()._get_train_sampler(train_dataset) if self.mixture is None else self.mixture
+        return super()._get_train_sampler(train_dataset) if self.order is None else self.order
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # accelerate's loaders do not reach the sampler if batches are skipped and dealt out to processes.
-        if self.mixture is not None:
-            self.mixture.set_epoch(kwargs["epoch"])
+        if self.order is not None:
+            self.order.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:

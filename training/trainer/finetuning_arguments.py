@@ -30,6 +30,13 @@ class FinetuningArguments(T5TrainingArguments):
             "--predict_with_generate, else none."
         },
     )
+    pack: bool = field(
+        default=False,
+        metadata={
+            "help": "Pack as many training examples into a row of --max_source_length and --max_target_length as fit; "
+            "they do not see each other. A batch counts rows."
+        },
+    )
     lora_rank: int = field(
         default=0, metadata={"help": "Train adapters of this rank (LoRA) instead of all weights; 0: all weights."}
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from t5_experimental import without_models
 
 from .errors import ConversionError, UnknownVariables
+from .generate import add_arguments, as_typed, generate
 from .mesh.rules import FAMILY_SECTIONS
 from .output.format import FORMATS, NATIVE
 from .output.options import DTYPES, parse_size
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit status: 0, 1 if it cannot be done, 130 if interrupted, 141 if the reader of the output is gone, as of a
         program that is ended by SIGPIPE. Wrong usage ends the process with 2.
     """
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(as_typed(sys.argv[1:] if argv is None else argv))
     try:
         # Nothing here builds a model, and their classes take as long to import as all the rest.
         with _terminated_as_interrupted(), without_models():
@@ -73,9 +74,16 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+_GENERATE = (
+    "Writes a text for every line of the input, on a line of its own; to a terminal, word by word. Options of "
+    "transformers' generate may be spelled with underscores, too."
+)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="t5-experimental", description="Converts Mesh TensorFlow T5 checkpoints for transformers."
+        prog="t5-experimental",
+        description="Converts Mesh TensorFlow T5 checkpoints for transformers, and generates texts with the results.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser("convert", help="write a folder that from_pretrained loads")
@@ -136,6 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("output", metavar="OUTPUT", help="converted folder")
     for command in (convert, inspect, verify):
         command.add_argument("--cache-dir", metavar="DIR", help="keep what is downloaded, and use it the next time")
+    add_arguments(
+        commands.add_parser("generate", help="write a text for every line of the input", description=_GENERATE)
+    )
     commands.add_parser("presets", help="list the released checkpoints and the disk that they need")
     return parser
 
@@ -272,6 +283,7 @@ _COMMANDS = {
     "verify": _verify,
     "presets": _presets,
     "push": _push,
+    "generate": generate,
 }
 
 

@@ -23,7 +23,7 @@ MOST_BYTES = 9_000
 DOCS = ("convert", "use", "train", "engines", "memory", "exactness", "performance", "architecture", "adding-a-family")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / f"{name}.md" for name in DOCS)]
 COMMANDS = ("convert", "inspect", "export", "push", "verify", "presets")
-ENTRY_POINTS = ("finetune", "pretrain", "prompt_tune")
+ENTRY_POINTS = ("evaluate", "finetune", "pretrain", "prompt_tune")
 # Words that a reader of the field stumbles over.
 FOREIGN = r"\b(whoever|nobody|somebody|anybody|whatever|whole numbers?|not a number|so many|neighbours?|in vain)\b"
 # Files and modules that documents name, but for placeholders such as NAME.
@@ -140,7 +140,7 @@ def all_options() -> frozenset[str]:
     from transformers import Seq2SeqTrainingArguments
 
     names = {"help", "help-all", "recipe"} | {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}
-    names |= {option for command in COMMANDS for option in converter_options(command)}
+    names |= {option for command in (*COMMANDS, "generate") for option in converter_options(command)}
     names |= {field.name for entry_point in ENTRY_POINTS for field in own_options(entry_point)}
     for action in launch_command_parser()._actions:
         names |= {flag.removeprefix("--") for flag in action.option_strings}
@@ -165,6 +165,11 @@ def test_all_options_of_the_converter_are_listed() -> None:
         for command in row[1].split(", ")
     }
     assert listed == {(name, command) for command in COMMANDS for name in converter_options(command)}
+
+
+def test_all_options_of_generate_are_listed() -> None:
+    rows = [row for row in rows_of(ROOT / "docs" / "use.md") if row[0].startswith("`--")]
+    assert {name for row in rows for name in options_of(row[0])} == converter_options("generate")
 
 
 def test_all_own_options_of_training_are_listed() -> None:

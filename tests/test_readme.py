@@ -28,7 +28,12 @@ IN_A_CLONE = ("tests/reference/golden", "tests/data", "tests/check_golden.py", "
 WRITTEN = {
     "README.md": ("t5.1.th.tiny/config.json", "exported/checkpoint", "finetuned/model.safetensors"),
     "convert.md": ("t5.1.th.tiny/conversion.json", "exported/checkpoint", "stock/model.safetensors"),
-    "train.md": ("finetuned/report.html", "adapted/model.safetensors", "prompt/adapter_model.safetensors"),
+    "train.md": (
+        "finetuned/predictions_eval.jsonl",
+        "finetuned/report.html",
+        "adapted/model.safetensors",
+        "prompt/adapter_model.safetensors",
+    ),
 }
 # What differs between machines and runs.
 UNSTABLE = (r"(?<=seconds:)\s+[\d.]+", r"(?<=peak memory:)\s+\d+ MiB", r"\d\.\d+e[+-]\d\d")

@@ -7,7 +7,9 @@
 transformers' `Seq2SeqTrainingArguments`, `--help-all` all. A YAML file of options, such as those in `recipes/`, may
 come first. The output folder gets the model (or its adapters) and tokenizer, the metrics as `train_results.json`,
 `eval_results.json` (of the validation file), `test_results.json` and `all_results.json`, `report.html` with curves and
-samples, a model card that links to it, and the trainer's checkpoints.
+samples, a model card that links to it, the generated texts with references and scores as `predictions_eval.jsonl` and
+`predictions_test.jsonl`, and the trainer's checkpoints. With `--do_train False`, or with `--do_eval` or `--do_predict`
+and no training data, it does what `evaluate.py` does.
 """
 
 from t5_experimental.training.cli.first_answers import answer
@@ -17,6 +19,8 @@ if __name__ == "__main__":
     answer("finetune")  # before the imports below, which take seconds
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -26,14 +30,17 @@ from t5_experimental.training.cli.entry_point import EntryPoint
 from t5_experimental.training.data.arguments import DataArguments
 from t5_experimental.training.data.examples import Split, load_splits, make_mixture, make_split
 from t5_experimental.training.data.packed_rows import PackedCollator, PackedSampler
+from t5_experimental.training.data.predictions import as_lines, predictions_file
 from t5_experimental.training.engines.fsdp2_weights import reads_in_parts
 from t5_experimental.training.errors import TrainingError
+from t5_experimental.training.evaluation import check_splits, run_evaluation
 from t5_experimental.training.memory.estimate import print_estimate
 from t5_experimental.training.models.adapters import import_peft, lora_config, lora_targets
-from t5_experimental.training.models.arguments import ModelArguments
+from t5_experimental.training.models.arguments import EvaluatedModelArguments, ModelArguments, check_model_folder
 from t5_experimental.training.models.loading import load_config, load_model, load_tokenizer
 from t5_experimental.training.report.start_lines import describe_step, warn_of_float16
 from t5_experimental.training.run import run_trainer
+from t5_experimental.training.trainer.checkpoint_folders import write_aside
 from t5_experimental.training.trainer.finetuning import FinetuningTrainer
 from t5_experimental.training.trainer.finetuning_arguments import FinetuningArguments
 from t5_experimental.training.trainer.generation import settle_generation
@@ -71,10 +78,11 @@ def build_trainer(
     data.check_mixture(settled.given)
     if (data.mixture is not None or training.pack) and "train_sampling_strategy" in settled.given:
         raise TrainingError("--train_sampling_strategy has no effect with --mixture or --pack: leave it out.")
-    training.settle_metrics(data.chosen_task)
+    training.settle_metrics(data.chosen_task, data.evaluated_files())
     if adapt is None and training.lora_rank:
         adapt = _with_lora(training.lora_rank)
     folder = model_options.model_name_or_path
+    check_model_folder(folder)
     tokenizer = load_tokenizer(folder)
     device_map = "meta" if adapt is None and reads_in_parts(settled.engine, folder) else None
     model = load_model(folder, tokenizer, device_map=device_map, **model_options.dropout_fields())
@@ -86,10 +94,7 @@ def build_trainer(
             splits = {"train": make_mixture(data, tokenizer, seed), **splits}
         if training.pack:
             splits["train"] = splits["train"].packed((data.max_source_length, data.max_target_length), seed)
-    training.check_data(settled.given, "eval" in splits, "test" in splits)
-    if training.metric and not {"eval", "test"} & set(splits):
-        asked = f"--metric {' '.join(training.metric)}" if "metric" in settled.given else "--predict_with_generate"
-        raise TrainingError(f"{asked} needs references to compare with: give --validation_file or --test_file, too.")
+    check_splits(training, data, splits, settled.given)
     batch = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and splits["train"].epoch < batch:
         raise TrainingError(
@@ -110,8 +115,14 @@ def build_trainer(
 
 
 def run(settled: Run[Options]) -> None:
-    """Trains, saves, evaluates, reports."""
+    """Trains, saves, evaluates, reports; or only evaluates, if that is what the options say."""
     model_options, data, training = settled.options
+    if not training.trains(any((data.train_file, data.dataset_name, data.mixture))):
+        evaluated = EvaluatedModelArguments(model_options.model_name_or_path)
+        warn_of_float16(training)
+        run_evaluation(replace(cast(Any, settled), options=(evaluated, data, training)))
+        return
+    check_model_folder(model_options.model_name_or_path)
     if training.estimate is not None:
         config = load_config(model_options.model_name_or_path, **model_options.dropout_fields())
         print_estimate(
@@ -155,15 +166,23 @@ def train_and_evaluate(
         title: of the report.
         more: additional facts, by heading, see [`~t5_experimental.training.report.start_lines.describe`].
     """
-    training = cast(FinetuningArguments, trainer.args)
     run_trainer(
         trainer,
         title,
         {**_describe_data(trainer, splits, data), **more},
-        {split: splits[split].pairs for split in ("eval", "test") if split in splits},
+        {split: features.pairs for split, features in splits.items() if split != "train"},
         trainer.sample,
-        trainer.merge_adapter if training.merge_lora else lambda: None,
+        trainer.merge_adapter if trainer.args.merge_lora else lambda: None,
+        lambda folder: _write_predictions(trainer, folder),
+        data.sources(),
+        data.hub_names(),
     )
+
+
+def _write_predictions(trainer: FinetuningTrainer, folder: Path) -> None:
+    """Writes the texts of the last evaluation of every split that generated them all."""
+    for split, samples in trainer.predictions.items():
+        write_aside(folder, predictions_file(folder, split).name, as_lines(samples, trainer.args.metric))
 
 
 def _describe_data(trainer: T5Trainer, splits: dict[str, Split], data: DataArguments) -> dict[str, str]:

@@ -191,7 +191,10 @@ def run(settled: Run[Options]) -> None:
     set_seed(training.seed)
     trainer = build_trainer(settled)
     evaluated = {} if trainer.eval_dataset is None else {"eval": trainer.eval_dataset}
-    run_trainer(trainer, "Pre-training", _describe_data(trainer, data), evaluated)
+    names = ", ".join(Path(name).name for name in data.validation_file or ())
+    source = {"dataset_type": "text", "dataset_name": names, "dataset_split": "validation"}
+    facts = _describe_data(trainer, data)
+    run_trainer(trainer, "Pre-training", facts, evaluated, sources={"eval": source})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,9 +3,11 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 from .interruption import held_back
+from .report.card import Sources
 from .report.report import report_of, write_report
 from .report.start_lines import describe, facts_as_text
 from .trainer.same_run import check_resumption
@@ -19,6 +21,9 @@ def run_trainer(
     evaluated: Mapping[str, Any],
     sample: Callable[[str], Sequence[Any]] = lambda split: (),
     before_saving: Callable[[], None] = lambda: None,
+    write: Callable[[Path], None] = lambda folder: None,
+    sources: Sources = MappingProxyType({}),
+    datasets: Sequence[str] = (),
 ) -> None:
     """Describes the run, trains, saves, evaluates, reports.
 
@@ -29,6 +34,9 @@ def run_trainer(
         evaluated: what to evaluate on at the end, by prefix of the metrics.
         sample: returns samples of the last of these, for the report.
         before_saving: called on the trained model before it is saved.
+        write: called by the first process to write what else the evaluations leave into the output folder.
+        sources: where the examples of each split are from, for the model card.
+        datasets: names at the hub of the data sets that the run uses, for the model card.
 
     Raises:
         TrainingError: the checkpoint to resume from belongs to a different run, or training fails.
@@ -49,9 +57,11 @@ def run_trainer(
         for split, values in metrics.items():
             trainer.log_metrics(split, values)
             trainer.save_metrics(split, values)
+    trainer.save_state()
     samples = sample(list(evaluated)[-1]) if evaluated else ()
     if trainer.is_world_process_zero():
-        write_report(Path(str(args.output_dir)), report_of(trainer, title, facts, metrics, samples))
+        write(Path(str(args.output_dir)))
+        write_report(Path(str(args.output_dir)), report_of(trainer, title, facts, metrics, samples, sources, datasets))
     trainer.leave_process_group()
     if trainer.is_world_process_zero():
         trained = "Model" if trainer.model is trainer.plain_model() else "Adapter"

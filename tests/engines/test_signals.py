@@ -4,6 +4,7 @@ and the same command goes on as the sentence says."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import os
 import torch
 from t5_experimental.training import finetune, pretrain
 from t5_experimental.training.cli import entry_point as commandline
-from t5_experimental.training.data import examples as data
+from t5_experimental.training.data import readings
 from t5_experimental.training.trainer import checkpoint_folders as checkpoints, saving
 from t5_experimental.training.trainer.trainer import T5Trainer
 
@@ -88,7 +89,7 @@ def assert_ended(text: str, output: Path, program: str = "finetune", by: str = "
 PLACES = (
     (("commandline", "_find_recipe"), None),
     (("finetune", "load_splits"), None),
-    (("data", "_example", 300), None),
+    (("readings", "_example", 300), None),
     (("finetune", "load_model", 1, signal.SIGTERM, (0,), True), None),
     (("T5Trainer", "training_step", 2), None),
     (("torch", "save", 1, signal.SIGTERM, (0,), True), None),
@@ -108,7 +109,9 @@ PLACES = (
 def test_wherever_it_is_told(fork_server, tiny_models, tmp_path):
     """One folder, told to end at one place after the other; then the run comes to its end."""
     output = tmp_path / "output"
-    arguments = ["finetune.yaml", *options(tiny_models["t5_v1_1"], output)]
+    # A file of its own: what other tests have read already comes from the cache of `datasets`.
+    data = shutil.copy(DATA / "restaurants_train.jsonl", tmp_path)
+    arguments = ["finetune.yaml", *options(tiny_models["t5_v1_1"], output, train_file=data)]
     for place, step in PLACES:
         run = fork_server.start("finetune", arguments, "single", 1, hook(*place))
         assert run.wait() == [143], (place, run.read())

@@ -132,6 +132,7 @@ RECIPES = (
     Recipe("golden/buckets.npz", "make_buckets.py", reads_gin=False),
     Recipe("golden/initializers.json", "make_initializers.py"),
     Recipe("golden/no_inputs.npz", "make_no_inputs.py", reads_gin=False),
+    Recipe("golden/curves.npz", "make_curves.py", reads_gin=False),
     shapes("t5.1.1.small"),
     shapes("t5.1.1.base"),
     shapes("t5.1.1.large"),

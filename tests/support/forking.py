@@ -178,7 +178,7 @@ class ForkServer:
 
 def main(more: Sequence[str]) -> None:
     """Follows orders, line by line."""
-    for name in ("finetune", "pretrain", "prompt_tune", *more):
+    for name in ("evaluate", "finetune", "pretrain", "prompt_tune", *more):
         _module(name)
     gc.collect()
     gc.freeze()  # so that collections in the forked processes neither look at nor copy what is imported

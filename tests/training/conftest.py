@@ -33,6 +33,8 @@ def forked(fork_server: ForkServer) -> Launcher:
         processes: int = 1, entry: str = "finetune", hook: str = "", **options: object
     ) -> subprocess.CompletedProcess[str]:
         options = {"train_file": DATA / "restaurants_train.jsonl", "use_cpu": True, "disable_tqdm": True, **options}
+        if entry == "evaluate":
+            del options["train_file"]
         given = {name: value for name, value in options.items() if value is not None}
         flags = [text for name, value in given.items() for text in (f"--{name}", *_words(value))]
         run = fork_server.start(entry, flags, "ddp" if processes > 1 else "single", processes, hook, grace=5)

@@ -109,7 +109,7 @@ def test_missing_files(option, model, train_file, tmp_path):
         ({"label_smoothing_factor": 1}, "--label_smoothing_factor is 1.0"),
         ({"loss_denominator": "words"}, "invalid choice: 'words'"),
         ({"metric": "bleu"}, "--metric bleu needs references to compare with: give --validation_file or --test_file"),
-        ({"metric": "blue"}, "--metric blue does not exist: choose from bleu, rouge, exact_match, f1"),
+        ({"metric": "blue"}, "--metric blue does not exist: choose from bleu, chrf, rouge, exact_match"),
         ({"dataset_name": "squad"}, "--train_file and --dataset_name exclude each other"),
         ({"dataset_config_name": "plain"}, "has no effect without --dataset_name"),
         ({"lora_rank": -1}, "--lora_rank is -1"),

@@ -269,6 +269,6 @@ def test_a_report_is_not_written_through_a_link(tmp_path):
         (output / name).symlink_to(mine)
     config = T5V11Config(architectures=["T5V11ForConditionalGeneration"])
     card = report.card_of_import(config, "model", settle((T5TrainingArguments(output_dir=str(output), use_cpu=True),)))
-    report._write(output, "model_card.md", "README.md", report=card)
+    report.write_card(output, card)
     assert mine.read_text() == "mine"
     assert names(output) == [".README.md.unfinished", ".report.html.unfinished", "README.md"]

@@ -15,7 +15,7 @@ from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.optim.presets import PRESETS
 
 
-ENTRY_POINTS = ("finetune", "pretrain", "prompt_tune")
+ENTRY_POINTS = ("evaluate", "finetune", "pretrain", "prompt_tune")
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
@@ -77,10 +77,11 @@ def test_of_several_processes_the_first_one_answers(monkeypatch, capsys):
 
 
 def test_ours_come_first_and_presets_are_named():
-    text, count = help_of(program_of("finetune")), len(program_of("finetune").options)
+    program = program_of("finetune")
+    text = help_of(program)
     titles = [line.rstrip(":") for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert titles[:5] == ["Model", "Data", "Optimizer and learning rate", "Training", "Fine-tuning"]
-    assert titles[5:] == ["Options of transformers that most runs use", f"Help: {count} options in all"]
+    assert titles[5:] == ["Options of transformers that most runs use", f"Help: {len(program.options)} options in all"]
     assert len(text.splitlines()) < 220
     assert all(preset in program_of("finetune").options["optimizer_preset"].help for preset in PRESETS)
 

@@ -84,6 +84,20 @@ def test_the_originals_next_step_where_examples_have_no_inputs(
     assert abs(error) < 1e-5
 
 
+def test_loading_an_empty_state_keeps_the_slots(
+    with_slots: Callable[[str], Path], golden: Callable[[str], Arrays]
+) -> None:
+    """As accelerate does with every new optimizer."""
+
+    def reload(optimizer: Adafactor) -> None:
+        optimizer.load_state_dict(optimizer.state_dict())
+        assert optimizer.first_states
+
+    arrays = golden("t5.1.1.tiny")
+    loss = loss_after_step(with_slots("t5.1.1.tiny"), arrays, reload)
+    assert loss == pytest.approx(float(arrays["loss_after_step"]), rel=1e-5)
+
+
 def first_states(optimizer: Adafactor) -> list[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
     """Every parameter with the state that the checkpoint gives it."""
     parameters = optimizer.param_groups[0]["params"]

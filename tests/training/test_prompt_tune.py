@@ -194,7 +194,9 @@ def test_import(tiny_models, tmp_path, capsys):
     assert 'AutoTokenizer.from_pretrained("t5_lm_adapted")' in card
     assert "report.html" not in card
     assert load(model, output).get_prompt(batch_size=1)[0].detach().numpy().tobytes() == rows.tobytes()
-    with pytest.raises(SystemExit, match="already holds an adapter: give another folder, or remove it"):
+    with pytest.raises(
+        SystemExit, match="already holds an adapter, and no checkpoint to go on from: give another folder"
+    ):
         prompt_tune.main(words(**options))
 
 

@@ -4,18 +4,22 @@
 import ast
 import json
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 import transformers
 import yaml
+from huggingface_hub import ModelCard
+from transformers import TrainerState
 
 from t5_experimental.training import finetune
 from t5_experimental.training.report.charts import chart, ticks
-from t5_experimental.training.report.report import Report, curves, write_card
+from t5_experimental.training.report.report import Report, curves, describe_best, write_card
 
 
 DATA = Path(__file__).parents[1] / "data"
@@ -133,6 +137,76 @@ def test_names_are_no_markup_in_the_card(name, is_adapter, tmp_path):
     fence, command = re.search(r"It was made with\n\n(`{3,})\n(.*)\n\1\n\Z", python[1], re.DOTALL).groups()
     assert command == f"finetune.py --x {name}".replace("\x1b", "\ufffd")
     assert fence not in command
+
+
+def test_programs_read_license_model_data_and_results(tiny_models, tmp_path, monkeypatch):
+    """From a base model whose card says its license, with a data set of a local folder."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    model = shutil.copytree(tiny_models["t5_v1_1"], tmp_path / "base")
+    (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    (tmp_path / "data").mkdir()
+    for name in ("train", "validation", "test"):
+        shutil.copyfile(DATA / "restaurants_test.jsonl", tmp_path / "data" / f"{name}.jsonl")
+    options = f"--model_name_or_path {model} --output_dir {tmp_path / 'out'} --use_cpu --max_steps 4 --save_strategy no"
+    data = f"--dataset_name {tmp_path / 'data'} --metric rouge squad --max_target_length 4"
+    finetune.main(f"{options} {data} --eval_strategy steps --eval_steps 2".split())
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    metadata = yaml.safe_load((tmp_path / "out" / "README.md").read_text().split("---\n")[1])
+    assert {name: metadata[name] for name in ("license", "base_model", "library_name", "tags", "metrics")} == {
+        "license": "apache-2.0",
+        "base_model": "base",
+        "library_name": "transformers",
+        "tags": ["t5", "t5_v1_1"],
+        "metrics": ["rouge", "squad"],
+    }
+    assert "datasets" not in metadata  # it is no name at the hub
+    metrics = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    splits = {"validation": "eval", "test": "test"}
+    results = {
+        f"{splits[result.dataset_split]}_{result.metric_name}": result.metric_value for result in card.data.eval_results
+    }
+    names = ("loss", "rouge1", "rouge2", "rougeLsum", "squad_em", "squad_f1")
+    assert results == {name: metrics[name] for split in ("eval", "test") for name in [f"{split}_{x}" for x in names]}
+    assert {result.dataset_type for result in card.data.eval_results} == {"data"}
+    assert card.data.model_name == "out"
+    state = json.loads((tmp_path / "out" / "trainer_state.json").read_text())
+    steps = {row["step"]: row["eval_loss"] for row in state["log_history"][:-2] if "eval_loss" in row}
+    best = min(steps, key=lambda step: steps[step])
+    assert set(steps) == {2, 4}
+    expected = f"eval_loss {steps[best]:.6g} in step {best}; the saved model is that of step 4"
+    assert expected in _Page((tmp_path / "out" / "report.html").read_text()).text
+    assert f"Best: {expected}." in card.text.replace("\\", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, "eval_loss 2 in step 10; the saved model is that of step 30"),
+        ({"metric_for_best_model": "bleu"}, "eval_bleu 9 in step 20; the saved model is that of step 30"),
+        ({"metric_for_best_model": "eval_bleu", "greater_is_better": False}, "eval_bleu 3 in step 10; the saved model"),
+        (
+            {"metric_for_best_model": "bleu", "load_best_model_at_end": True},
+            "eval_bleu 9 in step 20; the saved model is that of step 20",
+        ),
+    ],
+)
+def test_the_best_step_is_named(options, expected):
+    history = [
+        {"loss": 1.0, "step": 10},
+        {"eval_loss": 2.0, "eval_bleu": 3.0, "step": 10},
+        {"eval_loss": 2.0, "eval_bleu": 9.0, "step": 20},
+        {"train_runtime": 3.0, "step": 30},
+        {"eval_loss": 1.0, "eval_bleu": 10.0, "step": 30},  # of the saved model
+    ]
+    state = TrainerState(log_history=history, global_step=30, best_model_checkpoint="x/checkpoint-20")
+    chosen = {"metric_for_best_model": None, "greater_is_better": None, "load_best_model_at_end": False, **options}
+    assert describe_best(state, SimpleNamespace(**chosen)).startswith(expected)
+    several = [{"eval_a_loss": 2.0, "step": 1}, {"eval_b_loss": 1.0, "step": 1}, {"eval_b_loss": 3.0, "step": 2}]
+    state = TrainerState(log_history=several, global_step=3)
+    if not options:
+        text = "eval_a_loss 2 in step 1, eval_b_loss 1 in step 1; the saved model is that of step 3"
+        assert describe_best(state, SimpleNamespace(**chosen)) == text
+    assert describe_best(TrainerState(log_history=history[:1]), SimpleNamespace(**chosen)) == ""
 
 
 def test_curves_are_the_logs():

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from t5_experimental.training import finetune, pretrain, prompt_tune
+from t5_experimental.training import evaluate, finetune, pretrain, prompt_tune
 from t5_experimental.training.engines.engine import Engine
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.trainer import settle as module
@@ -26,9 +26,12 @@ NEEDED = {
     "PretrainingArguments": {"output_dir": "no-such-output", "max_steps": 1, "optimizer_slots": "no-such-slots"},
     "FinetuningArguments": {"output_dir": "no-such-output", "deepspeed": "no-such.json", "metric": ["bleu"]},
     "PromptTrainingArguments": {"output_dir": "no-such-output", "resume_from_checkpoint": "no-such-checkpoint"},
+    "EvaluatedModelArguments": {"model_name_or_path": "no-such-folder", "adapter_name_or_path": "no-such-adapter"},
+    "EvaluationDataArguments": {"test_file": ["no-such-file.jsonl"]},
+    "EvaluationArguments": {"output_dir": "no-such-output", "metric": ["no_such_module:function"]},
     "PromptArguments": {"import_prompt": "no-such.npy"},
 }
-OPTIONS = {kind for point in (finetune, pretrain, prompt_tune) for kind in point.ENTRY_POINT.options}
+OPTIONS = {kind for point in (evaluate, finetune, pretrain, prompt_tune) for kind in point.ENTRY_POINT.options}
 
 
 @pytest.mark.parametrize("kind", sorted(OPTIONS, key=lambda kind: kind.__name__), ids=lambda kind: kind.__name__)

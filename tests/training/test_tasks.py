@@ -12,6 +12,7 @@ from t5_experimental.training import finetune
 from t5_experimental.training.data import task_texts
 from t5_experimental.training.data.arguments import DataArguments
 from t5_experimental.training.data.examples import load_splits
+from t5_experimental.training.data.predictions import Sample
 from t5_experimental.training.data.tasks import TASKS, Task, find_task
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.trainer.finetuning import FinetuningTrainer
@@ -220,7 +221,11 @@ def test_a_run_reports_the_tasks_metrics(tiny_models, write, tmp_path, monkeypat
     rows[1]["label"] = 0
     path = write(rows)
     said = {"multirc question: q answer: same paragraph: p": "True"}
-    monkeypatch.setattr(FinetuningTrainer, "_generate_texts", lambda self, sources, prefix: [said[s] for s in sources])
+
+    def generate(self, references):
+        return [Sample(source, said[source], texts) for source, texts in references.items()]
+
+    monkeypatch.setattr(FinetuningTrainer, "_generate", generate)
     files = {"train_file": path, "validation_file": path, "task": "super_glue_multirc", "eval_strategy": "steps"}
     run(tiny_models["t5_v1_1"], tmp_path / "output", **files, metric_for_best_model="f1_binary", eval_steps=1)
     figures = json.loads((tmp_path / "output" / "eval_results.json").read_text())

@@ -4,9 +4,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, ProgressCallback, TrainerControl, TrainerState
 
 from t5_experimental.training import finetune
@@ -133,16 +135,21 @@ def test_speed_is_in_log_and_bar(build, capsys):
 
 
 def test_each_pass_of_an_evaluation_has_a_bar_of_its_own():
-    """Losses and texts come from two passes of unequal length."""
+    """Losses and texts come from two passes of unequal length; the bars count examples of all processes."""
     state, control = TrainerState(is_world_process_zero=True), TrainerControl()
+    args = SimpleNamespace(eval_batch_size=2, world_size=2)
     callback = TokenProgressCallback()
     seen = []
-    for loader in (range(3), range(2)):
-        for _ in loader:
-            callback.on_prediction_step(None, state, control, eval_dataloader=loader)
-            seen.append((callback.prediction_bar.n, callback.prediction_bar.total))
+    passes = (DataLoader([{"input_ids": 0, "labels": 0}] * 9, 2), DataLoader([{"input_ids": 0}] * 5, 2))
+    for loader, steps in zip(passes, (3, 2), strict=True):
+        for _ in range(steps):
+            callback.on_prediction_step(args, state, control, eval_dataloader=loader)
+            bar = callback.prediction_bar
+            seen.append((bar.desc.split(":")[0], bar.n, bar.total))
+    assert bar.unit.strip() == "examples"
     callback.on_evaluate(None, state, control)
-    assert seen == [(1, 3), (2, 3), (3, 3), (1, 2), (2, 2)]
+    losses, texts = "Computing losses", "Generating"
+    assert seen == [(losses, 4, 9), (losses, 8, 9), (losses, 9, 9), (texts, 4, 5), (texts, 5, 5)]
     assert callback.prediction_bar is None
 
 
@@ -246,3 +253,21 @@ def test_every_input_is_generated_once_and_compared_with_all_references(build, t
     assert [sample.source for sample in trainer.samples["eval"]] == ["Thai food", "by the river"]
     assert trainer.samples["eval"][0].references == ["x", produced]
     assert trainer.samples["eval"][0].prediction == produced
+
+
+def test_evaluation_computes_own_metrics_and_those_of_classes(build, tmp_path, monkeypatch):
+    (tmp_path / "own_metric_of_trainer.py").write_text("def count(p, r):\n    return {'count': len(p) + len(r)}\n")
+    monkeypatch.chdir(tmp_path)
+    rows = [{"source": f"{number}", "target": label} for number, label in enumerate("abb")]
+    (tmp_path / "classes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = "--metric own_metric_of_trainer:count f1_binary --positive_label b --generation_max_length 4"
+    best = "--eval_strategy steps --metric_for_best_model"
+    trainer = build(f"{flags} {best} count", validation_file=tmp_path / "classes.jsonl")
+    metrics = trainer.evaluate()
+    assert metrics["eval_count"] == 6
+    assert metrics["eval_f1_binary"] == 0
+    # It is only known when the function has been called.
+    with pytest.raises(TrainingError, match="--metric_for_best_model total is not computed, only loss, f1_binary, c"):
+        build(f"{flags} {best} total", validation_file=tmp_path / "classes.jsonl")
+    with pytest.raises(TrainingError, match="--positive_label c is no target in the eval data, which has"):
+        build(flags.replace("label b", "label c"), validation_file=tmp_path / "classes.jsonl")

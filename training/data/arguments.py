@@ -13,6 +13,7 @@ from ..errors import TrainingError, check_at_least
 from .denoisers import UL2_MODES, Deshuffling, IidDenoising, Mixture, iid_targets_length, ul2
 from .mixture_file import DataMixture, Entry, read_mixture
 from .objectives import Objective, PlainLM, PrefixLM, SpanCorruption, noise_counts, span_corruption_lengths
+from .opening import format_of, stem_of
 from .patterns import check_format, find_paths
 from .tasks import Task, find_task
 
@@ -23,6 +24,12 @@ _OF_COLUMNS = ("source_prefix", "input_column", "target_column")
 _OF_ALL_PARTS = ("max_source_length", "max_target_length", "preprocessing_num_workers")
 # File extensions that training/data/tables.py reads.
 DATA_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
+
+# Formats as model cards name them; all others are JSON.
+_KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+# Options with files to evaluate on, and the prefix of their metrics.
+_EVALUATED = {"validation_file": "eval", "test_file": "test"}
 
 
 @dataclass
@@ -36,10 +43,16 @@ class DataArguments:
             "also packed (.gz, .zst), or folders of save_to_disk. Several files or patterns, as 'data/*.jsonl'."
         },
     )
-    validation_file: str | None = field(
-        default=None, metadata={"help": "Examples to evaluate on at the end, and during training with --eval_strategy."}
+    validation_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Examples to evaluate on at the end, and during training with --eval_strategy. Metrics of several "
+            "files have the files' names, as eval_NAME_loss."
+        },
     )
-    test_file: str | None = field(default=None, metadata={"help": "Examples to evaluate on at the end."})
+    test_file: list[str] | None = field(
+        default=None, metadata={"help": "Examples to evaluate on at the end; one file or several."}
+    )
     dataset_name: str | None = field(
         default=None,
         metadata={
@@ -77,7 +90,11 @@ class DataArguments:
     def __post_init__(self) -> None:
         if isinstance(self.train_file, str):
             self.train_file = [self.train_file]
-        for option in ("train_file", "validation_file", "test_file"):
+        for option in _EVALUATED:
+            if isinstance(name := getattr(self, option), str):
+                setattr(self, option, [name])
+            self._check_names(option)
+        for option in ("train_file", *_EVALUATED):
             if getattr(self, option) is not None and self.dataset_name is not None:
                 raise TrainingError(f"--{option} and --dataset_name exclude each other: leave one of them out.")
         for option in ("train_file", "dataset_name"):
@@ -104,6 +121,14 @@ class DataArguments:
             )
         self.chosen_task.check_packages()
 
+    def _check_names(self, option: str) -> None:
+        stems = [stem_of(Path(name)) for name in getattr(self, option) or ()]
+        if same := [stem for place, stem in enumerate(stems) if stem in stems[:place]]:
+            raise TrainingError(
+                f"--{option} has two files {same[0]}, by whose names metrics and predictions would be told apart: "
+                "rename one."
+            )
+
     def check_files(self) -> None:
         """Refuses data files that do not exist or have an unknown format."""
         for path in self.train_paths():
@@ -113,8 +138,8 @@ class DataArguments:
                 options.check_files()
             except TrainingError as error:
                 raise TrainingError(f"{entry.where}: {error}") from error
-        for option in ("validation_file", "test_file"):
-            if (name := getattr(self, option)) is not None:
+        for option in _EVALUATED:
+            for name in getattr(self, option) or ():
                 _check_data_file(option, Path(name))
 
     def parts(self) -> list[tuple[Entry, "DataArguments"]]:
@@ -150,11 +175,50 @@ class DataArguments:
         """The files of --train_file, sorted by name; patterns that match nothing are refused."""
         return find_paths("train_file", self.train_file or ())
 
+    def evaluated_files(self) -> dict[str, Path]:
+        """The files to evaluate on, by the prefix of their metrics: `eval` and `test`, or `eval_NAME` if there are
+        several."""
+        found: dict[str, Path] = {}
+        for option, split in _EVALUATED.items():
+            names = getattr(self, option) or ()
+            found |= {f"{split}_{stem_of(Path(name))}" if len(names) > 1 else split: Path(name) for name in names}
+        return found
+
+    def sources(self) -> dict[str, dict[str, str]]:
+        """Where the examples of each split are from, by the prefix of their metrics, as model cards say it."""
+        splits = {"eval": "validation", "test": "test"}
+        if self.dataset_name is not None:
+            name = Path(self.dataset_name).name
+            source = {"dataset_type": (self.hub_names() or [name])[0], "dataset_name": name}
+            source |= {} if self.dataset_config_name is None else {"dataset_config": self.dataset_config_name}
+            return {prefix: {**source, "dataset_split": split} for prefix, split in splits.items()}
+        return {
+            prefix: {
+                "dataset_type": _KINDS.get(format_of(file), "arrow" if file.is_dir() else "json"),
+                "dataset_name": file.name,
+                "dataset_split": splits[prefix.partition("_")[0]],
+            }
+            for prefix, file in self.evaluated_files().items()
+        }
+
+    def hub_names(self) -> list[str]:
+        """The data set's name at the hub, if it is not a local folder."""
+        return [] if self.dataset_name is None or Path(self.dataset_name).exists() else [self.dataset_name]
+
 
 def _check_data_file(option: str, path: Path) -> None:
     if not path.exists():
         raise TrainingError(f"--{option} {path} does not exist: give the path of a data file.")
     check_format(option, path, DATA_FORMATS)
+
+
+@dataclass
+class EvaluationDataArguments(DataArguments):
+    """Data: which texts to evaluate on."""
+
+    # Not options here.
+    train_file: list[str] | None = field(default=None, init=False)
+    mixture: str | None = field(default=None, init=False)
 
 
 @dataclass

@@ -116,7 +116,8 @@ def _load_named(name: str, config: str | None, reading: Reading, wanted: dict[st
             f"--dataset_name {name} does not load: {in_a_line(why)}; give another, or files with --train_file."
         ) from error
     names = list(files or splits)
-    _check_training(name, bool(files.get("train") or len(splits.get("train", ()))), names)
+    if "train" in wanted:
+        _check_training(name, bool(files.get("train") or len(splits.get("train", ()))), names)
     found = _found(wanted, names)
     if is_csv:
         return {
@@ -149,7 +150,8 @@ def _load_saved(path: Path, config: str | None, reading: Reading, wanted: dict[s
     saved = load_saved(path)
     folders = {"train": path} if isinstance(saved, Dataset) else {name: path / name for name in saved}
     rows = saved if isinstance(saved, Dataset) else saved.get("train", ())
-    _check_training(str(path), bool(len(rows)), list(folders))
+    if "train" in wanted:
+        _check_training(str(path), bool(len(rows)), list(folders))
     return {ours: _load(folders[split], reading) for ours, split in _found(wanted, list(folders)).items()}
 
 
@@ -186,21 +188,22 @@ def _examples_of(rows: Dataset, where: str, reading: Reading) -> Dataset:
     return rows.map(convert, with_indices=True, remove_columns=rows.column_names, features=reading.features)
 
 
-def load_splits(options: DataArguments) -> dict[str, Dataset]:
-    """Examples, with columns `source` and `targets`, by the prefix of their metrics in the trainer: `train`, and `eval`
-    and `test` if they exist. With a task, they also have its columns. Of a mixture, `train` is missing; see
-    [`make_mixture`]."""
-    if options.dataset_name is None and options.train_file is None and options.mixture is None:
+def load_splits(options: DataArguments, trains: bool = True) -> dict[str, Dataset]:
+    """Examples, with columns `source` and `targets`, by the prefix of their metrics in the trainer: `train` if the run
+    trains, and `eval` and `test` if they exist, or one for each of several files, see
+    [`~t5_experimental.training.data.arguments.DataArguments.evaluated_files`]. With a task, they also have its
+    columns. Of a mixture, `train` is missing; see [`make_mixture`]."""
+    if trains and options.dataset_name is None and options.train_file is None and options.mixture is None:
         raise TrainingError("There is nothing to train on: give --train_file, --dataset_name or --mixture.")
     task = options.chosen_task
     reading = Columns(options.input_column, options.target_column) if task is None else TaskRows(task.name)
     if options.dataset_name is not None:
         wanted = {"train": ["train"], "eval": ["validation"], "test": ["test"]} if task is None else task.splits()
+        wanted = {split: names for split, names in wanted.items() if trains or split != "train"}
         splits = _load_named(options.dataset_name, options.dataset_config_name, reading, wanted)
     else:
-        files = {"eval": options.validation_file, "test": options.test_file}
-        splits = {split: _load(Path(file), reading) for split, file in files.items() if file is not None}
-        if options.train_file is not None:
+        splits = {split: _load(file, reading) for split, file in options.evaluated_files().items()}
+        if trains and options.train_file is not None:
             training = concatenate_datasets([_load(path, reading) for path in options.train_paths()])
             splits = {"train": training, **splits}
     if "train" in splits and task is not None and task.trains_on is not None:
@@ -250,7 +253,7 @@ class Split:
         return len(self.pairs) if self.sampler is None else len(self.sampler)
 
     def mean_lengths(self, count: int) -> tuple[float, float]:
-        """Mean tokens of inputs and of targets, of the first pairs, or packed rows; of a mixture, of its first epoch."""
+        """Mean tokens of inputs and of targets of the first pairs, or packed rows; of a mixture, of its first epoch."""
         first = range(min(count, len(self.pairs))) if self.sampler is None else islice(self.sampler, count)
         rows = [place if isinstance(place, tuple) else (place,) for place in first]
         sample = self.pairs.select([place for places in rows for place in places])[:]

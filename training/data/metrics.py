@@ -1,5 +1,9 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Metrics of generated texts, each compared with any number of references, from 0 to 100."""
+"""Metrics of generated texts, each compared with any number of references, from 0 to 100 (correlations from -100).
+
+What is computed for single examples, too, has a place in [`SCORED`]; the others are properties of all of them together.
+Metrics of classes are in class_metrics.py, one's own in own_metrics.py.
+"""
 
 import importlib
 import re
@@ -9,21 +13,34 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import TrainingError
+from .class_metrics import accuracy, check_label, check_numbers, f1_binary, f1_macro, matthews, pearson, spearman
+from .own_metrics import figures_of_own, is_own, load_own
 
 
 References = Sequence[Sequence[str]]
 
 _ROUGE_TYPES = ("rouge1", "rouge2", "rougeLsum")
+_SQUAD_FIGURES = ("squad_em", "squad_f1")
 
 
 def bleu(predictions: Sequence[str], references: References) -> dict[str, float]:
     """Corpus BLEU with sacrebleu's defaults (case-sensitive, tokenization 13a)."""
     from sacrebleu.metrics import BLEU
 
+    return {"bleu": BLEU().corpus_score(predictions, _columns(references)).score}
+
+
+def chrf(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """Corpus chrF2 with sacrebleu's defaults (six letters, no words); of one example, chrF of the sentence."""
+    from sacrebleu.metrics import CHRF
+
+    return {"chrf": CHRF().corpus_score(predictions, _columns(references)).score}
+
+
+def _columns(references: References) -> Any:
+    """One list of all first references, one of all second ones, ...; sacrebleu skips None."""
     most = max(map(len, references))
-    # One list of all first references, one of all second ones, ...; sacrebleu skips None.
-    columns: Any = [[texts[place] if place < len(texts) else None for texts in references] for place in range(most)]
-    return {"bleu": BLEU().corpus_score(predictions, columns).score}
+    return [[texts[place] if place < len(texts) else None for texts in references] for place in range(most)]
 
 
 def rouge(predictions: Sequence[str], references: References) -> dict[str, float]:
@@ -51,16 +68,24 @@ def exact_match(predictions: Sequence[str], references: References) -> dict[str,
     return {"exact_match": 100 * hits / len(predictions)}
 
 
-def f1(predictions: Sequence[str], references: References) -> dict[str, float]:
-    """SQuAD's word F1, ignoring case, punctuation and articles: mean over predictions of the best reference's.
+def squad(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """SQuAD's exact match and word F1, ignoring case, punctuation and articles: means over predictions, each against
+    its best reference.
 
-    Source: `t5.evaluation.qa_utils`, as the original's `squad` calls it.
+    Source: `t5.evaluation.qa_utils`, as the original's `squad` calls it, and SQuAD 1.1's own script.
     """
-    scores = [
-        max(_word_f1(squad_words(text), squad_words(other)) for other in texts)
-        for text, texts in zip(predictions, references, strict=True)
-    ]
-    return {"f1": 100 * sum(scores) / len(scores)}
+    exact, overlap = [], []
+    for text, texts in zip(predictions, references, strict=True):
+        words, others = squad_words(text), [squad_words(other) for other in texts]
+        exact.append(words in others)
+        overlap.append(max(_word_f1(words, other) for other in others))
+    figures = (sum(exact), sum(overlap))
+    return {name: 100 * total / len(predictions) for name, total in zip(_SQUAD_FIGURES, figures, strict=True)}
+
+
+def f1(predictions: Sequence[str], references: References) -> dict[str, float]:
+    """The word F1 of [`squad`], by an older name; not the F1 of classes."""
+    return {"f1": squad(predictions, references)["squad_f1"]}
 
 
 def squad_words(text: str) -> list[str]:
@@ -74,27 +99,54 @@ def _word_f1(words: list[str], reference: list[str]) -> float:
     return 2 * same / (len(words) + len(reference)) if same else 0.0
 
 
-METRICS: Mapping[str, Callable[[Sequence[str], References], dict[str, float]]] = {
+# `f1_binary` also takes the positive class.
+METRICS: Mapping[str, Callable[..., dict[str, float]]] = {
     "bleu": bleu,
+    "chrf": chrf,
     "rouge": rouge,
     "exact_match": exact_match,
+    "squad": squad,
+    "accuracy": accuracy,
+    "f1_binary": f1_binary,
+    "f1_macro": f1_macro,
+    "matthews": matthews,
+    "pearson": pearson,
+    "spearman": spearman,
     "f1": f1,
 }
 
-_PACKAGES = {"bleu": "sacrebleu", "rouge": "rouge_score"}
+SCORED = ("chrf", "rouge", "exact_match", "squad", "accuracy", "f1")
+"""Metrics that are defined for a single example."""
+
+_FIGURES = {"rouge": _ROUGE_TYPES, "squad": _SQUAD_FIGURES}
+_PACKAGES = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge": "rouge_score"}
+
+# Examples on which one's own function is tried out.
+_TRIED = 32
 
 
-def check_metrics(names: Sequence[str]) -> None:
-    """Refuses a name that is not a metric."""
-    for name in names:
-        if name not in METRICS:
-            raise TrainingError(f"--metric {name} does not exist: choose from {', '.join(METRICS)}.")
+def check_metrics(names: Sequence[str], positive_label: str | None = None) -> None:
+    """Refuses a name that is not a metric or is given twice, and a class for no metric or missing for one."""
+    for place, name in enumerate(names):
+        if name not in METRICS and not is_own(name):
+            raise TrainingError(
+                f"--metric {name} does not exist: choose from {', '.join(METRICS)}, or give your own as "
+                "my_module:function."
+            )
+        if name in names[:place]:
+            raise TrainingError(f"--metric has {name} twice: leave one out.")
+    if "f1_binary" in names and positive_label is None:
+        raise TrainingError("--metric f1_binary needs to know which class is positive: give --positive_label.")
+    if positive_label is not None and "f1_binary" not in names:
+        raise TrainingError("--positive_label has no effect without --metric f1_binary: give both, or none.")
 
 
 def check_packages(names: Sequence[str]) -> None:
-    """Refuses a metric whose package is missing."""
+    """Refuses a metric whose package or module is missing."""
     for name in names:
-        if name in _PACKAGES:
+        if is_own(name):
+            load_own(name)
+        elif name in _PACKAGES:
             try:
                 importlib.import_module(_PACKAGES[name])
             except ImportError as error:
@@ -105,10 +157,61 @@ def check_packages(names: Sequence[str]) -> None:
 
 
 def figures_of(names: Sequence[str]) -> list[str]:
-    """Names of the values that [`compute_metrics`] returns for these metrics."""
-    return [figure for name in names for figure in (_ROUGE_TYPES if name == "rouge" else (name,))]
+    """Names of the values that [`compute_metrics`] returns for these metrics, those of one's own functions apart."""
+    return [figure for name in names if not is_own(name) for figure in _FIGURES.get(name, (name,))]
 
 
-def compute_metrics(names: Sequence[str], predictions: Sequence[str], references: References) -> dict[str, float]:
+def check_references(
+    names: Sequence[str], references: References, where: str, positive_label: str | None = None
+) -> list[str]:
+    """Finds out before training whether the metrics can be computed; one's own functions are tried out.
+
+    Args:
+        names: of the metrics.
+        references: of each input.
+        where: the split, for messages.
+        positive_label: the class that `f1_binary` looks for.
+
+    Returns:
+        Names of all values that [`compute_metrics`] returns.
+
+    Raises:
+        TrainingError: the references do not suit a metric, or an own function does not return figures.
+    """
+    if numeric := [name for name in ("pearson", "spearman") if name in names]:
+        check_numbers(references, f"--metric {numeric[0]} correlates numbers, but {where}")
+    if positive_label is not None:
+        check_label(references, positive_label, where)
+    figures = figures_of(names)
+    some = references[:_TRIED]
+    for name in filter(is_own, names):
+        found = figures_of_own(name, [texts[0] for texts in some], some)
+        if taken := sorted(set(found) & set(figures)):
+            raise TrainingError(f"--metric {name} names a figure {taken[0]}, as another metric does: rename it.")
+        figures += found
+    return figures
+
+
+def compute_metrics(
+    names: Sequence[str], predictions: Sequence[str], references: References, positive_label: str | None = None
+) -> dict[str, float]:
     """The values of all these metrics; each prediction has its own references, at least one."""
-    return {key: value for name in names for key, value in METRICS[name](predictions, references).items()}
+    figures: dict[str, float] = {}
+    for name in names:
+        if is_own(name):
+            figures |= figures_of_own(name, predictions, references)
+        elif name == "f1_binary":
+            figures |= f1_binary(predictions, references, str(positive_label))
+        else:
+            figures |= METRICS[name](predictions, references)
+    return figures
+
+
+def score_example(names: Sequence[str], prediction: str, references: Sequence[str]) -> dict[str, float]:
+    """The values of the metrics that are defined for a single example."""
+    return {
+        figure: value
+        for name in names
+        if name in SCORED
+        for figure, value in METRICS[name]([prediction], [references]).items()
+    }

@@ -75,16 +75,20 @@ class MixtureSampler(Sampler[int]):
         return sum(source.draws for source in self.sources)
 
     def __iter__(self) -> Iterator[int]:
+        return iter(self.rows_of(self.epoch))
+
+    def rows_of(self, epoch: int) -> list[int]:
+        """Rows of an epoch, in their order."""
         first, rows = 0, list[np.ndarray]()
         for place, source in enumerate(self.sources):
-            rows.append(first + self._drawn(place, source))
+            rows.append(first + self._drawn(place, source, epoch))
             first += source.count
-        order = np.random.default_rng((self.seed, _EPOCH, self.epoch)).permutation(len(self))
-        return iter(np.concatenate(rows)[order].tolist())
+        order = np.random.default_rng((self.seed, _EPOCH, epoch)).permutation(len(self))
+        return np.concatenate(rows)[order].tolist()
 
-    def _drawn(self, place: int, source: Source) -> np.ndarray:
-        """What this epoch draws of a source: a part of an endless sequence of passes over it."""
-        begin, end = self.epoch * source.draws, (self.epoch + 1) * source.draws
+    def _drawn(self, place: int, source: Source, epoch: int) -> np.ndarray:
+        """What an epoch draws of a source: a part of an endless sequence of passes over it."""
+        begin, end = epoch * source.draws, (epoch + 1) * source.draws
         passes = range(begin // source.count, -(-end // source.count))
         orders = [
             np.random.default_rng((self.seed, _SOURCE, place, number)).permutation(source.count) for number in passes

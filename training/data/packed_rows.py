@@ -2,7 +2,7 @@
 """Packing in fine-tuning: as many examples as fit share a row, in the order in which they are trained on.
 
 The examples of all epochs are one sequence, which is packed greedily, as the original packs its stream. An epoch is as
-many rows as its first pass fills; what does not fill a row at its end goes into the first row of the next one. So
+many rows as hold the examples of the first one; the last of them also has examples of the next epoch, if they fit. So
 nothing is dropped, every epoch has the same number of steps, and the rows follow from the seed.
 """
 
@@ -55,7 +55,7 @@ class PackedSampler(Sampler[tuple[int, ...]]):
     def __init__(self, order: MixtureSampler, lengths: tuple[list[int], list[int]], limits: tuple[int, int]):
         self.order, self._lengths, self._limits = order, lengths, limits
         self.epoch = 0
-        self._rows = sum(1 for _ in self._packed(order_of(order, 0)))
+        self._rows = sum(1 for _ in self._packed(order.rows_of(0)))
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch of the next iteration, counted from 0."""
@@ -66,7 +66,7 @@ class PackedSampler(Sampler[tuple[int, ...]]):
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
         begin = self.epoch * self._rows
-        endless = (place for epoch in count() for place in order_of(self.order, epoch))
+        endless = (place for epoch in count() for place in self.order.rows_of(epoch))
         return islice(self._packed(endless), begin, begin + self._rows)
 
     def _packed(self, places: Iterable[int]) -> Iterator[tuple[int, ...]]:
@@ -82,18 +82,12 @@ class PackedSampler(Sampler[tuple[int, ...]]):
             yield tuple(row)
 
     def describe(self) -> str:
-        """Rows and examples of an epoch."""
-        return f"{len(self.order):,} examples in {len(self):,} rows of an epoch, packed"
+        """Rows of an epoch, and examples of a row."""
+        return f"{len(self):,} in an epoch, with {len(self.order) / len(self):.1f} packed examples each"
 
     def record(self) -> dict[str, Any]:
         """What the rows depend on, the seed apart, by option; JSON-serializable."""
         return {**self.order.record(), "--pack": list(self._limits)}
-
-
-def order_of(sampler: MixtureSampler, epoch: int) -> Iterator[int]:
-    """The examples of an epoch."""
-    sampler.set_epoch(epoch)
-    return iter(sampler)
 
 
 class PackedCollator:

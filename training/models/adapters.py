@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import TrainingError
+from ..errors import TrainingError, in_a_line
 
 
 if TYPE_CHECKING:
@@ -126,3 +126,16 @@ def add_prompt(model: PreTrainedModel, rows: torch.Tensor) -> "PeftModel":
     with torch.no_grad():
         adapted.prompt_encoder[adapted.active_adapter].embedding.weight.copy_(rows)
     return adapted
+
+
+def load_adapter(model: PreTrainedModel, folder: str) -> "PeftModel":
+    """A model with an adapter of a folder, LoRA or a prompt, for evaluation.
+
+    Raises:
+        TrainingError: peft is not installed, or the adapter does not fit the model.
+    """
+    peft = import_peft()
+    try:
+        return peft.PeftModel.from_pretrained(model, folder)
+    except Exception as error:  # peft and torch raise many types for weights that do not fit
+        raise TrainingError(f"The adapter of {folder} does not load: {in_a_line(error)}") from error

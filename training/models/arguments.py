@@ -11,6 +11,11 @@ from t5_experimental.presets import PRESETS
 from ..errors import TrainingError, check_at_least, in_a_line
 
 
+# What peft writes.
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
 @dataclass
 class PromptArguments:
     """Prompt."""
@@ -79,8 +84,67 @@ class ModelArguments(_Dropout):
         check_dropout_rate(self.dropout_rate)
 
     def check_files(self) -> None:
-        """Refuses a folder without a model."""
-        check_model_folder(self.model_name_or_path)
+        """Refuses a folder without a model, or adapters, which fine-tuning can evaluate."""
+        if not (Path(self.model_name_or_path) / ADAPTER_CONFIG).is_file():
+            check_model_folder(self.model_name_or_path)
+
+
+@dataclass
+class EvaluatedModelArguments:
+    """Model: what to evaluate, possibly with an adapter."""
+
+    model_name_or_path: str = field(
+        metadata={
+            "help": "Folder of a model with its tokenizer, or of LoRA adapters or a prompt, which names its model. "
+            "Nothing is downloaded."
+        }
+    )
+    adapter_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder of LoRA adapters or a prompt for --model_name_or_path."}
+    )
+
+    def check_files(self) -> None:
+        """Refuses folders without a model or adapter."""
+        model, adapter = self.folders()
+        if adapter is not None:
+            for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+                if not (Path(adapter) / name).is_file():
+                    raise TrainingError(
+                        f"{adapter} is not a folder of an adapter (it has no {name}): give one that a run of this "
+                        "package or peft has written."
+                    )
+        check_model_folder(model)
+
+    def folders(self) -> tuple[str, str | None]:
+        """The folders of the model and of the adapter, or None without one.
+
+        Raises:
+            TrainingError: the folder of an adapter does not say where its model is.
+        """
+        folder = Path(self.model_name_or_path)
+        if (folder / "config.json").is_file() or not (folder / ADAPTER_CONFIG).is_file():
+            return self.model_name_or_path, self.adapter_name_or_path
+        if self.adapter_name_or_path is not None:
+            raise TrainingError(
+                f"--model_name_or_path {folder} holds an adapter, and --adapter_name_or_path names another: give the "
+                "folder of the model."
+            )
+        return _model_of(folder), self.model_name_or_path
+
+
+def _model_of(adapter: Path) -> str:
+    """The folder of the model that an adapter names."""
+    try:
+        config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        model = str(config["base_model_name_or_path"])
+    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+        raise TrainingError(f"{adapter / ADAPTER_CONFIG} does not name a model ({in_a_line(error)}).") from error
+    if not (Path(model) / "config.json").is_file():
+        raise TrainingError(
+            f"{adapter} is an adapter for {in_a_line(model)}, which is no model folder here: give the model with "
+            f"--model_name_or_path, and --adapter_name_or_path {adapter}."
+        )
+    return model
 
 
 def check_model_folder(folder: str) -> None:

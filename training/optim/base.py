@@ -96,12 +96,13 @@ class _FullParameterOptimizer(Optimizer, ABC):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self.first_states.clear()
         # torch has cast the states to the dtypes of the parameters, and has not moved `step`.
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         own = chain.from_iterable(group["params"] for group in self.param_groups)
-        for index, parameter in zip(saved, own, strict=True):
+        for place, (index, parameter) in enumerate(zip(saved, own, strict=True)):
+            # accelerate loads the empty state of a new optimizer, which must not cost it what it begins with.
             if index in state_dict["state"]:
+                self.first_states.pop(place, None)
                 self.state[parameter] = {
                     name: value.to("cpu" if name == "step" else parameter.device, copy=True)
                     for name, value in state_dict["state"][index].items()

@@ -3,28 +3,28 @@
 
 import json
 import math
-import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from transformers import TrainerState
 
 import t5_experimental
-from t5_experimental import own_folders
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 
-from ..interruption import held_back
 from ..trainer.arguments import T5TrainingArguments
-from ..trainer.checkpoint_folders import ASIDE, remove_aside
+from ..trainer.checkpoint_folders import steps_of, write_aside
 from ..trainer.settle import Run
 from ..trainer.trainer import T5Trainer
+from .card import Sources, front_matter, license_of
 from .charts import Points, chart
 
 
@@ -49,6 +49,10 @@ class Report:
         samples: objects with `source`, `prediction` and `references`.
         history: the trainer's log: dictionaries with `step` and values.
         versions: of packages and machine, by name.
+        best: the best step by the metric that the run goes by, as a clause; empty without evaluations on the way.
+        license: of the trained model, if its card says it.
+        datasets: names at the hub of the data sets that the run used.
+        sources: where the examples of each split are from, see [`~t5_experimental.training.report.card.Sources`].
     """
 
     title: str
@@ -62,15 +66,30 @@ class Report:
     samples: Sequence[Any]
     history: Sequence[Mapping[str, float]]
     versions: Mapping[str, str]
+    best: str = ""
+    license: str | None = None
+    datasets: Sequence[str] = ()
+    sources: Sources = field(default_factory=dict)
 
     def figures(self) -> dict[str, float]:
         """The final values that measure the quality of the model, by name."""
+        return {name: value for values in self.metrics.values() for name, value in values.items() if _is_figure(name)}
+
+    def results(self) -> dict[str, dict[str, float]]:
+        """Those of evaluations, by split and by name without it."""
         return {
-            name: value
-            for values in self.metrics.values()
-            for name, value in values.items()
-            if name != "epoch" and not name.endswith(_NO_FIGURES) and not name.endswith("_samples")
+            split: {
+                name.removeprefix(f"{split}_"): value
+                for name, value in values.items()
+                if _is_figure(name) and name.startswith(f"{split}_")
+            }
+            for split, values in self.metrics.items()
+            if split != "train"
         }
+
+
+def _is_figure(name: str) -> bool:
+    return name != "epoch" and not name.endswith((*_NO_FIGURES, "_samples"))
 
 
 def report_of(
@@ -79,6 +98,8 @@ def report_of(
     facts: Mapping[str, str],
     metrics: Mapping[str, Mapping[str, float]],
     samples: Sequence[Any] = (),
+    sources: Sources = MappingProxyType({}),
+    datasets: Sequence[str] = (),
 ) -> Report:
     """The report of a trainer's run; arguments as for [`Report`]."""
     model, args = trainer.plain_model(), trainer.args
@@ -94,7 +115,40 @@ def report_of(
         samples=samples,
         history=trainer.state.log_history,
         versions=_versions(args),
+        best=describe_best(trainer.state, args),
+        license=license_of(str(model.config.name_or_path or "")),
+        datasets=datasets,
+        sources=sources,
     )
+
+
+def describe_best(state: TrainerState, args: T5TrainingArguments) -> str:
+    """The best of the evaluations during training, and which step was saved, as a clause; empty if there were none.
+
+    It goes by `--metric_for_best_model`, otherwise by the loss; of several validation files, by that of each.
+    """
+    wanted = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
+    history = state.log_history
+    ends = [place for place, row in enumerate(history) if "train_runtime" in row] or [len(history)]
+    rows = history[: ends[-1]]  # what follows is the evaluation of the saved model
+    names = dict.fromkeys(name for row in rows for name in row if name == wanted)
+    if args.metric_for_best_model is None and not names:
+        names = dict.fromkeys(
+            name for row in rows for name in row if name.startswith("eval_") and name.endswith("_loss")
+        )
+    if not names:
+        return ""
+    given = args.greater_is_better
+    found = []
+    for name in names:
+        values = [(row[name], row["step"]) for row in rows if name in row]
+        choose = max if (given if given is not None else not name.endswith("loss")) else min
+        best = choose(value for value, _ in values)
+        step = next(step for value, step in values if value == best)
+        found.append(f"{name} {best:.6g} in step {step:,.0f}")
+    checkpoint = state.best_model_checkpoint if args.load_best_model_at_end else None
+    saved = state.global_step if checkpoint is None else steps_of(Path(checkpoint))
+    return f"{', '.join(found)}; the saved model is that of step {saved:,}"
 
 
 def card_of_import(config: T5ExperimentalConfig, model_folder: str, run: Run[Any]) -> Report:
@@ -111,6 +165,7 @@ def card_of_import(config: T5ExperimentalConfig, model_folder: str, run: Run[Any
         samples=(),
         history=(),
         versions=_versions(run.training),
+        license=license_of(model_folder),
     )
 
 
@@ -153,7 +208,17 @@ def write_report(folder: Path, report: Report) -> None:
 
 def write_card(folder: Path, report: Report) -> None:
     """Writes the model card, `README.md`, atomically."""
-    _write(folder, "model_card.md", "README.md", report=report)
+    metadata = front_matter(
+        folder.resolve().name,
+        report.model_type,
+        report.is_adapter,
+        report.source,
+        report.license,
+        list(report.datasets),
+        report.sources,
+        report.results(),
+    )
+    _write(folder, "model_card.md", "README.md", report=report, metadata=metadata)
 
 
 # Names from users and files in a model card: shown literally, never as markup.
@@ -191,12 +256,7 @@ def _python(text: str) -> str:
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
-def _yaml(text: str) -> str:
-    """As a scalar in YAML front matter."""
-    return text if re.fullmatch(r"[a-z][\w.]*", text) else json.dumps(text)
-
-
-_FILTERS = {"prose": _prose, "code": _code, "fenced": _fenced, "python": _python, "yaml": _yaml}
+_FILTERS = {"prose": _prose, "code": _code, "fenced": _fenced, "python": _python}
 
 
 def _write(folder: Path, template: str, name: str, **values: Any) -> None:
@@ -210,9 +270,4 @@ def _write(folder: Path, template: str, name: str, **values: Any) -> None:
         keep_trailing_newline=True,
     )
     environment.filters |= _FILTERS
-    text = environment.get_template(template).render(folder=folder.resolve().name, **values)
-    with held_back():
-        own_folders.begin(folder / ASIDE)
-        (folder / ASIDE / name).write_text(text, encoding="utf-8")
-        os.replace(folder / ASIDE / name, folder / name)
-        remove_aside(folder)
+    write_aside(folder, name, environment.get_template(template).render(folder=folder.resolve().name, **values))

@@ -28,18 +28,38 @@ def warn_of_float16(training: T5TrainingArguments) -> None:
         print(FLOAT16_WARNING, file=sys.stderr, flush=True)
 
 
+def describe_evaluation(trainer: T5Trainer, more: Mapping[str, str]) -> dict[str, str]:
+    """Facts about a run without training by heading, before those of the entry point."""
+    model, args = trainer.plain_model(), trainer.args
+    generation = model.generation_config.to_diff_dict()
+    settings = {name: value for name, value in generation.items() if not name.endswith(("_token_id", "_version"))}
+    return {
+        "class": f"{type(model).__name__} ({model.config.model_type}), {_describe_parameters(trainer)}",
+        "engine": trainer.run.engine.describe(trainer.accelerator),
+        "precision": f"weights float32, computation {_describe_precision(trainer)}",
+        **_describe_vocabulary(trainer),
+        **more,
+        "batches": f"{args.eval_batch_size} examples on each of {args.world_size} process(es), sorted by length",
+        "generation": ", ".join(f"{name} {value}" for name, value in sorted(settings.items())),
+    }
+
+
+def _describe_precision(trainer: T5Trainer) -> str:
+    asked = trainer.accelerator.mixed_precision
+    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(asked, asked)
+    if trainer.args.device.type == "cpu" and asked == "no":
+        precision += " (bfloat16 is slow on most CPUs; --bf16 True asks for it)"
+    return precision
+
+
 def describe(trainer: T5Trainer, more: Mapping[str, str]) -> dict[str, str]:
     """Facts about the run by heading: the model, how it is trained, and additional facts of the entry point."""
     model, args = trainer.plain_model(), trainer.args
-    asked = trainer.accelerator.mixed_precision
-    precision = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(asked, asked)
-    if args.device.type == "cpu" and asked == "no":
-        precision += " (bfloat16 is slow on most CPUs; --bf16 True asks for it)"
     return {
         "model": f"{type(model).__name__} ({model.config.model_type}), {_describe_parameters(trainer)}",
         "engine": trainer.run.engine.describe(trainer.accelerator),
         "dropout": f"{model.config.dropout_rate:g}{', the same at all positions' * model.config.broadcast_dropout}",
-        "precision": f"weights float32, computation {precision}",
+        "precision": f"weights float32, computation {_describe_precision(trainer)}",
         "optimizer": _describe_optimizer(trainer),
         "clipping": f"gradients to norm {args.max_grad_norm:g}" if args.max_grad_norm else "none",
         "denominator": f"{args.loss_denominator} of a step",

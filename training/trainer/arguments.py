@@ -4,7 +4,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
@@ -45,6 +45,9 @@ OF_DENOMINATOR = {
 class T5TrainingArguments(OptimizerArguments):
     """Training: transformers' own options, with the defaults that all entry points share, and with checks."""
 
+    may_only_evaluate: ClassVar[bool] = False
+    """Whether a run may leave out training."""
+
     logging_steps: float = field(default=50, metadata={"help": "Steps between two logs of the loss."})
     z_loss: float = field(
         default=0.0,
@@ -81,7 +84,12 @@ class T5TrainingArguments(OptimizerArguments):
         metadata={"help": "Where to log besides the report, such as wandb. Default: tensorboard, if it is installed."},
     )
     do_train: bool | None = field(  # type: ignore[assignment]  # None is not given
-        default=None, metadata={"help": "Every run trains; this option is not needed.", "nargs": "?", "const": True}
+        default=None,
+        metadata={
+            "help": "Every run with training data trains, unless this is False: then fine-tuning only evaluates.",
+            "nargs": "?",
+            "const": True,
+        },
     )
     do_eval: bool | None = field(  # type: ignore[assignment]
         default=None,
@@ -160,8 +168,10 @@ class T5TrainingArguments(OptimizerArguments):
                 f"--gradient_checkpointing_kwargs has {unknown[0]!r}, which is not one of "
                 f"{', '.join(sorted(_CHECKPOINTING))}."
             )
-        if self.do_train is False:
-            raise TrainingError("--do_train False leaves nothing to do, since every run trains: leave it out.")
+        if self.do_train is False and not self.may_only_evaluate:
+            raise TrainingError("--do_train False leaves nothing to do, since every such run trains: leave it out.")
+        if self.do_train is False and not (has_validation or has_test):
+            raise TrainingError("--do_train False leaves nothing to do: give --validation_file or --test_file, too.")
         wishes = (
             ("do_eval", self.do_eval, has_validation, "validation_file"),
             ("do_predict", self.do_predict, has_test, "test_file"),

@@ -19,6 +19,7 @@ from typing import Any
 from t5_experimental import own_folders
 
 from ..errors import TrainingError
+from ..interruption import held_back
 from ..permissions import share_as_usual
 
 
@@ -27,6 +28,10 @@ ASIDE = "unfinished"
 
 RECORD = "complete.json"
 STATE = "trainer_state.json"
+
+EVALUATION = "evaluation.json"
+"""Record of an evaluation without training in its output folder, see
+[`~t5_experimental.training.trainer.same_evaluation`]."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -61,6 +66,34 @@ def find_checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()), key=steps_of)
+
+
+def finished_step(folder: Path) -> float:
+    """The last step of the finished run in an output folder: later checkpoints are of a run that goes on from there.
+    Infinite if the run is of a version that did not record it."""
+    try:
+        return float(json.loads((folder / STATE).read_text())["global_step"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return float("inf")
+
+
+def goes_beyond(checkpoint: Path, max_steps: int, epochs: float) -> bool:
+    """Whether a run is longer than the one that wrote a checkpoint.
+
+    Args:
+        checkpoint: of a finished run; a damaged one is nothing to go on from.
+        max_steps: of the run; not positive if epochs decide.
+        epochs: of the run.
+    """
+    try:
+        state = _read_state(checkpoint)
+        if max_steps > 0:
+            return max_steps > state["max_steps"]
+        # Planned ones are rounded up, and more than those that --max_steps allowed.
+        is_done = state["global_step"] >= state["max_steps"]
+        return epochs > state["num_train_epochs"] or (is_done and epochs > state["epoch"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
 
 
 def is_ours(checkpoint: Path) -> bool:
@@ -185,6 +218,8 @@ def where_it_resumes(folder: Path, resumed_from: str | None, resumes: bool) -> s
     if newest is None and resumed_from is None:
         if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
             return f"Training was finished, and {folder} has its result; only the evaluation is missing."
+        if (folder / EVALUATION).exists():
+            return f"The same command goes on after the predictions that are in {folder}."
         return "No checkpoint had been written: the same command starts over."
     if resumes or newest is None:
         return f"The same command resumes from {newest or resumed_from}."
@@ -354,6 +389,15 @@ def remove_aside(folder: Path) -> None:
     if own_folders.exists(folder / ASIDE):
         with suppress(OSError):
             own_folders.remove(folder / ASIDE)
+
+
+def write_aside(folder: Path, name: str, text: str) -> None:
+    """Writes a file of an output folder, atomically."""
+    with held_back():
+        own_folders.begin(folder / ASIDE)
+        (folder / ASIDE / name).write_text(text, encoding="utf-8")
+        os.replace(folder / ASIDE / name, folder / name)
+        remove_aside(folder)
 
 
 def why_not_written(error: BaseException) -> str | None:

@@ -1,34 +1,32 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """What fine-tuning adds to training: it generates texts and compares them with all references of their input."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers.trainer_utils import EvalLoopOutput
 
+from t5_experimental.decoding_t5_experimental import decoding_session
+
 from ..data.arguments import DataArguments
 from ..data.examples import Split, source_features
 from ..data.metrics import compute_metrics
+from ..data.predictions import Sample, append, predictions_file, read_predictions
 from ..data.task_texts import TaskExample
-from ..data.tasks import Task
+from .finetuning_arguments import FinetuningArguments
+from .generation import by_length, sequence_scores
 from .trainer import T5Trainer
 
 
 # Samples of a split if there is no metric that needs all of it.
 _SAMPLES = 8
 
-
-@dataclass(frozen=True)
-class Sample:
-    """An input, the model's output, and the references."""
-
-    source: str
-    prediction: str
-    references: Sequence[str]
+# Inputs are sorted by length within windows of this number of batches, and written after each.
+_BATCHES_IN_A_WINDOW = 16
 
 
 class FinetuningTrainer(T5Trainer):
@@ -36,21 +34,24 @@ class FinetuningTrainer(T5Trainer):
     and target, then, if there are metrics, one generated text per distinct input.
 
     Args:
-        splits: by prefix, including `train`.
+        splits: by prefix, including `train` unless the trainer only evaluates; `eval_NAME` for several files.
         data: the options that the splits were made with.
-        metrics: names of [`~t5_experimental.training.data.metrics.METRICS`]; if there are none, and the data has a
-            task, the task's own.
+        metrics: names of [`~t5_experimental.training.data.metrics.METRICS`], or own functions; if there are none, and
+            the data has a task, the task's own.
         kwargs: as for transformers' `Seq2SeqTrainer`.
     """
 
+    args: FinetuningArguments
+
     def __init__(self, splits: Mapping[str, Split], data: DataArguments, metrics: Sequence[str], **kwargs: Any) -> None:
         pairs = {split: features.pairs for split, features in splits.items()}
-        rows = splits["train"].rows
-        super().__init__(
-            train_dataset=pairs["train"] if rows is None else rows, eval_dataset=pairs.get("eval"), **kwargs
-        )
+        # As transformers names them: `eval` alone, or a dictionary whose keys follow `eval_`.
+        several = {split.removeprefix("eval_"): rows for split, rows in pairs.items() if split.startswith("eval_")}
+        evaluated = cast(Any, several or pairs.get("eval"))
+        trained = None if "train" not in splits else splits["train"].rows or splits["train"].pairs
+        super().__init__(train_dataset=trained, eval_dataset=evaluated, **kwargs)
         self._splits, self._data, self._metrics = splits, data, metrics
-        self.order = splits["train"].sampler
+        self.order = splits["train"].sampler if "train" in splits else None
         """Of training on a mixture or on packed rows; None for transformers' own."""
         self._measures = bool(metrics) or data.chosen_task is not None
         self.hooks.check_search(self.args.generation_num_beams)
@@ -61,6 +62,10 @@ class FinetuningTrainer(T5Trainer):
         self.fixed_lengths |= {"labels": target, "decoder_input_ids": target}
         self.samples: dict[str, list[Sample]] = {}
         """From the last evaluation of each split."""
+        self.predictions: dict[str, list[Sample]] = {}
+        """All of the last evaluation of each split that generated texts."""
+        self.folder_of_predictions: Path | None = None
+        """Where texts are written while they are generated, and read if they are there already; None for nowhere."""
 
     def evaluation_loop(
         self,
@@ -71,25 +76,26 @@ class FinetuningTrainer(T5Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if self._measures and prediction_loss_only:
-            references = self._splits[metric_key_prefix].references()
-            predictions = self._generate_texts(list(references), metric_key_prefix)
-            self.samples[metric_key_prefix] = _some(references, predictions)
-            figures = self._figures(self._splits[metric_key_prefix], references, predictions)
+        if prediction_loss_only and (self._measures or self.folder_of_predictions is not None):
+            samples = self._predict(metric_key_prefix)
+            self.predictions[metric_key_prefix] = samples
+            self.samples[metric_key_prefix] = samples[:_SAMPLES]
+            figures = self._figures(self._splits[metric_key_prefix], samples)
             cast(dict[str, float], output.metrics).update(
                 {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
             )
         return output
 
-    def _figures(
-        self, split: Split, references: Mapping[str, Sequence[str]], predictions: Sequence[str]
-    ) -> dict[str, float]:
-        """Metrics of texts that were generated for the inputs of `references`."""
-        if self._metrics:
-            return compute_metrics(self._metrics, predictions, list(references.values()))
-        texts = dict(zip(references, predictions, strict=True))
-        examples = cast(list[TaskExample], split.examples.to_list())
-        return cast(Task, self._data.chosen_task).score(examples, [texts[example["source"]] for example in examples])
+    def _figures(self, split: Split, samples: Sequence[Sample]) -> dict[str, float]:
+        """Metrics of the texts that were generated for a split."""
+        task = self._data.chosen_task
+        if task is not None and not self._metrics:
+            texts = {sample.source: sample.prediction for sample in samples}
+            examples = cast(list[TaskExample], split.examples.to_list())
+            return task.score(examples, [texts[example["source"]] for example in examples])
+        texts_in_order = [sample.prediction for sample in samples]
+        references = [sample.references for sample in samples]
+        return compute_metrics(self._metrics, texts_in_order, references, self.args.positive_label)
 
     def sample(self, split: str) -> list[Sample]:
         """Some examples of a split with texts of the current model, or of the split's last evaluation; all processes
@@ -100,19 +106,96 @@ class FinetuningTrainer(T5Trainer):
                 "max_length": self.args.generation_max_length,
                 "num_beams": self.args.generation_num_beams,
             }
-            self.samples[split] = _some(references, self._generate_texts(list(references), split))
+            self.samples[split] = self._generate(references)
         return self.samples[split]
 
-    def _generate_texts(self, sources: list[str], prefix: str) -> list[str]:
-        """Texts that the model generates for each input; all processes call this."""
-        tokenizer = cast(Any, self.processing_class)
-        features = source_features(sources, self._data, tokenizer)
-        loader = self.get_test_dataloader(cast(torch.utils.data.Dataset, features))
+    def _predict(self, split: str) -> list[Sample]:
+        """The model's texts for all inputs of a split; those that are in its file already are not generated again."""
+        references = self._splits[split].references()
+        if self.folder_of_predictions is None:
+            return self._generate(references)
+        path = predictions_file(self.folder_of_predictions, split)
+        self.accelerator.wait_for_everyone()
+        written = read_predictions(path, references)
+        self.accelerator.wait_for_everyone()
+
+        def write(samples: Sequence[Sample]) -> None:
+            if self.is_world_process_zero():
+                append(path, samples, self._metrics)
+
+        return [*written, *self._generate(references, len(written), write)]
+
+    def _generate(
+        self,
+        references: Mapping[str, Sequence[str]],
+        skip: int = 0,
+        receive: Callable[[Sequence[Sample]], None] = lambda samples: None,
+    ) -> list[Sample]:
+        """Texts that the model generates; all processes call this.
+
+        Inputs are batched by length, within windows: a window's texts are known, in the order of their inputs, before
+        the next one begins. A window of which some are skipped is generated whole, so that its batches are the same.
+
+        Args:
+            references: of every input.
+            skip: number of inputs whose texts are known.
+            receive: is called with the texts of every window.
+        """
+        size = _BATCHES_IN_A_WINDOW * self.args.eval_batch_size * self.args.world_size
+        begin = skip // size * size
+        rows = list(references.items())[begin:]
+        if skip == len(references):
+            return []
+        features = source_features([source for source, _ in rows], self._data, cast(Any, self.processing_class))
+        order = by_length([len(ids) for ids in features["input_ids"]], size)
+        loader = self.get_test_dataloader(cast(torch.utils.data.Dataset, features.select(order)))
+        samples: list[Sample] = []
+        texts: list[tuple[str, float]] = []
+        with self._generating(loader):
+            for inputs in loader:
+                if not texts:
+                    self._seed(begin + len(samples))
+                texts += self._generate_batch(inputs)
+                self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+                window = order[len(samples) : len(samples) + size]
+                if len(texts) == len(window):
+                    known = sorted(zip(window, texts, strict=True))
+                    done = [Sample(rows[row][0], text, rows[row][1], score) for row, (text, score) in known]
+                    receive(done[max(skip - begin - len(samples), 0) :])
+                    samples += done
+                    texts = []
+        return samples[skip - begin :]
+
+    @contextmanager
+    def _generating(self, loader: DataLoader) -> Iterator[None]:
+        """For a pass over a loader: the model evaluates, its decoder's weights are laid out once, and the progress bar
+        counts the loader's rows."""
+        cast(torch.nn.Module, self.model).eval()
         self._gen_kwargs |= self.hooks.generation
-        output = super().evaluation_loop(loader, "Generation", prediction_loss_only=False, metric_key_prefix=prefix)
-        ids = cast(np.ndarray, output.predictions)
-        # Rows are padded with -100.
-        return tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
+        self.callback_handler.eval_dataloader = loader
+        session = decoding_session(self.plain_model()) if self._skips_logits else nullcontext()
+        with self._meter.pause(), session, torch.random.fork_rng(enabled=self._draws()):
+            yield
+
+    def _draws(self) -> bool:
+        """Whether texts are random; training must not be changed by that."""
+        return bool(self.plain_model().generation_config.do_sample)
+
+    def _seed(self, row: int) -> None:
+        """Makes the texts of a window that begins with this input the same, however often a run was interrupted."""
+        if self._draws():
+            # Other processes draw for other inputs.
+            torch.manual_seed(hash((self.args.seed, row, self.args.process_index)))
+
+    def _generate_batch(self, inputs: dict[str, Any]) -> list[tuple[str, float]]:
+        """Texts of a batch of all processes, and their scores."""
+        model, tokenizer = cast(torch.nn.Module, self.model), cast(Any, self.processing_class)
+        _, ids, _ = self.prediction_step(model, inputs, prediction_loss_only=False)
+        scores = sequence_scores(model, self._prepare_inputs(inputs), ids, self.plain_model().generation_config)
+        ids = self.accelerator.pad_across_processes(ids, dim=1, pad_index=tokenizer.pad_token_id)
+        ids, scores = self.accelerator.gather_for_metrics((ids, scores))
+        texts = tokenizer.batch_decode(ids.cpu().numpy(), skip_special_tokens=True)
+        return list(zip(texts, scores.tolist(), strict=True))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         return super()._get_train_sampler(train_dataset) if self.order is None else self.order
@@ -126,8 +209,3 @@ class FinetuningTrainer(T5Trainer):
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:
         # Predictions have the order of their inputs, even where training groups examples by length.
         return SequentialSampler(eval_dataset) if self.args.world_size <= 1 else None
-
-
-def _some(references: Mapping[str, Sequence[str]], predictions: Sequence[str]) -> list[Sample]:
-    rows = zip(references.items(), predictions, strict=True)
-    return [Sample(source, prediction, texts) for (source, texts), prediction in rows][:_SAMPLES]

@@ -2,6 +2,7 @@
 """Options of prompt tuning."""
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from ..optim.presets import OptimizerChoice
 from .finetuning_arguments import FinetuningArguments
@@ -10,6 +11,8 @@ from .finetuning_arguments import FinetuningArguments
 @dataclass
 class PromptTrainingArguments(FinetuningArguments):
     """How to tune: as in https://arxiv.org/abs/2104.08691 by default."""
+
+    may_only_evaluate: ClassVar[bool] = False  # a prompt that is there already is evaluated by evaluate.py
 
     learning_rate: float = field(default=0.3, metadata={"help": "Learning rate; the paper's is 0.3."})
     weight_decay: float = field(

@@ -39,6 +39,7 @@ from .checkpoint_folders import (
     remove_oldest,
     why_not_written,
 )
+from .history import HistoryCallback
 from .settle import FINISHED, Run, settle
 
 
@@ -61,7 +62,9 @@ class SavingTrainer(Seq2SeqTrainer):
         self._aside: Path | None = None  # while a checkpoint is written
         self._losses_begin = 0  # after this step
         self.add_callback(_RestoreLosses(self))
+        self.add_callback(_UseOwnIntervals())
         self.add_callback(_EndWhenTold())
+        self.add_callback(HistoryCallback())
 
     # Resuming.
 
@@ -236,6 +239,16 @@ class SavingTrainer(Seq2SeqTrainer):
                 force(folder)
         self.accelerator.wait_for_everyone()
 
+    def save_state(self) -> None:
+        """Writes the trainer's state, with its log and best step, into the output folder; all processes call this."""
+        folder = Path(str(self.args.output_dir))
+        with self.writing(STATE, folder):
+            if self.is_world_process_zero():
+                self.state.save_to_json(str(folder / ASIDE / STATE))
+                with held_back():
+                    os.replace(folder / ASIDE / STATE, folder / STATE)
+        self.accelerator.wait_for_everyone()
+
 
 class _RestoreLosses(TrainerCallback):
     """Restores losses right after transformers has reset its sums."""
@@ -247,6 +260,18 @@ class _RestoreLosses(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
     ) -> None:
         self._trainer.restore_losses()
+
+
+class _UseOwnIntervals(TrainerCallback):
+    """Logs, evaluates and saves as this run is told: transformers keeps the intervals of the checkpoint. A run that
+    would end before its first log has ten, for a curve."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
+    ) -> None:
+        state.compute_steps(args, state.max_steps)
+        if state.logging_steps > state.max_steps:
+            state.logging_steps = max(1, state.max_steps // 10)
 
 
 class _EndWhenTold(TrainerCallback):

@@ -16,7 +16,7 @@ from ..engines.engine import Engine, engine_of, prepare_engine
 from ..engines.lost_processes import join_on_cpu
 from ..errors import TrainingError
 from .arguments import LAUNCHED, T5TrainingArguments
-from .checkpoint_folders import check_aside, choose_checkpoint, find_checkpoints
+from .checkpoint_folders import check_aside, choose_checkpoint, find_checkpoints, finished_step, goes_beyond, steps_of
 
 
 # Files that make a folder loadable, and are written last.
@@ -70,7 +70,7 @@ def settle(options: Options, command: str = "", given: frozenset[str] = frozense
     4. Processes on CPUs join, with `--ddp_timeout`.
     5. Transformers' own `__post_init__`: device, process group, DeepSpeed.
     6. The engine, created here once, allows the optimizer.
-    7. The output folder is writable and has no model yet.
+    7. The output folder is writable, and has no model yet, or one that this run trains for more steps.
     8. The checkpoint to resume from.
     9. Packages that the options need are installed.
 
@@ -99,9 +99,9 @@ def settle(options: Options, command: str = "", given: frozenset[str] = frozense
     engine = engine_of(training)
     engine.check(training.chosen_optimizer())
     folder = Path(str(training.output_dir))
-    _check_output(folder)
-    checkpoint, beginning = choose_checkpoint(training.resume_from_checkpoint, folder)
     resumes = str(training.resume_from_checkpoint).lower() in ("auto", "true")
+    _check_output(folder, training, resumes)
+    checkpoint, beginning = choose_checkpoint(training.resume_from_checkpoint, folder)
     training.check_packages()
     return Run(options, engine, checkpoint, beginning, resumes, estimates_bf16, command, given)
 
@@ -125,18 +125,27 @@ def bfloat16_is_fast(use_cpu: bool) -> bool:
     return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _check_output(folder: Path) -> None:
-    """Refuses a folder that cannot be written to, or that has a finished model. It may have checkpoints, and a model
-    whose run ended before the report."""
+def _check_output(folder: Path, training: T5TrainingArguments, resumes: bool) -> None:
+    """Refuses a folder that cannot be written to, or that has a finished model. It may have checkpoints, a model whose
+    run ended before the report, and one that has checkpoints to go on from for more steps or epochs."""
     try:
         if folder.is_file():
             raise TrainingError(f"--output_dir {folder} is a file: give a folder.")
         is_finished = all((folder / name).exists() for name in _REPORT)
+        checkpoints = find_checkpoints(folder)
+        goes_on = bool(checkpoints) and (not is_finished or steps_of(checkpoints[-1]) > finished_step(folder))
         for name, what in FINISHED.items():
-            if (folder / name).exists() and (is_finished or not find_checkpoints(folder)):
-                finished = ", and its run is finished" if is_finished else ""
+            if not (folder / name).exists() or goes_on:
+                continue
+            if not checkpoints:
                 raise TrainingError(
-                    f"--output_dir {folder} already holds {what}{finished}: give another folder, or remove it."
+                    f"--output_dir {folder} already holds {what}, and no checkpoint to go on from: give another "
+                    "folder; what it holds is trained further with --model_name_or_path."
+                )
+            if not resumes or not goes_beyond(checkpoints[-1], training.max_steps, training.num_train_epochs):
+                raise TrainingError(
+                    f"--output_dir {folder} already holds {what}, and its run is finished: give more --max_steps or "
+                    "--num_train_epochs to go on from its last checkpoint, or another folder."
                 )
         check_aside(folder)
         # Tried out, since permissions alone do not tell. The folder is temporary, with a random name, so that several

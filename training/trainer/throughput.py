@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
 from t5_experimental.loss_t5_experimental import IGNORE_INDEX
@@ -47,8 +48,15 @@ class TokenMeter:
         return tokens, seconds
 
 
+def _bar(loader: Any, leave: bool) -> Any:
+    """A progress bar for a pass over a loader, by examples: inputs to generate from, or pairs whose loss is needed."""
+    rows = loader.dataset
+    name = "Computing losses" if "labels" in rows[0] else "Generating"
+    return tqdm(total=len(rows), desc=name, unit=" examples", leave=leave, dynamic_ncols=True)
+
+
 class TokenProgressCallback(ProgressCallback):
-    """The progress bar, showing the last loss and speed; each evaluation pass has its own."""
+    """The progress bar, showing the last loss and speed; each evaluation pass has its own, which counts examples."""
 
     _evaluated: Any = None
 
@@ -63,7 +71,11 @@ class TokenProgressCallback(ProgressCallback):
         if eval_dataloader is not self._evaluated:
             self._evaluated = eval_dataloader
             self.on_predict(args, state, control)  # closes the bar of the previous pass
-        super().on_prediction_step(args, state, control, eval_dataloader=eval_dataloader, **kwargs)
+            if state.is_world_process_zero:
+                self.prediction_bar = _bar(eval_dataloader, leave=self.training_bar is None)
+        if self.prediction_bar is not None:
+            left = self.prediction_bar.total - self.prediction_bar.n
+            self.prediction_bar.update(min(left, args.eval_batch_size * args.world_size))
 
     def on_log(
         self,

@@ -1,0 +1,262 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""The command `generate`: a text for every line of the input, with the options of transformers' `generate`.
+
+torch, transformers' models and peft are imported when it runs, since the other commands need none of them.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from .errors import ConversionError
+
+
+LONGEST = 128
+"""Tokens of a text if neither the options nor the model's settings say how long it may be."""
+
+# Options of `generate`: name, type (None for switches), what it does.
+OPTIONS: tuple[tuple[str, type | None, str], ...] = (
+    ("max_new_tokens", int, f"longest text; default: the model's own setting, or {LONGEST}"),
+    ("min_new_tokens", int, "shortest text"),
+    ("num_beams", int, "beam search with this number of beams"),
+    ("num_return_sequences", int, "texts for each line, one after another"),
+    ("do_sample", None, "draw tokens at random"),
+    ("temperature", float, "divides the logits before tokens are drawn"),
+    ("top_k", int, "draw from this number of tokens"),
+    ("top_p", float, "draw from the likeliest tokens that together have this probability"),
+    ("min_p", float, "draw from tokens that have this fraction of the likeliest one's probability"),
+    ("typical_p", float, "draw from typical tokens that together have this probability"),
+    ("repetition_penalty", float, "more than 1: tokens that are there already become less likely"),
+    ("no_repeat_ngram_size", int, "no sequence of this number of tokens comes twice"),
+    ("length_penalty", float, "more than 0: beam search prefers long texts; less: short ones"),
+    ("early_stopping", None, "beam search stops at the first texts that are finished"),
+)
+
+# What would steer a terminal, or end a line.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments to its parser."""
+    parser.add_argument("folder", metavar="MODEL", help="folder of a model with its tokenizer, or of an adapter")
+    parser.add_argument(
+        "--prompt", "--adapter", metavar="ADAPTER", help="folder of a tuned prompt or of LoRA adapters (needs peft)"
+    )
+    for name, kind, text in OPTIONS:
+        flag = f"--{name.replace('_', '-')}"
+        if kind is None:
+            parser.add_argument(flag, action="store_true", default=None, help=text)
+        else:
+            parser.add_argument(flag, type=kind, metavar="N" if kind is int else "X", help=text)
+    parser.add_argument("--seed", type=int, metavar="N", help="of random numbers, for --do-sample")
+    parser.add_argument("--source-prefix", default="", metavar="TEXT", help='before every line, as "summarize: "')
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        default=8,
+        metavar="N",
+        help="lines at a time, unless it answers a terminal; default: 8",
+    )
+    parser.add_argument("--dtype", choices=("source", "float32", "bfloat16"), default="source", help="default: source")
+    parser.add_argument("--device", metavar="NAME", help="such as cuda:1; default: a GPU if there is one, else cpu")
+
+
+def as_typed(argv: Sequence[str]) -> list[str]:
+    """Arguments in which options are spelled with hyphens: `generate`'s own names have underscores."""
+    if not argv or argv[0] != "generate":
+        return list(argv)
+    spelled = (word.partition("=") for word in argv)
+    return ["".join((name.replace("_", "-") if name.startswith("--") else name, *rest)) for name, *rest in spelled]
+
+
+def generate(arguments: argparse.Namespace, lines: Iterable[str] | None = None, to: TextIO | None = None) -> None:
+    """Writes a text for every line.
+
+    Args:
+        arguments: of [`add_arguments`].
+        lines: the input; standard input by default.
+        to: where texts go; standard output by default.
+
+    Raises:
+        ConversionError: the model does not load, or options contradict each other. Nothing has been read then.
+    """
+    lines, to = sys.stdin if lines is None else lines, sys.stdout if to is None else to
+    if arguments.batch_size < 1:
+        raise ConversionError(f"--batch-size is {arguments.batch_size}: it must be at least 1.")
+    if arguments.seed is not None and not arguments.do_sample:
+        raise ConversionError("--seed has no effect without --do-sample: give both, or none.")
+    writer = _Writer.load(arguments)
+    is_interactive = to.isatty() or (hasattr(lines, "isatty") and lines.isatty())
+    streams = to.isatty() and writer.can_stream()
+    texts = _checked(lines)
+    with writer.session():
+        while batch := list(islice(texts, 1 if is_interactive else arguments.batch_size)):
+            sources = [arguments.source_prefix + text for text in batch]
+            if streams:
+                writer.stream(sources, to)
+            else:
+                to.writelines(f"{_on_a_line(text)}\n" for text in writer.write(sources))
+                to.flush()
+
+
+def _checked(lines: Iterable[str]) -> Iterator[str]:
+    """The lines without their ends; refuses what is not UTF-8."""
+    try:
+        for line in lines:
+            line.encode()
+            yield line.rstrip("\r\n")
+    except UnicodeError as error:
+        raise ConversionError(f"The input is not UTF-8 text ({error}): convert it.") from error
+
+
+def _on_a_line(text: str) -> str:
+    """A text that cannot steer a terminal, and stays on its line."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+@dataclass
+class _Writer:
+    """A model, ready to generate.
+
+    Attributes:
+        model: possibly with an adapter.
+        tokenizer: of the model.
+        settings: transformers' `GenerationConfig`.
+    """
+
+    model: Any
+    tokenizer: Any
+    settings: Any
+
+    @classmethod
+    def load(cls, arguments: argparse.Namespace) -> "_Writer":
+        folder, adapter = _folders(arguments.folder, arguments.prompt)
+        _check_adapter(adapter)
+        import torch
+        import transformers
+
+        from t5_experimental import register_models
+
+        register_models()
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        dtype = "auto" if arguments.dtype == "source" else getattr(torch, arguments.dtype)
+        device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+            settings = deepcopy(model.generation_config)
+            if adapter is not None:
+                import peft
+
+                model = peft.PeftModel.from_pretrained(model, adapter)
+            model = model.to(device).eval()
+        except Exception as error:  # the libraries raise many types for bad files
+            raise ConversionError(f"{adapter or folder} does not load: {_in_a_line(error)}") from error
+        if arguments.seed is not None:
+            torch.manual_seed(arguments.seed)
+        return cls(model, tokenizer, _settle(settings, vars(arguments)))
+
+    def session(self) -> Any:
+        """Lays out the decoder's weights once, for as long as it is open."""
+        from t5_experimental import decoding_session
+
+        return decoding_session(self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model)
+
+    def can_stream(self) -> bool:
+        """Whether tokens are final as soon as they are there."""
+        return (self.settings.num_beams or 1) == 1 and (self.settings.num_return_sequences or 1) == 1
+
+    def write(self, sources: Sequence[str], **more: Any) -> list[str]:
+        """Texts for the sources; `more` for `generate`."""
+        inputs = self.tokenizer(list(sources), padding=True, return_tensors="pt").to(self.model.device)
+        names = ("input_ids", "attention_mask")
+        ids = self.model.generate(
+            **{name: inputs[name] for name in names}, generation_config=deepcopy(self.settings), **more
+        )
+        return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+    def stream(self, sources: Sequence[str], to: TextIO) -> None:
+        """Writes a text word by word; `sources` has one."""
+        from transformers import TextStreamer
+
+        class Streamer(TextStreamer):
+            def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+                to.write(_on_a_line(text) + "\n" * stream_end)
+                to.flush()
+
+        # The first token is the decoder's start token.
+        self.write(sources, streamer=Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True))
+
+
+def _settle(settings: Any, options: Mapping[str, Any]) -> Any:
+    """The model's own settings with those of the command line.
+
+    Raises:
+        ConversionError: they contradict each other, or one has no effect.
+    """
+    given = {name: options[name] for name, _, _ in OPTIONS if options[name] is not None}
+    if "max_new_tokens" in given:
+        settings.max_length = None
+    elif settings.max_length is None and settings.max_new_tokens is None:
+        settings.max_new_tokens = LONGEST
+    settings._from_model_config = None
+    try:
+        settings.update(**given)  # which validates, too
+        settings.validate(strict=True)
+    except ValueError as error:
+        raise ConversionError(f"The options of generate contradict each other: {_in_a_line(error)}") from error
+    return settings
+
+
+# Folders.
+
+
+def _folders(folder: str, adapter: str | None) -> tuple[str, str | None]:
+    """Folders of the model and of the adapter, or None without one."""
+    path = Path(folder)
+    if not (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
+        if adapter is not None:
+            raise ConversionError(f"{folder} holds an adapter, and --prompt names another: give the model's folder.")
+        return _model_of(path), folder
+    if not (path / "config.json").is_file():
+        raise ConversionError(f"{folder} is not a model folder: it has no config.json.")
+    if not any((path / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        raise ConversionError(f"{folder} has no tokenizer: convert the checkpoint with --vocab sentencepiece.model.")
+    return folder, adapter
+
+
+def _model_of(adapter: Path) -> str:
+    try:
+        model = str(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConversionError(f"{adapter / 'adapter_config.json'} does not name a model ({error}).") from error
+    if not (Path(model) / "config.json").is_file():
+        raise ConversionError(
+            f"{adapter} is an adapter for {model}, which is no model folder here: give the model's folder, and "
+            f"--prompt {adapter}."
+        )
+    return _folders(model, None)[0]
+
+
+def _check_adapter(adapter: str | None) -> None:
+    if adapter is None:
+        return
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (Path(adapter) / name).is_file():
+            raise ConversionError(f"{adapter} is not a folder of an adapter: it has no {name}.")
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise ConversionError(f'--prompt needs peft: pip install "t5-experimental[peft]" ({error}).') from error

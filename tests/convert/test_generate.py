@@ -1,0 +1,164 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""`t5-experimental generate`: texts in, texts out."""
+
+import io
+import json
+import re
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from t5_experimental.convert.cli import main
+from t5_experimental.convert.generate import _on_a_line
+
+
+LINES = ["cheap food", "", "a restaurant by the river, cheap", "name[The Mill]"]
+
+
+class Terminal(io.StringIO):
+    """Remembers what was written, and when it was to appear."""
+
+    def __init__(self):
+        super().__init__()
+        self.flushed = []
+
+    def isatty(self):
+        return True
+
+    def flush(self):
+        self.flushed.append(self.getvalue())
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_models):
+    return tiny_models["t5_talking_heads"]
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    """`expected(**options)`: what the model writes for each line alone."""
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+    def texts(lines=LINES, model=model, **options):
+        inputs = [tokenizer([line], return_tensors="pt") for line in lines]
+        ids = [model.eval().generate(**dict(one), **options) for one in inputs]
+        return [text for one in ids for text in tokenizer.batch_decode(one, skip_special_tokens=True)]
+
+    return texts
+
+
+@pytest.fixture
+def write(folder, monkeypatch, capsys):
+    """`write(words)`: status, texts and errors of the command for the lines."""
+
+    def run(words="", lines=LINES, model=folder):
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        status = main(["generate", str(model), *words.split()])
+        printed = capsys.readouterr()
+        return status, printed.out.split("\n")[:-1], printed.err
+
+    return run
+
+
+@pytest.mark.parametrize("words", ["--max-new-tokens 7 --batch-size 3", "--max_new_tokens=7"])
+def test_every_line_has_its_text(words, write, expected):
+    assert write(words) == (0, expected(max_new_tokens=7), "")
+
+
+def test_options_are_those_of_generate(write, expected):
+    beams = "--num-beams 3 --num-return-sequences 2 --length_penalty 2 --early-stopping --no-repeat-ngram-size 2"
+    options = {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 2.0, "early_stopping": True}
+    options |= {"no_repeat_ngram_size": 2, "max_new_tokens": 6}
+    assert write(f"{beams} --max-new-tokens 6")[1] == expected(**options)
+    random = "--do_sample --temperature 2 --top_k 40 --top_p 0.9 --repetition_penalty 1.1 --max_new_tokens 6 --seed"
+    first, same, other = (write(f"{random} {seed}")[1] for seed in (1, 1, 2))
+    assert first == same != other
+    prefixed = [f"name: {line}" for line in LINES]
+    assert write("--max_new_tokens 5 --source-prefix name:\N{NO-BREAK SPACE}")[0] == 0
+    monkey = write("--max_new_tokens 5", lines=prefixed)[1]
+    assert monkey == expected(prefixed, max_new_tokens=5)
+
+
+def test_length_is_the_models_own_or_a_sensible_one(write, folder, expected, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "model")
+    (copy / "generation_config.json").write_text(
+        json.dumps({**json.loads((copy / "generation_config.json").read_text()), "max_length": 4})
+    )
+    assert write(model=copy)[1] == expected(max_length=4)
+    assert write("--max-new-tokens 9", model=copy)[1] == expected(max_new_tokens=9)
+    assert write(lines=LINES[:1])[1] == expected(LINES[:1], max_new_tokens=128)
+
+
+def test_prompts_and_adapters(write, folder, expected, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    torch.manual_seed(1)
+    config = peft.PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3, token_dim=32, num_transformer_submodules=1
+    )
+    prompted = peft.get_peft_model(model, config)
+    prompted.save_pretrained(tmp_path / "prompt")
+    texts = expected(model=prompted, max_new_tokens=7)
+    assert texts != expected(max_new_tokens=7)
+    assert write(f"--prompt {tmp_path / 'prompt'} --max-new-tokens 7")[1] == texts
+    assert write("--max-new-tokens 7", model=tmp_path / "prompt")[1] == texts  # it names its model
+
+
+def test_terminals_are_answered_word_by_word(folder, expected, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in LINES)))
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert main(["generate", str(folder), "--max-new-tokens", "30"]) == 0
+    texts = expected(max_new_tokens=30)
+    assert [line.rstrip() for line in terminal.getvalue().split("\n")[:-1]] == [text.rstrip() for text in texts]
+    assert len(terminal.flushed) > len(LINES) + 5
+    # Beams change until the end.
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdin", io.StringIO("cheap food\n"))
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert main(["generate", str(folder), "--max-new-tokens", "9", "--num-beams", "2"]) == 0
+    assert terminal.getvalue() == f"{expected(LINES[:1], max_new_tokens=9, num_beams=2)[0]}\n"
+
+
+def test_texts_stay_on_their_line():
+    assert _on_a_line("a\nb\x1b[31m\u2028c\N{NO-BREAK SPACE}d\N{IDEOGRAPHIC SPACE}") == (
+        "a\\nb\\x1b[31m\\u2028c\N{NO-BREAK SPACE}d\N{IDEOGRAPHIC SPACE}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--batch-size 0", "--batch-size is 0: it must be at least 1"),
+        ("--seed 1", "--seed has no effect without --do-sample"),
+        ("--temperature 0.5", "The options of generate contradict each other: .*`temperature`"),
+        ("--num-return-sequences 2", "contradict each other"),
+        ("--prompt {empty}", "empty is not a folder of an adapter: it has no adapter_config.json"),
+        ("--device nowhere:1", "does not load: "),
+    ],
+)
+def test_bad_options_end_before_anything_is_read(words, message, folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr("sys.stdin", iter(lambda: pytest.fail("a line was read"), None))
+    assert main(["generate", str(folder), *words.format(empty=tmp_path / "empty").split()]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(rf"error: .*{message}.*\n", printed.err), printed.err
+
+
+def test_bad_folders_and_lines(folder, write, tmp_path, monkeypatch, capsys):
+    assert "is not a model folder: it has no config.json" in write(model=tmp_path)[2]
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "adapter_config.json does not name a model" in write(model=tmp_path)[2]
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "gone"}')
+    assert "is an adapter for gone, which is no model folder here" in write(model=tmp_path)[2]
+    bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("spiece.model", "tokenizer*"))
+    assert "has no tokenizer: convert the checkpoint with --vocab" in write(model=bare)[2]
+    (bare / "spiece.model").write_bytes((folder / "spiece.model").read_bytes())
+    (bare / "model.safetensors").write_bytes(b"damaged")
+    assert "does not load: " in write(model=bare)[2]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"cheap\nf\xff\n"), encoding="utf-8"))
+    assert main(["generate", str(folder), "--max-new-tokens", "3"]) == 1
+    assert "The input is not UTF-8 text (" in capsys.readouterr().err

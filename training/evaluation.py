@@ -1,0 +1,141 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""An evaluation without training: metrics and predictions of a model, with or without an adapter, on any files.
+
+Texts are written while they are generated, and the same command goes on after those that are there. Options that would
+change them are recorded, see [`~t5_experimental.training.trainer.same_evaluation`].
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import DataCollatorForSeq2Seq
+
+from .data.arguments import DataArguments
+from .data.examples import Split, load_splits, make_split
+from .data.metrics import check_references, figures_of
+from .data.predictions import predictions_file
+from .errors import TrainingError
+from .interruption import held_back
+from .models.adapters import load_adapter
+from .models.arguments import EvaluatedModelArguments
+from .models.loading import load_model, load_tokenizer
+from .report.start_lines import describe_evaluation, facts_as_text
+from .trainer.checkpoint_folders import find_checkpoints
+from .trainer.finetuning import FinetuningTrainer
+from .trainer.finetuning_arguments import FinetuningArguments
+from .trainer.generation import settle_generation
+from .trainer.same_evaluation import prepare_folder
+from .trainer.settle import Run
+
+
+EvaluationOptions = tuple[EvaluatedModelArguments, DataArguments, FinetuningArguments]
+
+
+def check_splits(
+    training: FinetuningArguments, data: DataArguments, splits: Mapping[str, Split], given: frozenset[str]
+) -> list[str]:
+    """Refuses options that do not suit the data, or need data that there is not.
+
+    Args:
+        training: options of the run.
+        data: options of the splits.
+        splits: by prefix of the metrics.
+        given: names of the options that the user gave.
+
+    Returns:
+        The prefixes of the splits that are evaluated.
+    """
+    evaluated = [split for split in splits if split != "train"]
+    has = [any(split.partition("_")[0] == kind for split in evaluated) for kind in ("eval", "test")]
+    training.check_data(given, *has)
+    task = data.chosen_task
+    of_task = [] if task is None or training.metric else list(task.figures)
+    if not evaluated:
+        training.check_best_metric(["loss", *figures_of(training.metric), *of_task])
+    if training.metric and not evaluated:
+        asked = f"--metric {' '.join(training.metric)}" if "metric" in given else "--predict_with_generate"
+        raise TrainingError(f"{asked} needs references to compare with: give --validation_file or --test_file, too.")
+    figures: list[str] = []
+    for split in evaluated:
+        references = list(splits[split].references().values())
+        names = check_references(training.metric, references, f"the {split} data", training.positive_label)
+        kind, _, file = split.partition("_")
+        if kind == "eval":  # those of one of several files have its name
+            figures += [f"{file}_{name}" if file else name for name in ("loss", *names, *of_task)]
+    training.check_best_metric(figures or ["loss", *figures_of(training.metric), *of_task])
+    return evaluated
+
+
+def build_evaluator(settled: Run[EvaluationOptions]) -> tuple[FinetuningTrainer, dict[str, Split]]:
+    """The trainer, which trains nothing, and the examples by prefix of their metrics. Finds out everything that is
+    wrong with the options or the data."""
+    model_options, data, training = settled.options
+    output = Path(str(training.output_dir))
+    if settled.engine.shards_state:
+        raise TrainingError(
+            f"An evaluation needs the whole model in every process, which {settled.engine.name} shards: launch it "
+            "without, as with training/configs/ddp.yaml."
+        )
+    if found := find_checkpoints(output):
+        raise TrainingError(f"--output_dir {output} holds {found[-1].name} of a training run: give another folder.")
+    data.check_task(settled.given)
+    training.settle_metrics(data.chosen_task, data.evaluated_files())
+    folder, adapter = model_options.folders()
+    tokenizer = load_tokenizer(folder)
+    with training.main_process_first(desc="reading the data"):
+        examples = load_splits(data, trains=False)
+        splits = {split: make_split(rows, data, tokenizer) for split, rows in examples.items()}
+    if not check_splits(training, data, splits, settled.given):
+        raise TrainingError("There is nothing to evaluate on: give --validation_file, --test_file or --dataset_name.")
+    model = load_model(folder, tokenizer)
+    keeps_length = not settled.given & {"max_target_length", "generation_max_length"}
+    settle_generation(model, training, data.max_target_length, keeps_length)
+    evaluator = FinetuningTrainer(
+        splits,
+        data,
+        training.metric,
+        model=model if adapter is None else load_adapter(model, adapter),
+        args=settled,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        processing_class=tokenizer,
+    )
+    return evaluator, splits
+
+
+def run_evaluation(settled: Run[EvaluationOptions]) -> None:
+    """Describes the evaluation, computes losses, generates texts, writes predictions and metrics."""
+    model_options, data, training = settled.options
+    trainer, splits = build_evaluator(settled)
+    folder, adapter = model_options.folders()
+    folders = {"model": folder, **({} if adapter is None else {"adapter": adapter})}
+    output = Path(str(training.output_dir))
+    done = prepare_folder(trainer, splits, data, folders)
+    if trainer.is_world_process_zero():
+        task = {} if data.chosen_task is None else {"task": data.chosen_task.describe()}
+        facts = describe_evaluation(trainer, {**folders, **task, **_describe(splits, training.metric, done)})
+        print(facts_as_text(facts), flush=True)
+    trainer.folder_of_predictions = output
+    for split, features in splits.items():
+        metrics = trainer.evaluate(features.pairs, metric_key_prefix=split)
+        metrics.pop("epoch", None)
+        with held_back():
+            trainer.log_metrics(split, metrics)
+            trainer.save_metrics(split, metrics)
+    trainer.leave_process_group()
+    if trainer.is_world_process_zero():
+        files = ", ".join(predictions_file(output, split).name for split in splits)
+        print(f"Metrics and {files} are in {output}", flush=True)
+
+
+def _describe(splits: Mapping[str, Split], metrics: Sequence[str], done: int) -> dict[str, Any]:
+    inputs = {split: len(features.references()) for split, features in splits.items()}
+    lines = {
+        "examples": ", ".join(
+            f"{len(features.pairs):,} {split} with {inputs[split]:,} inputs" for split, features in splits.items()
+        ),
+        "metrics": ", ".join(["loss", *metrics]),
+    }
+    if done:
+        lines["beginning"] = f"goes on after {done:,} of {sum(inputs.values()):,} predictions that are there"
+    return lines

@@ -78,7 +78,9 @@ def build_trainer(
     data.check_mixture(settled.given)
     if (data.mixture is not None or training.pack) and "train_sampling_strategy" in settled.given:
         raise TrainingError("--train_sampling_strategy has no effect with --mixture or --pack: leave it out.")
-    training.settle_metrics(data.chosen_task, data.evaluated_files())
+    tasks = [data.chosen_task, *(options.chosen_task for _, options in data.parts())]
+    is_mixture = data.mixture is not None
+    training.settle_metrics(next(filter(None, tasks), None), data.evaluated_files(), checks_later=is_mixture)
     if adapt is None and training.lora_rank:
         adapt = _with_lora(training.lora_rank)
     folder = model_options.model_name_or_path
@@ -91,7 +93,10 @@ def build_trainer(
         splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
         seed = training.seed if training.data_seed is None else training.data_seed
         if data.mixture is not None:
-            splits = {"train": make_mixture(data, tokenizer, seed), **splits}
+            splits = {**make_mixture(data, tokenizer, seed), **splits}
+            # transformers evaluates one data set while training, or several with names.
+            if "eval" in splits and any(split.startswith("eval_") for split in splits):
+                raise TrainingError("--validation_file has no effect beside those of the mixture: leave it out.")
         if training.pack:
             splits["train"] = splits["train"].packed((data.max_source_length, data.max_target_length), seed)
     check_splits(training, data, splits, settled.given)

@@ -137,7 +137,7 @@ def test_a_mixture_is_packed_in_its_order(examples, tiny_models, tmp_path, monke
     mixture = tmp_path / "mixture.yaml"
     mixture.write_text(f"limit: 5\nentries: [{{name: a, train_file: {examples}}}, {{name: b, train_file: {examples}}}]")
     tokenizer = AutoTokenizer.from_pretrained(tiny_models["t5_v1_1"])
-    split = make_mixture(DataArguments(mixture=str(mixture)), tokenizer, seed=1)
+    split = make_mixture(DataArguments(mixture=str(mixture)), tokenizer, seed=1)["train"]
     packed = split.packed((512, 128), seed=1)
     assert list(chain.from_iterable(packed.sampler))[:10] == list(split.sampler)
     assert packed.mixture is split.sampler

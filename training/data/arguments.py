@@ -164,6 +164,9 @@ class DataArguments:
 
     def check_mixture(self, given: Collection[str]) -> None:
         """Refuses options, of those that the user gave, that each part of a mixture has of its own."""
+        own = [entry.where for entry, options in self.parts() if options.validation_file is not None]
+        if own and self.validation_file is not None:
+            raise TrainingError(f"--validation_file has no effect beside that of {own[0]}: leave one of them out.")
         if self.mixture is None or self.validation_file is not None or self.test_file is not None:
             return
         if unused := [name for name in (*_OF_COLUMNS, "task") if name in given]:
@@ -199,11 +202,16 @@ class DataArguments:
                 "dataset_split": splits[prefix.partition("_")[0]],
             }
             for prefix, file in self.evaluated_files().items()
+        } | {
+            f"{prefix}_{entry.name}": source
+            for entry, options in self.parts()
+            for prefix, source in options.sources().items()
         }
 
     def hub_names(self) -> list[str]:
-        """The data set's name at the hub, if it is not a local folder."""
-        return [] if self.dataset_name is None or Path(self.dataset_name).exists() else [self.dataset_name]
+        """Names of data sets at the hub, those that are local folders apart."""
+        names = [self.dataset_name, *(options.dataset_name for _, options in self.parts())]
+        return [name for name in names if name is not None and not Path(name).exists()]
 
 
 def _check_data_file(option: str, path: Path) -> None:

@@ -233,6 +233,7 @@ class Split:
         cut: of `inputs` and `targets`, the length of the longest and how many are truncated.
         sampler: of a mixture or packed rows, the order to train in.
         rows: packed rows.
+        options: that the pairs were made with.
     """
 
     pairs: Dataset
@@ -240,6 +241,7 @@ class Split:
     cut: dict[str, "Cut"]
     sampler: MixtureSampler | PackedSampler | None = None
     rows: PackedRows | None = None
+    options: DataArguments | None = None
 
     @property
     def mixture(self) -> MixtureSampler | None:
@@ -334,23 +336,26 @@ def make_split(examples: Dataset, options: DataArguments, tokenizer: PreTrainedT
     for kind, limit in limits.items():
         lengths = pairs.with_format("numpy")[f"{kind}_length"][:]
         cut[f"{kind}s"] = Cut(int((lengths > limit).sum()), len(lengths), int(lengths.max()), int((lengths <= 1).sum()))
-    return Split(pairs.remove_columns(["input_length", "target_length"]), examples, cut)
+    return Split(pairs.remove_columns(["input_length", "target_length"]), examples, cut, options=options)
 
 
-def make_mixture(options: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split:
-    """Token ids of all parts of a mixture one after the other, and the order to train on them in.
+def make_mixture(options: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, Split]:
+    """Token ids of a mixture: `train` has those of all parts one after the other, and the order to train on them in;
+    what a part has to evaluate on is `eval_NAME` and `test_NAME`.
 
     Raises:
         TrainingError: as for [`load_splits`] and [`~t5_experimental.training.data.mixing.quotas`]; the message has the
             line of the part.
     """
-    names, parts = [], list[Split]()
+    names, parts, evaluated = list[str](), list[Split](), dict[str, Split]()
     for entry, own in options.parts():
         try:
-            parts.append(make_split(load_splits(own)["train"], own, tokenizer))
+            splits = {split: make_split(rows, own, tokenizer) for split, rows in load_splits(own).items()}
         except TrainingError as error:
             raise TrainingError(f"{entry.where}: {error}") from error
         names.append(entry.name)
+        parts.append(splits.pop("train"))
+        evaluated |= {f"{split}_{entry.name}": rows for split, rows in splits.items()}
     counts = [len(part.pairs) for part in parts]
     draws = quotas(options.read_mixture(), counts)
     sources = [Source(*facts) for facts in zip(names, counts, draws, strict=True)]
@@ -359,4 +364,4 @@ def make_mixture(options: DataArguments, tokenizer: PreTrainedTokenizerBase, see
         cut = {kind: cut[kind] + part.cut[kind] for kind in cut}
     texts = [part.examples.select_columns(["source", "targets"]) for part in parts]
     pairs = concatenate_datasets([part.pairs for part in parts])
-    return Split(pairs, concatenate_datasets(texts), cut, MixtureSampler(sources, seed))
+    return {"train": Split(pairs, concatenate_datasets(texts), cut, MixtureSampler(sources, seed)), **evaluated}

@@ -53,7 +53,6 @@ class FinetuningTrainer(T5Trainer):
         self._splits, self._data, self._metrics = splits, data, metrics
         self.order = splits["train"].sampler if "train" in splits else None
         """Of training on a mixture or on packed rows; None for transformers' own."""
-        self._measures = bool(metrics) or data.chosen_task is not None
         self.hooks.check_search(self.args.generation_num_beams)
         # The pass that computes losses does not generate.
         self.args.predict_with_generate = True
@@ -76,22 +75,27 @@ class FinetuningTrainer(T5Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if prediction_loss_only and (self._measures or self.folder_of_predictions is not None):
+        measures = bool(self._metrics) or self._options_of(metric_key_prefix).chosen_task is not None
+        if prediction_loss_only and (measures or self.folder_of_predictions is not None):
             samples = self._predict(metric_key_prefix)
             self.predictions[metric_key_prefix] = samples
             self.samples[metric_key_prefix] = samples[:_SAMPLES]
-            figures = self._figures(self._splits[metric_key_prefix], samples)
+            figures = self._figures(metric_key_prefix, samples)
             cast(dict[str, float], output.metrics).update(
                 {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
             )
         return output
 
-    def _figures(self, split: Split, samples: Sequence[Sample]) -> dict[str, float]:
+    def _options_of(self, split: str) -> DataArguments:
+        """The options of a split, which of a mixture each part has of its own."""
+        return self._data if split not in self._splits else self._splits[split].options or self._data
+
+    def _figures(self, split: str, samples: Sequence[Sample]) -> dict[str, float]:
         """Metrics of the texts that were generated for a split."""
-        task = self._data.chosen_task
+        task = self._options_of(split).chosen_task
         if task is not None and not self._metrics:
             texts = {sample.source: sample.prediction for sample in samples}
-            examples = cast(list[TaskExample], split.examples.to_list())
+            examples = cast(list[TaskExample], self._splits[split].examples.to_list())
             return task.score(examples, [texts[example["source"]] for example in examples])
         texts_in_order = [sample.prediction for sample in samples]
         references = [sample.references for sample in samples]
@@ -106,14 +110,14 @@ class FinetuningTrainer(T5Trainer):
                 "max_length": self.args.generation_max_length,
                 "num_beams": self.args.generation_num_beams,
             }
-            self.samples[split] = self._generate(references)
+            self.samples[split] = self._generate(split, references)
         return self.samples[split]
 
     def _predict(self, split: str) -> list[Sample]:
         """The model's texts for all inputs of a split; those that are in its file already are not generated again."""
         references = self._splits[split].references()
         if self.folder_of_predictions is None:
-            return self._generate(references)
+            return self._generate(split, references)
         path = predictions_file(self.folder_of_predictions, split)
         self.accelerator.wait_for_everyone()
         written = read_predictions(path, references)
@@ -123,10 +127,11 @@ class FinetuningTrainer(T5Trainer):
             if self.is_world_process_zero():
                 append(path, samples, self._metrics)
 
-        return [*written, *self._generate(references, len(written), write)]
+        return [*written, *self._generate(split, references, len(written), write)]
 
     def _generate(
         self,
+        split: str,
         references: Mapping[str, Sequence[str]],
         skip: int = 0,
         receive: Callable[[Sequence[Sample]], None] = lambda samples: None,
@@ -137,6 +142,7 @@ class FinetuningTrainer(T5Trainer):
         the next one begins. A window of which some are skipped is generated whole, so that its batches are the same.
 
         Args:
+            split: whose inputs they are.
             references: of every input.
             skip: number of inputs whose texts are known.
             receive: is called with the texts of every window.
@@ -146,7 +152,8 @@ class FinetuningTrainer(T5Trainer):
         rows = list(references.items())[begin:]
         if skip == len(references):
             return []
-        features = source_features([source for source, _ in rows], self._data, cast(Any, self.processing_class))
+        sources = [source for source, _ in rows]
+        features = source_features(sources, self._options_of(split), cast(Any, self.processing_class))
         order = by_length([len(ids) for ids in features["input_ids"]], size)
         loader = self.get_test_dataloader(cast(torch.utils.data.Dataset, features.select(order)))
         samples: list[Sample] = []

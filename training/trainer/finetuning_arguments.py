@@ -78,19 +78,20 @@ class FinetuningArguments(T5TrainingArguments):
             return self.do_train is not False
         return has_training_data or not (self.do_eval or self.do_predict)
 
-    def settle_metrics(self, task: Task | None, evaluated: Collection[str] = ()) -> None:
+    def settle_metrics(self, task: Task | None, evaluated: Collection[str] = (), checks_later: bool = False) -> None:
         """Chooses the default metrics, those of a task if there is one; then `metric` is empty.
 
         Args:
             task: of the data.
             evaluated: prefixes of the metrics of several files; may be empty.
+            checks_later: whether the metrics follow from the data, and --metric_for_best_model is checked with it.
 
         Raises:
             TrainingError: --metric_for_best_model is none of them. Own functions name theirs when they are called.
         """
         if self.predict_with_generate and not self.metric and task is None:
             self.metric = ["exact_match"]
-        if any(map(is_own, self.metric)):
+        if checks_later or any(map(is_own, self.metric)):
             return
         figures = ["loss", *(figures_of(self.metric) if self.metric or task is None else task.figures)]
         files = [prefix.partition("_")[2] for prefix in evaluated if prefix.startswith("eval_")]

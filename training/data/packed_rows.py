@@ -38,7 +38,8 @@ class PackedRows(MapDataset):
 
     def __getitem__(self, places: Sequence[int]) -> dict[str, np.ndarray]:
         examples = self._pairs[list(places)]
-        pairs = (tuple(map(np.array, pair)) for pair in zip(examples["input_ids"], examples["labels"], strict=True))
+        sides = zip(examples["input_ids"], examples["labels"], strict=True)
+        pairs = ((np.array(inputs), np.array(targets)) for inputs, targets in sides)
         (row,) = pack(pairs, *self._lengths)
         return model_features(row, packed=True)
 

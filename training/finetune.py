@@ -122,7 +122,7 @@ def build_trainer(
 def run(settled: Run[Options]) -> None:
     """Trains, saves, evaluates, reports; or only evaluates, if that is what the options say."""
     model_options, data, training = settled.options
-    if not training.trains(any((data.train_file, data.dataset_name, data.mixture))):
+    if not training.trains(any(source is not None for source in (data.train_file, data.dataset_name, data.mixture))):
         evaluated = EvaluatedModelArguments(model_options.model_name_or_path)
         warn_of_float16(training)
         run_evaluation(replace(cast(Any, settled), options=(evaluated, data, training)))

@@ -244,7 +244,7 @@ def test_weights_of_another_shape(model, tiny_models, train_file, tmp_path):
 
 def test_nothing_to_train_on(model, tmp_path):
     message = complaint(tmp_path / "output", model_name_or_path=model)
-    assert "give --train_file, or --dataset_name" in message
+    assert "give --train_file, --dataset_name or --mixture" in message
 
 
 @pytest.mark.parametrize(("metric", "package"), [("bleu", "sacrebleu"), ("rouge", "rouge_score")])

@@ -132,6 +132,15 @@ def test_the_same_rows_on_several_processes_and_after_a_resumption(examples, for
     assert "was written with another --pack ([40, 22] then, None now)" in outcome.stderr
 
 
+def test_packing_alone_is_no_mixture(examples, tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    options = DataArguments(train_file=str(examples))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["t5_v1_1"])
+    packed = make_split(load_splits(options)["train"], options, tokenizer).packed((40, 24), seed=0)
+    assert packed.mixture is None
+    assert packed.sampler.record() == {"--pack": [40, 24]}
+
+
 def test_a_mixture_is_packed_in_its_order(examples, tiny_models, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     mixture = tmp_path / "mixture.yaml"

@@ -247,7 +247,7 @@ class Split:
     def mixture(self) -> MixtureSampler | None:
         """The order of a mixture, also if its rows are packed."""
         order = self.sampler.order if isinstance(self.sampler, PackedSampler) else self.sampler
-        return None if order is None or len(order.sources) == 1 else order
+        return order if order is not None and order.is_mixture else None
 
     @property
     def epoch(self) -> int:
@@ -265,7 +265,7 @@ class Split:
     def packed(self, limits: tuple[int, int], seed: int) -> "Split":
         """The same pairs in rows that several share; `limits` are the tokens of a row's inputs and targets."""
         size = len(self.pairs)
-        order = self.sampler or MixtureSampler([Source("all", size, size)], seed)
+        order = self.sampler or MixtureSampler([Source("", size, size)], seed)
         assert isinstance(order, MixtureSampler)
         columns = (self.pairs[name] for name in ("input_ids", "labels"))
         inputs, targets = ([len(ids) for ids in column] for column in columns)

@@ -60,7 +60,7 @@ class MixtureSampler(Sampler[int]):
     """Rows of an epoch, out of the rows of all sources one after the other.
 
     Args:
-        sources: in the order of their rows.
+        sources: in the order of their rows; a single one without a name is no mixture, but shuffled.
         seed: of all draws.
     """
 
@@ -96,6 +96,11 @@ class MixtureSampler(Sampler[int]):
         skipped = begin - passes[0] * source.count
         return np.concatenate(orders)[skipped : skipped + source.draws]
 
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the sources are parts of a mixture."""
+        return bool(self.sources[0].name)
+
     def describe(self) -> str:
         """The effective shares."""
         return (
@@ -107,7 +112,8 @@ class MixtureSampler(Sampler[int]):
 
     def record(self) -> dict[str, Any]:
         """What the order depends on, the seed apart, by option; JSON-serializable."""
-        return {"--mixture": [[source.name, source.count, source.draws] for source in self.sources]}
+        parts = [[source.name, source.count, source.draws] for source in self.sources]
+        return {"--mixture": parts} if self.is_mixture else {}
 
 
 def _amount(source: Source) -> str:

@@ -49,8 +49,7 @@ def check_splits(
     evaluated = [split for split in splits if split != "train"]
     has = [any(split.partition("_")[0] == kind for split in evaluated) for kind in ("eval", "test")]
     training.check_data(given, *has)
-    task = data.chosen_task
-    of_task = [] if task is None or training.metric else list(task.figures)
+    of_task = _figures_of_task(training, data)
     if not evaluated:
         training.check_best_metric(["loss", *figures_of(training.metric), *of_task])
     if training.metric and not evaluated:
@@ -61,10 +60,15 @@ def check_splits(
         references = list(splits[split].references().values())
         names = check_references(training.metric, references, f"the {split} data", training.positive_label)
         kind, _, file = split.partition("_")
+        of_task = _figures_of_task(training, splits[split].options or data)
         if kind == "eval":  # those of one of several files have its name
             figures += [f"{file}_{name}" if file else name for name in ("loss", *names, *of_task)]
     training.check_best_metric(figures or ["loss", *figures_of(training.metric), *of_task])
     return evaluated
+
+
+def _figures_of_task(training: FinetuningArguments, data: DataArguments) -> list[str]:
+    return [] if data.chosen_task is None or training.metric else list(data.chosen_task.figures)
 
 
 def build_evaluator(settled: Run[EvaluationOptions]) -> tuple[FinetuningTrainer, dict[str, Split]]:

@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -31,6 +30,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedToke
 from t5_experimental.training.cli.entry_point import EntryPoint
 from t5_experimental.training.data.arguments import DataArguments
 from t5_experimental.training.data.examples import Split, load_splits, make_mixture, make_split
+from t5_experimental.training.data.packed_rows import PackedCollator, PackedSampler
 from t5_experimental.training.data.predictions import as_lines, predictions_file
 from t5_experimental.training.engines.fsdp2_weights import reads_in_parts
 from t5_experimental.training.errors import TrainingError
@@ -77,9 +77,11 @@ def build_trainer(
     model_options, data, training = settled.options
     data.check_task(settled.given)
     data.check_mixture(settled.given)
-    if data.mixture is not None and "train_sampling_strategy" in settled.given:
-        raise TrainingError("--train_sampling_strategy has no effect on a mixture, which has an order of its own.")
-    training.settle_metrics(data.chosen_task, data.evaluated_files())
+    if (data.mixture is not None or training.pack) and "train_sampling_strategy" in settled.given:
+        raise TrainingError("--train_sampling_strategy has no effect with --mixture or --pack: leave it out.")
+    tasks = [data.chosen_task, *(options.chosen_task for _, options in data.parts())]
+    is_mixture = data.mixture is not None
+    training.settle_metrics(next(filter(None, tasks), None), data.evaluated_files(), checks_later=is_mixture)
     folder, adapter = EvaluatedModelArguments(model_options.model_name_or_path).folders()
     if adapter is not None:
         _check_further_training(adapter, training)
@@ -95,9 +97,14 @@ def build_trainer(
     # The first process fills the cache of `datasets` for the others.
     with training.main_process_first(desc="reading the data"):
         splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
+        seed = training.seed if training.data_seed is None else training.data_seed
         if data.mixture is not None:
-            seed = training.seed if training.data_seed is None else training.data_seed
-            splits = {"train": make_mixture(data, tokenizer, seed), **splits}
+            splits = {**make_mixture(data, tokenizer, seed), **splits}
+            # transformers evaluates one data set while training, or several with names.
+            if "eval" in splits and any(split.startswith("eval_") for split in splits):
+                raise TrainingError("--validation_file has no effect beside those of the mixture: leave it out.")
+        if training.pack:
+            splits["train"] = splits["train"].packed((data.max_source_length, data.max_target_length), seed)
     check_splits(training, data, splits, settled.given)
     batch = training.train_batch_size * training.world_size
     if training.dataloader_drop_last and splits["train"].epoch < batch:
@@ -112,7 +119,7 @@ def build_trainer(
         training.metric,
         model=model if adapt is None else adapt(model, tokenizer),
         args=settled,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        data_collator=PackedCollator(DataCollatorForSeq2Seq(tokenizer, model=model)),
         processing_class=tokenizer,
     )
     return trainer, splits
@@ -128,7 +135,14 @@ def run(settled: Run[Options]) -> None:
         return
     if training.estimate is not None:
         config = config_to_estimate(model_options)
-        print_estimate(settled, config, data.max_source_length, data.max_target_length, lora_rank=training.lora_rank)
+        print_estimate(
+            settled,
+            config,
+            data.max_source_length,
+            data.max_target_length,
+            lora_rank=training.lora_rank,
+            packed=training.pack,
+        )
         return
     model_options.check_trains()
     warn_of_float16(training)
@@ -206,15 +220,16 @@ def _write_predictions(trainer: FinetuningTrainer, folder: Path) -> None:
 
 
 def _describe_data(trainer: T5Trainer, splits: dict[str, Split], data: DataArguments) -> dict[str, str]:
-    sample, sampler = splits["train"].some_pairs(1000), splits["train"].sampler
-    inputs, targets = (mean(map(len, sample[name])) for name in ("input_ids", "labels"))
+    training = splits["train"]
     sizes = ", ".join(f"{len(features.pairs):,} {split}" for split, features in splits.items())
     lines = {
         "examples": f"{sizes}; at most {data.max_source_length} tokens in, {data.max_target_length} out",
-        "step": describe_step(trainer, inputs, targets),
+        "step": describe_step(trainer, *training.mean_lengths(1000), "examples" if training.rows is None else "rows"),
     }
-    if sampler is not None:
-        lines = {"mixture": f"{sampler.describe()} in an epoch of {len(sampler):,}", **lines}
+    if training.mixture is not None:
+        lines = {"mixture": training.mixture.describe(), **lines}
+    if isinstance(training.sampler, PackedSampler):
+        lines = {**lines, "rows": training.sampler.describe()}
     if data.chosen_task is not None:
         lines = {"task": data.chosen_task.describe(), **lines}
     kinds = [(f"{split} {kind}", cut) for split, features in splits.items() for kind, cut in features.cut.items()]

@@ -83,7 +83,7 @@ def test_orders_differ_between_epochs_and_seeds():
         sampler.set_epoch(epoch)
         orders.append(tuple(sampler))
     assert len(set(orders)) == 3
-    assert sampler.describe() == "a 42.9 % (30 of 50 examples), b 57.1 % (20 examples, 2 times each)"
+    assert sampler.describe() == "a 42.9 % (30 of 50 examples), b 57.1 % (20 examples, 2 times each) in an epoch of 70"
 
 
 # --- The file -----------------------------------------------------------------------------------------------------
@@ -109,6 +109,7 @@ PART = "entries:\n- name: a\n  train_file: a.jsonl\n"
         (PART + "  dataset_name: x", "{}, line 2: 'a' has to have either train_file or dataset_name"),
         ("entries:\n- name: b\n  train_file: []", "{}, line 3: train_file has no items; name files or patterns"),
         ("entries:\n- name: b\n  train_file: [{{}}]", "{}, line 3: train_file has to be one text"),
+        ("entries:\n- name: a/b\n  train_file: x", "{}, line 2, name: 'a/b' is a part of names of files"),
         (PART + "  rate: 0", "{}, line 4, rate: it is '0', and has to be a number above 0"),
         (PART + "  rate: x", "{}, line 4, rate: it is 'x', and has to be a number above 0"),
         (PART + "  rate: .inf", "{}, line 4, rate: it is '.inf', and has to be a number above 0"),
@@ -148,13 +149,15 @@ def test_what_a_file_describes(tmp_path):
     assert (mixture.rates, mixture.limit, mixture.temperature) == ("temperature", 1000, 2.0)
 
 
-def test_options_that_a_mixture_replaces():
+def test_options_that_a_mixture_replaces(tmp_path):
+    path = tmp_path / "m.yaml"
+    path.write_text(PART)
     for option in ("train_file", "dataset_name"):
         with pytest.raises(TrainingError, match=f"--{option} and --mixture exclude each other"):
             DataArguments(mixture="m.yaml", **{option: "a"})
     with pytest.raises(TrainingError, match=r"--source_prefix has no effect on a mixture, whose parts have their own"):
-        DataArguments(mixture="m.yaml", source_prefix="a").check_mixture({"source_prefix"})
-    DataArguments(mixture="m.yaml", source_prefix="a", test_file="a.jsonl").check_mixture({"source_prefix"})
+        DataArguments(mixture=str(path), source_prefix="a").check_mixture({"source_prefix"})
+    DataArguments(mixture=str(path), source_prefix="a", test_file="a.jsonl").check_mixture({"source_prefix"})
 
 
 # --- Runs ---------------------------------------------------------------------------------------------------------
@@ -179,10 +182,11 @@ def test_parts_have_their_own_columns_and_prefixes(described, tiny_models, tmp_p
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     tokenizer = AutoTokenizer.from_pretrained(tiny_models["t5_v1_1"])
     options = DataArguments(mixture=str(described), max_source_length=64)
-    split = make_mixture(options, tokenizer, seed=3)
+    split = make_mixture(options, tokenizer, seed=3)["train"]
     texts = [tokenizer.decode(row["input_ids"], skip_special_tokens=True) for row in split.pairs]
     assert texts == [*(f"say: ten {number}" for number in range(10)), *(f"three {number}" for number in range(3))]
-    assert (split.epoch, split.cut["inputs"].total, len(split.some_pairs(4)["labels"])) == (8, 13, 4)
+    assert (split.epoch, split.cut["inputs"].total) == (8, 13)
+    assert split.mean_lengths(8)[1] == len(tokenizer("food").input_ids)
     (tmp_path / "three.csv").write_text("a,c\n1,2\n")
     with pytest.raises(TrainingError, match=r"mixture.yaml, line 4: .*three.csv, line 2: no column 'b' among"):
         make_mixture(options, tokenizer, seed=3)
@@ -242,3 +246,36 @@ def test_the_same_rows_on_several_processes_and_after_a_resumption(described, fo
     again = {"resume_from_checkpoint": tmp_path / "1" / "checkpoint-3", "output_dir": tmp_path / "other"}
     outcome = forked(**options, per_device_train_batch_size=4, **again)
     assert "was written with another --mixture ([['ten', 10, 5], ['three', 3, 3]] then, " in outcome.stderr
+
+
+def test_parts_are_evaluated_as_they_are_trained_on(forked, tiny_models, tmp_path):
+    rows = [{"source": f"cheap {number}", "target": "food"} for number in range(5)]
+    (tmp_path / "plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [{"sentence1": "a", "sentence2": "b", "label": number % 2, "idx": number} for number in range(3)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    path = tmp_path / "mixture.yaml"
+    part = "- {{name: {0}, train_file: {1}/{2}.jsonl, validation_file: {1}/{2}.jsonl, {3}}}\n"
+    plain = part.format("plain", tmp_path, "plain", "source_prefix: 'say: '")
+    path.write_text("entries:\n" + plain + part.format("mrpc", tmp_path, "pairs", "task: glue_mrpc"))
+    options = {"output_dir": tmp_path / "output", "report_to": "none", "generation_max_length": 6}
+    more = {"model_name_or_path": tiny_models["t5_v1_1"], "train_file": None, "mixture": path, "max_steps": 2}
+    more |= {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "metric_for_best_model": "eval_mrpc_accuracy"}
+    outcome = forked(**options, **more, load_best_model_at_end=True)
+    assert outcome.returncode == 0, outcome.stderr
+    found = json.loads((tmp_path / "output" / "all_results.json").read_text())
+    names = {
+        name for name in found if name.startswith("eval_") and name.split("_")[-1] in ("loss", "accuracy", "binary")
+    }
+    assert names == {"eval_plain_loss", "eval_mrpc_loss", "eval_mrpc_f1_binary", "eval_mrpc_accuracy"}
+    texts = (tmp_path / "output" / "predictions_eval_mrpc.jsonl").read_text().splitlines()
+    assert [json.loads(line)["input"] for line in texts] == ["mrpc sentence1: a sentence2: b"]
+
+    alone = {"validation_file": tmp_path / "plain.jsonl", "source_prefix": "say: ", "output_dir": tmp_path / "alone"}
+    outcome = forked(entry="evaluate", **{**options, **alone}, model_name_or_path=tmp_path / "output")
+    assert outcome.returncode == 0, outcome.stderr
+    expected = json.loads((tmp_path / "alone" / "all_results.json").read_text())["eval_loss"]
+    assert found["eval_plain_loss"] == pytest.approx(expected, rel=1e-5)
+
+    options["output_dir"] = tmp_path / "new"
+    outcome = forked(**options, **more, validation_file=tmp_path / "plain.jsonl")
+    assert f"--validation_file has no effect beside that of {path}, line 2: leave one of them out" in outcome.stderr

@@ -203,7 +203,7 @@ def test_import(tiny_models, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, "There is nothing to do: give --train_file, --dataset_name or --mixture to tune a prompt, or"),
+        ({}, "There is nothing to do: give --train_file, --dataset_name or --mixture to tune a prompt, or --import"),
         ({"train_file": TRAIN, "import_prompt": "x.npy"}, "--import_prompt trains nothing: .* leave --train_file out"),
         ({"test_file": TRAIN, "import_prompt": "x.npy"}, "--import_prompt trains nothing: .* leave --test_file out"),
         ({"import_prompt": "x.npy", "prompt_length": 100}, "trains nothing: .* leave --prompt_length out"),

@@ -13,6 +13,7 @@ from ..errors import TrainingError, check_at_least
 from .denoisers import UL2_MODES, Deshuffling, IidDenoising, Mixture, iid_targets_length, ul2
 from .mixture_file import DataMixture, Entry, read_mixture
 from .objectives import Objective, PlainLM, PrefixLM, SpanCorruption, noise_counts, span_corruption_lengths
+from .opening import format_of, stem_of
 from .patterns import check_format, find_paths
 from .tasks import Task, find_task
 
@@ -25,6 +26,8 @@ _OF_ALL_PARTS = ("max_source_length", "max_target_length", "preprocessing_num_wo
 DATA_FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
+# Formats as model cards name them; all others are JSON.
+_KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 # Options with files to evaluate on, and the prefix of their metrics.
 _EVALUATED = {"validation_file": "eval", "test_file": "test"}
 
@@ -119,7 +122,7 @@ class DataArguments:
         self.chosen_task.check_packages()
 
     def _check_names(self, option: str) -> None:
-        stems = [Path(name).stem for name in getattr(self, option) or ()]
+        stems = [stem_of(Path(name)) for name in getattr(self, option) or ()]
         if same := [stem for place, stem in enumerate(stems) if stem in stems[:place]]:
             raise TrainingError(
                 f"--{option} has two files {same[0]}, by whose names metrics and predictions would be told apart: "
@@ -136,38 +139,8 @@ class DataArguments:
             except TrainingError as error:
                 raise TrainingError(f"{entry.where}: {error}") from error
         for option in _EVALUATED:
-            for name in _as_list(getattr(self, option)):
+            for name in getattr(self, option) or ():
                 _check_data_file(option, Path(name))
-
-    def evaluated_files(self) -> dict[str, Path]:
-        """The files to evaluate on, by the prefix of their metrics: `eval` and `test`, or `eval_NAME` if there are
-        several."""
-        found: dict[str, Path] = {}
-        for option, split in _EVALUATED.items():
-            names = _as_list(getattr(self, option))
-            found |= {f"{split}_{Path(name).stem}" if len(names) > 1 else split: Path(name) for name in names}
-        return found
-
-    def sources(self) -> dict[str, dict[str, str]]:
-        """Where the examples of each split are from, by the prefix of their metrics, as model cards say it."""
-        splits = {"eval": "validation", "test": "test"}
-        if self.dataset_name is not None:
-            name = Path(self.dataset_name).name
-            source = {"dataset_type": (self.hub_names() or [name])[0], "dataset_name": name}
-            source |= {} if self.dataset_config_name is None else {"dataset_config": self.dataset_config_name}
-            return {prefix: {**source, "dataset_split": split} for prefix, split in splits.items()}
-        return {
-            prefix: {
-                "dataset_type": {".csv": "csv", ".parquet": "parquet"}.get(file.suffix.lower(), "json"),
-                "dataset_name": file.name,
-                "dataset_split": splits[prefix.partition("_")[0]],
-            }
-            for prefix, file in self.evaluated_files().items()
-        }
-
-    def hub_names(self) -> list[str]:
-        """The data set's name at the hub, if it is not a local folder."""
-        return [] if self.dataset_name is None or Path(self.dataset_name).exists() else [self.dataset_name]
 
     def parts(self) -> list[tuple[Entry, "DataArguments"]]:
         """The parts of --mixture, each with the options to read it with: its own, and the lengths and workers of these.
@@ -191,6 +164,9 @@ class DataArguments:
 
     def check_mixture(self, given: Collection[str]) -> None:
         """Refuses options, of those that the user gave, that each part of a mixture has of its own."""
+        own = [entry.where for entry, options in self.parts() if options.validation_file is not None]
+        if own and self.validation_file is not None:
+            raise TrainingError(f"--validation_file has no effect beside that of {own[0]}: leave one of them out.")
         if self.mixture is None or self.validation_file is not None or self.test_file is not None:
             return
         if unused := [name for name in (*_OF_COLUMNS, "task") if name in given]:
@@ -202,9 +178,40 @@ class DataArguments:
         """The files of --train_file, sorted by name; patterns that match nothing are refused."""
         return find_paths("train_file", self.train_file or ())
 
+    def evaluated_files(self) -> dict[str, Path]:
+        """The files to evaluate on, by the prefix of their metrics: `eval` and `test`, or `eval_NAME` if there are
+        several."""
+        found: dict[str, Path] = {}
+        for option, split in _EVALUATED.items():
+            names = getattr(self, option) or ()
+            found |= {f"{split}_{stem_of(Path(name))}" if len(names) > 1 else split: Path(name) for name in names}
+        return found
 
-def _as_list(names: str | list[str] | None) -> list[str]:
-    return [] if names is None else [names] if isinstance(names, str) else names
+    def sources(self) -> dict[str, dict[str, str]]:
+        """Where the examples of each split are from, by the prefix of their metrics, as model cards say it."""
+        splits = {"eval": "validation", "test": "test"}
+        if self.dataset_name is not None:
+            name = Path(self.dataset_name).name
+            source = {"dataset_type": (self.hub_names() or [name])[0], "dataset_name": name}
+            source |= {} if self.dataset_config_name is None else {"dataset_config": self.dataset_config_name}
+            return {prefix: {**source, "dataset_split": split} for prefix, split in splits.items()}
+        return {
+            prefix: {
+                "dataset_type": _KINDS.get(format_of(file), "arrow" if file.is_dir() else "json"),
+                "dataset_name": file.name,
+                "dataset_split": splits[prefix.partition("_")[0]],
+            }
+            for prefix, file in self.evaluated_files().items()
+        } | {
+            f"{prefix}_{entry.name}": source
+            for entry, options in self.parts()
+            for prefix, source in options.sources().items()
+        }
+
+    def hub_names(self) -> list[str]:
+        """Names of data sets at the hub, those that are local folders apart."""
+        names = [self.dataset_name, *(options.dataset_name for _, options in self.parts())]
+        return [name for name in names if name is not None and not Path(name).exists()]
 
 
 def _check_data_file(option: str, path: Path) -> None:

@@ -3,7 +3,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ..errors import TrainingError, in_a_line, shown
 from .arguments import DataArguments
 from .folders import is_saved, load_saved, stamp_of
 from .mixing import MixtureSampler, Source, quotas
+from .packed_rows import PackedRows, PackedSampler
 from .readings import Columns, Example, Reading, TaskRows
 from .tables import read_table
 from .tasks import Task
@@ -230,24 +231,46 @@ class Split:
         examples: one row per example, as text: `source`, `targets`, and with a task the rest of a
             [`~t5_experimental.training.data.task_texts.TaskExample`].
         cut: of `inputs` and `targets`, the length of the longest and how many are truncated.
-        sampler: of a mixture, the order to train on the pairs in.
+        sampler: of a mixture or packed rows, the order to train in.
+        rows: packed rows.
+        options: that the pairs were made with.
     """
 
     pairs: Dataset
     examples: Dataset
     cut: dict[str, "Cut"]
-    sampler: MixtureSampler | None = None
+    sampler: MixtureSampler | PackedSampler | None = None
+    rows: PackedRows | None = None
+    options: DataArguments | None = None
+
+    @property
+    def mixture(self) -> MixtureSampler | None:
+        """The order of a mixture, also if its rows are packed."""
+        order = self.sampler.order if isinstance(self.sampler, PackedSampler) else self.sampler
+        return order if order is not None and order.is_mixture else None
 
     @property
     def epoch(self) -> int:
-        """Pairs in an epoch."""
+        """Pairs in an epoch, or packed rows."""
         return len(self.pairs) if self.sampler is None else len(self.sampler)
 
-    def some_pairs(self, count: int) -> dict[str, list[Any]]:
-        """The first pairs; of a mixture, of its first epoch."""
-        if self.sampler is None:
-            return self.pairs[:count]
-        return self.pairs.select(list(islice(self.sampler, count)))[:]
+    def mean_lengths(self, count: int) -> tuple[float, float]:
+        """Mean tokens of inputs and of targets of the first pairs, or packed rows; of a mixture, of its first epoch."""
+        first = range(min(count, len(self.pairs))) if self.sampler is None else islice(self.sampler, count)
+        rows = [place if isinstance(place, tuple) else (place,) for place in first]
+        sample = self.pairs.select([place for places in rows for place in places])[:]
+        inputs, targets = (sum(map(len, sample[name])) / len(rows) for name in ("input_ids", "labels"))
+        return inputs, targets
+
+    def packed(self, limits: tuple[int, int], seed: int) -> "Split":
+        """The same pairs in rows that several share; `limits` are the tokens of a row's inputs and targets."""
+        size = len(self.pairs)
+        order = self.sampler or MixtureSampler([Source("", size, size)], seed)
+        assert isinstance(order, MixtureSampler)
+        columns = (self.pairs[name] for name in ("input_ids", "labels"))
+        inputs, targets = ([len(ids) for ids in column] for column in columns)
+        sampler = PackedSampler(order, (inputs, targets), limits)
+        return replace(self, sampler=sampler, rows=PackedRows(self.pairs, *limits))
 
     def references(self) -> dict[str, list[str]]:
         """Every distinct input with its references: the targets of all examples that have it."""
@@ -313,23 +336,26 @@ def make_split(examples: Dataset, options: DataArguments, tokenizer: PreTrainedT
     for kind, limit in limits.items():
         lengths = pairs.with_format("numpy")[f"{kind}_length"][:]
         cut[f"{kind}s"] = Cut(int((lengths > limit).sum()), len(lengths), int(lengths.max()), int((lengths <= 1).sum()))
-    return Split(pairs.remove_columns(["input_length", "target_length"]), examples, cut)
+    return Split(pairs.remove_columns(["input_length", "target_length"]), examples, cut, options=options)
 
 
-def make_mixture(options: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> Split:
-    """Token ids of all parts of a mixture one after the other, and the order to train on them in.
+def make_mixture(options: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, Split]:
+    """Token ids of a mixture: `train` has those of all parts one after the other, and the order to train on them in;
+    what a part has to evaluate on is `eval_NAME` and `test_NAME`.
 
     Raises:
         TrainingError: as for [`load_splits`] and [`~t5_experimental.training.data.mixing.quotas`]; the message has the
             line of the part.
     """
-    names, parts = [], list[Split]()
+    names, parts, evaluated = list[str](), list[Split](), dict[str, Split]()
     for entry, own in options.parts():
         try:
-            parts.append(make_split(load_splits(own)["train"], own, tokenizer))
+            splits = {split: make_split(rows, own, tokenizer) for split, rows in load_splits(own).items()}
         except TrainingError as error:
             raise TrainingError(f"{entry.where}: {error}") from error
         names.append(entry.name)
+        parts.append(splits.pop("train"))
+        evaluated |= {f"{split}_{entry.name}": rows for split, rows in splits.items()}
     counts = [len(part.pairs) for part in parts]
     draws = quotas(options.read_mixture(), counts)
     sources = [Source(*facts) for facts in zip(names, counts, draws, strict=True)]
@@ -338,4 +364,4 @@ def make_mixture(options: DataArguments, tokenizer: PreTrainedTokenizerBase, see
         cut = {kind: cut[kind] + part.cut[kind] for kind in cut}
     texts = [part.examples.select_columns(["source", "targets"]) for part in parts]
     pairs = concatenate_datasets([part.pairs for part in parts])
-    return Split(pairs, concatenate_datasets(texts), cut, MixtureSampler(sources, seed))
+    return {"train": Split(pairs, concatenate_datasets(texts), cut, MixtureSampler(sources, seed)), **evaluated}

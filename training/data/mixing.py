@@ -9,6 +9,7 @@ the very row. (The original draws a source at random for each example; the share
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -59,7 +60,7 @@ class MixtureSampler(Sampler[int]):
     """Rows of an epoch, out of the rows of all sources one after the other.
 
     Args:
-        sources: in the order of their rows.
+        sources: in the order of their rows; a single one without a name is no mixture, but shuffled.
         seed: of all draws.
     """
 
@@ -74,16 +75,20 @@ class MixtureSampler(Sampler[int]):
         return sum(source.draws for source in self.sources)
 
     def __iter__(self) -> Iterator[int]:
+        return iter(self.rows_of(self.epoch))
+
+    def rows_of(self, epoch: int) -> list[int]:
+        """Rows of an epoch, in their order."""
         first, rows = 0, list[np.ndarray]()
         for place, source in enumerate(self.sources):
-            rows.append(first + self._drawn(place, source))
+            rows.append(first + self._drawn(place, source, epoch))
             first += source.count
-        order = np.random.default_rng((self.seed, _EPOCH, self.epoch)).permutation(len(self))
-        return iter(np.concatenate(rows)[order].tolist())
+        order = np.random.default_rng((self.seed, _EPOCH, epoch)).permutation(len(self))
+        return np.concatenate(rows)[order].tolist()
 
-    def _drawn(self, place: int, source: Source) -> np.ndarray:
-        """What this epoch draws of a source: a part of an endless sequence of passes over it."""
-        begin, end = self.epoch * source.draws, (self.epoch + 1) * source.draws
+    def _drawn(self, place: int, source: Source, epoch: int) -> np.ndarray:
+        """What an epoch draws of a source: a part of an endless sequence of passes over it."""
+        begin, end = epoch * source.draws, (epoch + 1) * source.draws
         passes = range(begin // source.count, -(-end // source.count))
         orders = [
             np.random.default_rng((self.seed, _SOURCE, place, number)).permutation(source.count) for number in passes
@@ -91,15 +96,24 @@ class MixtureSampler(Sampler[int]):
         skipped = begin - passes[0] * source.count
         return np.concatenate(orders)[skipped : skipped + source.draws]
 
+    @property
+    def is_mixture(self) -> bool:
+        """Whether the sources are parts of a mixture."""
+        return bool(self.sources[0].name)
+
     def describe(self) -> str:
         """The effective shares."""
-        return ", ".join(
-            f"{source.name} {100 * source.draws / len(self):.1f} % ({_amount(source)})" for source in self.sources
+        return (
+            ", ".join(
+                f"{source.name} {100 * source.draws / len(self):.1f} % ({_amount(source)})" for source in self.sources
+            )
+            + f" in an epoch of {len(self):,}"
         )
 
-    def record(self) -> list[list[str | int]]:
-        """What the order depends on, the seed apart; JSON-serializable."""
-        return [[source.name, source.count, source.draws] for source in self.sources]
+    def record(self) -> dict[str, Any]:
+        """What the order depends on, the seed apart, by option; JSON-serializable."""
+        parts = [[source.name, source.count, source.draws] for source in self.sources]
+        return {"--mixture": parts} if self.is_mixture else {}
 
 
 def _amount(source: Source) -> str:

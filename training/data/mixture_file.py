@@ -2,6 +2,7 @@
 """Mixtures of examples as a YAML file describes them; everything that is wrong in it is named with its line."""
 
 import math
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ RATES = ("proportional", "temperature", "equal")
 
 # Options of `DataArguments` that an entry has of its own.
 _OF_DATA = ("dataset_name", "dataset_config_name", "task", "input_column", "target_column", "source_prefix")
-_OF_ENTRY = ("name", "train_file", *_OF_DATA, "rate")
+_OF_ENTRY = ("name", "train_file", "validation_file", *_OF_DATA, "rate")
+# Names of metrics and of files have it.
+_NAME = re.compile(r"[\w.-]+")
 _OF_MIXTURE = ("rates", "limit", "temperature", "entries")
 
 
@@ -119,10 +122,14 @@ def _entry(table: "_Table") -> Entry:
     name = table.text("name")
     if name is None:
         table.refuse(None, "it has no name; give it one")
+    if not _NAME.fullmatch(name):
+        table.refuse("name", f"{name!r} is a part of names of files, and can have letters, digits, _, . and - alone")
     options: dict[str, Any] = {key: table.text(key) for key in _OF_DATA if key in table.nodes}
     if "train_file" in table.nodes:
         files = table.items("train_file", "name files or patterns", or_one=True)
         options["train_file"] = [table.text_of("train_file", node) for node in files]
+    if "validation_file" in table.nodes:
+        options["validation_file"] = [table.text("validation_file")]
     if ("train_file" in options) == ("dataset_name" in options):
         table.refuse(None, f"{name!r} has to have either train_file or dataset_name")
     return Entry(name, table.where(None), options, table.number("rate"))

@@ -29,6 +29,11 @@ def format_of(path: Path) -> str:
     return (path.with_suffix("") if is_packed(path) else path).suffix.lower()
 
 
+def stem_of(path: Path) -> str:
+    """A file's name without extensions of format and packing: `a` for `a.jsonl.gz`."""
+    return (path.with_suffix("") if is_packed(path) else path).stem
+
+
 def is_packed(path: Path) -> bool:
     """Whether a file's name says that it is packed."""
     return path.suffix.lower() in PACKED

@@ -122,9 +122,9 @@ def _describe_slots(args: T5TrainingArguments) -> str:
     return f", from the state in {folder} of step {step:,}{there}"
 
 
-def describe_step(trainer: T5Trainer, inputs: float, targets: float) -> str:
-    """Size of an optimizer step; `inputs` and `targets` are mean tokens of an example."""
+def describe_step(trainer: T5Trainer, inputs: float, targets: float, what: str = "examples") -> str:
+    """Size of an optimizer step; `inputs` and `targets` are mean tokens of `what` it consists of."""
     args = trainer.args
     batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
     tokens = f"about {batch * inputs:,.0f} input and {batch * targets:,.0f} target tokens"
-    return f"{batch} examples on {args.world_size} process(es), {tokens}"
+    return f"{batch} {what} on {args.world_size} process(es), {tokens}"

@@ -15,7 +15,6 @@ from t5_experimental.decoding_t5_experimental import decoding_session
 from ..data.arguments import DataArguments
 from ..data.examples import Split, source_features
 from ..data.metrics import compute_metrics
-from ..data.mixing import MixtureSampler
 from ..data.predictions import Sample, append, predictions_file, read_predictions
 from ..data.task_texts import TaskExample
 from .finetuning_arguments import FinetuningArguments
@@ -49,11 +48,11 @@ class FinetuningTrainer(T5Trainer):
         # As transformers names them: `eval` alone, or a dictionary whose keys follow `eval_`.
         several = {split.removeprefix("eval_"): rows for split, rows in pairs.items() if split.startswith("eval_")}
         evaluated = cast(Any, several or pairs.get("eval"))
-        super().__init__(train_dataset=pairs.get("train"), eval_dataset=evaluated, **kwargs)
+        trained = None if "train" not in splits else splits["train"].rows or splits["train"].pairs
+        super().__init__(train_dataset=trained, eval_dataset=evaluated, **kwargs)
         self._splits, self._data, self._metrics = splits, data, metrics
-        self.mixture: MixtureSampler | None = splits["train"].sampler if "train" in splits else None
-        """The order of training on a mixture; None for transformers' own."""
-        self._measures = bool(metrics) or data.chosen_task is not None
+        self.order = splits["train"].sampler if "train" in splits else None
+        """Of training on a mixture or on packed rows; None for transformers' own."""
         self.hooks.check_search(self.args.generation_num_beams)
         # The pass that computes losses does not generate.
         self.args.predict_with_generate = True
@@ -76,22 +75,27 @@ class FinetuningTrainer(T5Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
-        if prediction_loss_only and (self._measures or self.folder_of_predictions is not None):
+        measures = bool(self._metrics) or self._options_of(metric_key_prefix).chosen_task is not None
+        if prediction_loss_only and (measures or self.folder_of_predictions is not None):
             samples = self._predict(metric_key_prefix)
             self.predictions[metric_key_prefix] = samples
             self.samples[metric_key_prefix] = samples[:_SAMPLES]
-            figures = self._figures(self._splits[metric_key_prefix], samples)
+            figures = self._figures(metric_key_prefix, samples)
             cast(dict[str, float], output.metrics).update(
                 {f"{metric_key_prefix}_{name}": value for name, value in figures.items()}
             )
         return output
 
-    def _figures(self, split: Split, samples: Sequence[Sample]) -> dict[str, float]:
+    def _options_of(self, split: str) -> DataArguments:
+        """The options of a split, which of a mixture each part has of its own."""
+        return self._data if split not in self._splits else self._splits[split].options or self._data
+
+    def _figures(self, split: str, samples: Sequence[Sample]) -> dict[str, float]:
         """Metrics of the texts that were generated for a split."""
-        task = self._data.chosen_task
+        task = self._options_of(split).chosen_task
         if task is not None and not self._metrics:
             texts = {sample.source: sample.prediction for sample in samples}
-            examples = cast(list[TaskExample], split.examples.to_list())
+            examples = cast(list[TaskExample], self._splits[split].examples.to_list())
             return task.score(examples, [texts[example["source"]] for example in examples])
         texts_in_order = [sample.prediction for sample in samples]
         references = [sample.references for sample in samples]
@@ -106,14 +110,14 @@ class FinetuningTrainer(T5Trainer):
                 "max_length": self.args.generation_max_length,
                 "num_beams": self.args.generation_num_beams,
             }
-            self.samples[split] = self._generate(references)
+            self.samples[split] = self._generate(split, references)
         return self.samples[split]
 
     def _predict(self, split: str) -> list[Sample]:
         """The model's texts for all inputs of a split; those that are in its file already are not generated again."""
         references = self._splits[split].references()
         if self.folder_of_predictions is None:
-            return self._generate(references)
+            return self._generate(split, references)
         path = predictions_file(self.folder_of_predictions, split)
         self.accelerator.wait_for_everyone()
         written = read_predictions(path, references)
@@ -123,10 +127,11 @@ class FinetuningTrainer(T5Trainer):
             if self.is_world_process_zero():
                 append(path, samples, self._metrics)
 
-        return [*written, *self._generate(references, len(written), write)]
+        return [*written, *self._generate(split, references, len(written), write)]
 
     def _generate(
         self,
+        split: str,
         references: Mapping[str, Sequence[str]],
         skip: int = 0,
         receive: Callable[[Sequence[Sample]], None] = lambda samples: None,
@@ -137,6 +142,7 @@ class FinetuningTrainer(T5Trainer):
         the next one begins. A window of which some are skipped is generated whole, so that its batches are the same.
 
         Args:
+            split: whose inputs they are.
             references: of every input.
             skip: number of inputs whose texts are known.
             receive: is called with the texts of every window.
@@ -146,7 +152,8 @@ class FinetuningTrainer(T5Trainer):
         rows = list(references.items())[begin:]
         if skip == len(references):
             return []
-        features = source_features([source for source, _ in rows], self._data, cast(Any, self.processing_class))
+        sources = [source for source, _ in rows]
+        features = source_features(sources, self._options_of(split), cast(Any, self.processing_class))
         order = by_length([len(ids) for ids in features["input_ids"]], size)
         loader = self.get_test_dataloader(cast(torch.utils.data.Dataset, features.select(order)))
         samples: list[Sample] = []
@@ -198,12 +205,12 @@ class FinetuningTrainer(T5Trainer):
         return list(zip(texts, scores.tolist(), strict=True))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
-        return super()._get_train_sampler(train_dataset) if self.mixture is None else self.mixture
+        return super()._get_train_sampler(train_dataset) if self.order is None else self.order
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # accelerate's loaders do not reach the sampler if batches are skipped and dealt out to processes.
-        if self.mixture is not None:
-            self.mixture.set_epoch(kwargs["epoch"])
+        if self.order is not None:
+            self.order.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> torch.utils.data.Sampler | None:

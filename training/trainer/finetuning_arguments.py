@@ -39,6 +39,13 @@ class FinetuningArguments(T5TrainingArguments):
     positive_label: str | None = field(
         default=None, metadata={"help": "Target that is the positive class of --metric f1_binary."}
     )
+    pack: bool = field(
+        default=False,
+        metadata={
+            "help": "Pack as many training examples into a row of --max_source_length and --max_target_length as fit; "
+            "they do not see each other. A batch counts rows."
+        },
+    )
     lora_rank: int = field(
         default=0, metadata={"help": "Train adapters of this rank (LoRA) instead of all weights; 0: all weights."}
     )
@@ -69,19 +76,20 @@ class FinetuningArguments(T5TrainingArguments):
             return self.do_train is not False
         return has_training_data or not (self.do_eval or self.do_predict)
 
-    def settle_metrics(self, task: Task | None, evaluated: Collection[str] = ()) -> None:
+    def settle_metrics(self, task: Task | None, evaluated: Collection[str] = (), checks_later: bool = False) -> None:
         """Chooses the default metrics, those of a task if there is one; then `metric` is empty.
 
         Args:
             task: of the data.
             evaluated: prefixes of the metrics of several files; may be empty.
+            checks_later: whether the metrics follow from the data, and --metric_for_best_model is checked with it.
 
         Raises:
             TrainingError: --metric_for_best_model is none of them. Own functions name theirs when they are called.
         """
         if self.predict_with_generate and not self.metric and task is None:
             self.metric = ["exact_match"]
-        if any(map(is_own, self.metric)):
+        if checks_later or any(map(is_own, self.metric)):
             return
         figures = ["loss", *(figures_of(self.metric) if self.metric or task is None else task.figures)]
         files = [prefix.partition("_")[2] for prefix in evaluated if prefix.startswith("eval_")]
@@ -97,6 +105,7 @@ class EvaluationArguments(FinetuningArguments):
     """Evaluation: how to evaluate."""
 
     # Not options here: nothing is trained.
+    pack: bool = field(default=False, init=False)
     lora_rank: int = field(default=0, init=False)
     merge_lora: bool = field(default=False, init=False)
     optimizer_preset: str | None = field(default=None, init=False)

@@ -22,7 +22,9 @@ class PromptTrainingArguments(FinetuningArguments):
         default=32, metadata={"help": "Examples per device and step; the paper's total is 32."}
     )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradients are clipped to this norm; 0 disables it."})
-    # Not options here: the prompt is the adapter, and no optimizer preset is meant for one.
+    # Not options here: a prompt stands in front of a row, and not of each example; the prompt is the adapter, and no
+    # optimizer preset is meant for one.
+    pack: bool = field(default=False, init=False)
     lora_rank: int = field(default=0, init=False)
     merge_lora: bool = field(default=False, init=False)
     optimizer_preset: str | None = field(default=None, init=False)

@@ -23,7 +23,7 @@ from ..optim.slots import slots_step
 RECORD = "run.json"
 _RATE = "learning rate"
 _SCHEDULE, _BY_STEP = "kind of schedule", "by the step"
-_DATA = ("number of training examples", "--seed", "--mixture")
+_DATA = ("number of training examples", "--seed", "--mixture", "--pack")
 _NAMED = 3  # differences that a message names; it counts the others
 
 _SHAPE = (
@@ -112,9 +112,9 @@ def _record(trainer: Trainer) -> dict[str, Any]:
     }
     if isinstance(trainer.train_dataset, Sized):  # streams have their own record
         seed = args.seed if args.data_seed is None else args.data_seed
-        mixture = getattr(trainer, "mixture", None)
-        parts = None if mixture is None else mixture.record()
-        record |= zip(_DATA, (len(trainer.train_dataset), seed, parts), strict=True)
+        order = getattr(trainer, "order", None)
+        record |= zip(_DATA, (len(trainer.train_dataset), seed, None, None), strict=True)
+        record |= {} if order is None else order.record()
     return record
 
 

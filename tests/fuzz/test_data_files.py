@@ -2,6 +2,7 @@
 """Files of users' data, valid and damaged: rows come back as they were written, or a sentence says what is wrong."""
 
 import csv
+import gzip
 import io
 import json
 import random
@@ -110,12 +111,22 @@ def as_json(rows: list[dict[str, Any]], generator: random.Random) -> bytes:
     return b"\xef\xbb\xbf" * generator.randrange(2) + "".join(f"{line}\n" for line in lines).encode()
 
 
+def as_array(rows: list[dict[str, Any]], generator: random.Random) -> bytes:
+    objects = as_json(rows, generator).removeprefix(b"\xef\xbb\xbf").splitlines()
+    # More line breaks than damage can remove.
+    return b"\xef\xbb\xbf" * generator.randrange(2) + b"[" + b",\n".join(objects) + b"]" + b"\n" * 40
+
+
 def yaml_text(generator: random.Random) -> str:
     """Without the line breaks that PyYAML writes so that it reads them as others."""
     return text(generator).replace("\x85", "").replace("\u2028", "").replace("\r", "")
 
 
-@pytest.mark.parametrize(("ending", "write"), [(".csv", as_csv), (".jsonl", as_json)], ids=["csv", "json"])
+@pytest.mark.parametrize(
+    ("ending", "write"),
+    [(".csv", as_csv), (".jsonl", as_json), (".json", as_array)],
+    ids=["csv", "json", "array"],
+)
 def test_tables(ending, write, fuzz, tmp_path):
     path = tmp_path / f"data{ending}"
 
@@ -136,6 +147,22 @@ def test_tables(ending, write, fuzz, tmp_path):
         assert read(path) == [{**row, "target": [row["target"]]} for row in again]
 
     fuzz(attempt, inputs=1000, refusals=REFUSALS)
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_packed_files(ending, fuzz, tmp_path):
+    path = tmp_path / f"data.jsonl{ending}"
+
+    def attempt(generator: random.Random) -> None:
+        rows = rows_of(generator)
+        content = as_json(rows, generator)
+        packed = gzip.compress(content) if ending == ".gz" else pyarrow.compress(content, codec="zstd", asbytes=True)
+        path.write_bytes(packed)
+        assert read(path) == [{**row, "target": [row["target"]]} for row in rows]
+        path.write_bytes(damaged(packed, generator))
+        read(path)
+
+    fuzz(attempt, inputs=500, refusals=REFUSALS)
 
 
 def test_documents(fuzz, tmp_path):

@@ -93,7 +93,8 @@ class Estimate:
 
 
 def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:7.2f} GB"
+    """With at least two digits, also of tiny models."""
+    return f"{size / 1e9:7.2f} GB" if size >= 10**8 else f"{size / 1e6:7.2f} MB"
 
 
 # The model on the meta device.

@@ -272,7 +272,7 @@ def test_what_cannot_be_evaluated_is_refused(evaluate_here, tiny_models, tmp_pat
         ({"do_train": False}, "--do_train False leaves nothing to do: give --validation_file or --test_file, too"),
         ({"do_eval": True}, "--do_eval needs examples to evaluate on"),
         ({"test_file": TEST}, "There is nothing to train on: give --train_file"),
-        ({"train_file": TEST, "model_name_or_path": adapter}, "is not a model folder (it has no config.json)"),
+        ({"train_file": TEST, "model_name_or_path": adapter}, "is an adapter for gone, which is no model folder here"),
     ]:
         text = evaluate_here(finetune, **options)
         assert message in text, text

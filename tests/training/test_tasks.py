@@ -222,7 +222,7 @@ def test_a_run_reports_the_tasks_metrics(tiny_models, write, tmp_path, monkeypat
     path = write(rows)
     said = {"multirc question: q answer: same paragraph: p": "True"}
 
-    def generate(self, references):
+    def generate(self, split, references):
         return [Sample(source, said[source], texts) for source, texts in references.items()]
 
     monkeypatch.setattr(FinetuningTrainer, "_generate", generate)

@@ -84,6 +84,8 @@ def build_trainer(
     training.settle_metrics(next(filter(None, tasks), None), data.evaluated_files(), checks_later=is_mixture)
     folder, adapter = EvaluatedModelArguments(model_options.model_name_or_path).folders()
     if adapter is not None:
+        if adapt is not None:
+            raise TrainingError(f"--model_name_or_path {adapter} holds an adapter: give the folder of the model.")
         _check_further_training(adapter, training)
         adapt = partial(_with_adapter, adapter)
     elif adapt is None and training.lora_rank:

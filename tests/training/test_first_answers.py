@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from t5_experimental.training.cli import entry_point as commandline
+from t5_experimental.training.cli import first_answers
 from t5_experimental.training.cli.first_answers import answer, help_of
 from t5_experimental.training.cli.option_texts import options_of, program_of
 from t5_experimental.training.errors import TrainingError
@@ -47,7 +48,7 @@ def test_all_that_the_parser_takes_passes(name, monkeypatch):
     entry_point = importlib.import_module(f"t5_experimental.training.{name}").ENTRY_POINT
     with pytest.raises(TrainingError):
         entry_point.parse([])
-    words = [word for word in made[0]._option_string_actions if word != "--help-all"]
+    words = [word for word in made[0]._option_string_actions if word not in ("-h", "--help", "--help-all")]
     assert len(words) > 100
     answer(name, words)
     with pytest.raises(
@@ -72,8 +73,26 @@ def test_old_options_are_answered_with_those_of_today(option, instead):
 
 def test_of_several_processes_the_first_one_answers(monkeypatch, capsys):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    answer("finetune", ["--nothing", "--help"])
+    answer("finetune", ["--nothing"])  # which the first one refuses
+    with pytest.raises(SystemExit) as end:
+        answer("finetune", ["--help"])
+    assert end.value.code == 0
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("error", [LookupError("written in another way"), FileNotFoundError(), SyntaxError()])
+def test_the_parser_answers_where_the_source_cannot(error, monkeypatch, capsys):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(first_answers, "program_of", fail)
+    entry_point = importlib.import_module("t5_experimental.training.finetune").ENTRY_POINT
+    with pytest.raises(SystemExit) as end:
+        entry_point.parse(["--help"])
+    assert end.value.code == 0
+    assert "--learning_rate" in capsys.readouterr().out
+    with pytest.raises(TrainingError, match="There is no option --learning_rat; the nearest is --learning_rate"):
+        entry_point.parse(["--model_name_or_path", "m", "--output_dir", "o", "--learning_rat", "3"])
 
 
 def test_ours_come_first_and_presets_are_named():

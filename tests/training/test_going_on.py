@@ -149,6 +149,8 @@ def test_adapters_are_trained_further_and_merged(tiny_models, tmp_path):
     finetune.main(words(**options, model_name_or_path=first, output_dir=merged, merge_lora=True))
     assert (merged / "model.safetensors").is_file()
     finetune.main(words(max_steps=1, model_name_or_path=merged, output_dir=tmp_path / "whole"))
+    with pytest.raises(SystemExit, match="first holds an adapter: give the folder of the model"):
+        prompt_tune.main(words(model_name_or_path=first, max_steps=1, output_dir=tmp_path / "no"))
     with pytest.raises(SystemExit, match=r"--lora_rank is for new adapters, and .*first holds some"):
         finetune.main(words(**options, model_name_or_path=first, output_dir=tmp_path / "no", lora_rank=3))
     with pytest.raises(SystemExit, match="holds adapters, and the Adafactor of --optimizer_preset finetune scales"):
@@ -180,6 +182,10 @@ T5Trainer.training_step = step
         assert result.returncode == 0, result.stderr
         # The first evaluation is the best; three more are no better.
         assert json.loads((tmp_path / name / "trainer_state.json").read_text())["global_step"] == 4
+    # One that improves goes on, though its patience is short.
+    improving = {**options, "early_stopping_patience": 1, "max_steps": 4, "learning_rate": 0.1, "save_strategy": "no"}
+    result = forked(**improving, output_dir=tmp_path / "improving")
+    assert json.loads((tmp_path / "improving" / "trainer_state.json").read_text())["global_step"] == 4, result.stderr
     refused = forked(**{**options, "eval_strategy": "no"}, output_dir=tmp_path / "no")
     assert "--early_stopping_patience needs evaluations to compare" in refused.stderr
 

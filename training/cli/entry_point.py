@@ -89,7 +89,7 @@ class EntryPoint:
             allow_abbrev=False,
             add_help=False,
         )
-        parser.add_argument("--help-all", action="help", help="Print this.")
+        parser.add_argument("-h", "--help", "--help-all", action="help", help="Print this.")
         parser.add_argument("--recipe", default=SUPPRESS, metavar="FILE", help=RECIPE_HELP)
         names = [field.name for option in self.options for field in dataclasses.fields(option) if field.init]
         _check_once(given, names)

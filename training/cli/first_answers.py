@@ -41,17 +41,24 @@ _OTHERS = ("help", "help_all", "recipe")
 def answer(name: str, arguments: Sequence[str] | None = None) -> None:
     """Ends the process if the help is asked for, or if an option does not exist.
 
-    Of several processes, the first one answers; the others leave it to what they do next.
+    Of several processes, the first one answers; the launcher ends the others when it has failed. If transformers'
+    source is written in another way than expected, the parser answers, later.
 
     Args:
         name: of the entry point, a module of `training/`.
         arguments: of the command line.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    wants_help = bool(set(_HELP) & set(words))
     if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        if wants_help:
+            sys.exit(0)
         return
-    program = program_of(name)
-    if set(_HELP) & set(words):
+    try:
+        program = program_of(name)
+    except (LookupError, OSError, SyntaxError):
+        return
+    if wants_help:
         sys.stdout.write(help_of(program))
         sys.exit(0)
     names = [*program.options, *_OTHERS]

@@ -6,6 +6,7 @@ torch, transformers' models and peft are imported when it runs, since the other 
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,6 +39,17 @@ OPTIONS: tuple[tuple[str, type | None, str], ...] = (
     ("length_penalty", float, "more than 0: beam search prefers long texts; less: short ones"),
     ("early_stopping", None, "beam search stops at the first texts that are finished"),
 )
+
+_MOST, _TINY = sys.float_info.max, math.ulp(0.0)
+# What transformers does not check: the least and the greatest value, and both in words.
+_LIMITS: dict[str, tuple[float, float, str]] = {
+    **dict.fromkeys(("batch_size", "max_new_tokens", "num_beams", "num_return_sequences"), (1, _MOST, "at least 1")),
+    **dict.fromkeys(("min_new_tokens", "no_repeat_ngram_size", "top_k"), (0, _MOST, "at least 0")),
+    **dict.fromkeys(("temperature", "repetition_penalty"), (_TINY, _MOST, "finite and more than 0")),
+    **dict.fromkeys(("top_p", "typical_p"), (_TINY, 1, "more than 0 and at most 1")),
+    "min_p": (0, 1, "from 0 to 1"),
+    "length_penalty": (-_MOST, _MOST, "finite"),
+}
 
 # What would steer a terminal, or end a line.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -88,8 +100,7 @@ def generate(arguments: argparse.Namespace, lines: Iterable[str] | None = None, 
         ConversionError: the model does not load, or options contradict each other. Nothing has been read then.
     """
     lines, to = sys.stdin if lines is None else lines, sys.stdout if to is None else to
-    if arguments.batch_size < 1:
-        raise ConversionError(f"--batch-size is {arguments.batch_size}: it must be at least 1.")
+    _check_limits(vars(arguments))
     if arguments.seed is not None and not arguments.do_sample:
         raise ConversionError("--seed has no effect without --do-sample: give both, or none.")
     writer = _Writer.load(arguments)
@@ -218,6 +229,12 @@ def _settle(settings: Any, options: Mapping[str, Any]) -> Any:
     except ValueError as error:
         raise ConversionError(f"The options of generate contradict each other: {_in_a_line(error)}") from error
     return settings
+
+
+def _check_limits(options: Mapping[str, Any]) -> None:
+    for name, (least, most, text) in _LIMITS.items():
+        if options[name] is not None and not least <= options[name] <= most:
+            raise ConversionError(f"--{name.replace('_', '-')} is {options[name]}: it must be {text}.")
 
 
 # Folders.

@@ -218,6 +218,10 @@ def _settle(settings: Any, options: Mapping[str, Any]) -> Any:
         ConversionError: they contradict each other, or one has no effect.
     """
     given = {name: options[name] for name, _, _ in OPTIONS if options[name] is not None}
+    if given.get("min_new_tokens", 0) > given.get("max_new_tokens", math.inf):
+        raise ConversionError(
+            f"--min-new-tokens is {given['min_new_tokens']}, more than --max-new-tokens: lower it, or leave one out."
+        )
     if "max_new_tokens" in given:
         settings.max_length = None
     elif settings.max_length is None and settings.max_new_tokens is None:

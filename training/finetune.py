@@ -79,7 +79,13 @@ def build_trainer(
     data.check_mixture(settled.given)
     if (data.mixture is not None or training.pack) and "train_sampling_strategy" in settled.given:
         raise TrainingError("--train_sampling_strategy has no effect with --mixture or --pack: leave it out.")
-    tasks = [data.chosen_task, *(options.chosen_task for _, options in data.parts())]
+    of_parts = [options.chosen_task for _, options in data.parts()]
+    if training.predict_with_generate and not training.metric and any(of_parts) and not all(of_parts):
+        raise TrainingError(
+            "--predict_with_generate does not say how the entries of --mixture without a task are measured: give "
+            "--metric."
+        )
+    tasks = [data.chosen_task, *of_parts]
     is_mixture = data.mixture is not None
     training.settle_metrics(next(filter(None, tasks), None), data.evaluated_files(), checks_later=is_mixture)
     folder, adapter = EvaluatedModelArguments(model_options.model_name_or_path).folders()
@@ -101,10 +107,15 @@ def build_trainer(
         splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
         seed = training.seed if training.data_seed is None else training.data_seed
         if data.mixture is not None:
-            splits = {**make_mixture(data, tokenizer, seed), **splits}
+            parts = make_mixture(data, tokenizer, seed)
             # transformers evaluates one data set while training, or several with names.
-            if "eval" in splits and any(split.startswith("eval_") for split in splits):
+            if all(any(split.startswith("eval") for split in several) for several in (parts, splits)):
                 raise TrainingError("--validation_file has no effect beside those of the mixture: leave it out.")
+            if same := sorted(set(parts) & set(splits)):
+                raise TrainingError(
+                    f"--test_file and the mixture both have examples for {same[0]}: rename the file, or the entry."
+                )
+            splits = {**parts, **splits}
         if training.pack:
             splits["train"] = splits["train"].packed((data.max_source_length, data.max_target_length), seed)
     check_splits(training, data, splits, settled.given)

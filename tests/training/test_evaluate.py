@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from t5_experimental.training import evaluate, finetune
+from t5_experimental.training.data.predictions import Sample, append, read_predictions
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.models.adapters import add_prompt
 from t5_experimental.training.trainer.generation import by_length
@@ -293,6 +294,45 @@ def test_damaged_predictions_are_found(evaluate_here, tiny_models, tmp_path):
             (folder / "predictions_test.jsonl").write_text('{"input": "other", "prediction": "x"}\n')
             text = evaluate_here(**options)
             assert "predictions_test.jsonl, line 1: this is not the prediction of an example of this" in text
+
+
+def test_predictions_of_another_adapter_are_not_taken_over(evaluate_here, tiny_models, tmp_path):
+    """With or without one, in either order."""
+    base = AutoModelForSeq2SeqLM.from_pretrained(tiny_models["t5_v1_1"])
+    add_prompt(base, torch.zeros(3, base.config.d_model)).save_pretrained(tmp_path / "prompt")
+    (tmp_path / "one.jsonl").write_text('{"source": "a", "target": "b"}\n')
+    options = {"model_name_or_path": tiny_models["t5_v1_1"], "test_file": tmp_path / "one.jsonl"}
+    adapted = {**options, "adapter_name_or_path": tmp_path / "prompt"}
+    for name, first, second in (("one", options, adapted), ("other", adapted, options)):
+        evaluate.main(flags_of({**first, "output_dir": tmp_path / name, "max_target_length": 3}))
+        text = evaluate_here(**second, output_dir=tmp_path / name, max_target_length=3)
+        assert "holds predictions that were made with another adapter" in text
+
+
+def test_every_example_counts_where_training_drops_some(tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [json.dumps({"source": f"food {number}", "target": "x"}) for number in range(5)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    found = {}
+    for drops in (False, True):
+        options = {"model_name_or_path": tiny_models["t5_v1_1"], "test_file": tmp_path / "rows.jsonl"}
+        options |= {"output_dir": tmp_path / str(drops), "per_device_eval_batch_size": 4, "metric": "exact_match"}
+        evaluate.main(flags_of({**options, "max_target_length": 3, "dataloader_drop_last": drops}))
+        found[drops] = figures(tmp_path / str(drops), "test"), predictions(tmp_path / str(drops), "test")
+    assert found[True] == found[False]
+    assert len(found[True][1]) == 5
+
+
+def test_lines_that_are_read_again(tmp_path):
+    """No control character reaches a terminal, and other scores than numbers are refused."""
+    path = tmp_path / "predictions_test.jsonl"
+    text = "a\x9b31m\x7f\u2028é"
+    append(path, [Sample("in", text, ["x"], -1.5)], [])
+    assert not set("\x9b\x7f\u2028") & set(path.read_text())
+    assert read_predictions(path, {"in": ["x"]}) == [Sample("in", text, ["x"], -1.5)]
+    path.write_text('{"input": "in", "prediction": "x", "sequence_score": "high"}\n')
+    with pytest.raises(TrainingError, match="line 1: this is not the prediction of an example"):
+        read_predictions(path, {"in": ["x"]})
 
 
 def flags_of(options: dict[str, object]) -> list[str]:

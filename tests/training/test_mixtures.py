@@ -49,6 +49,11 @@ def test_draws_of_an_epoch(settings, counts, expected):
     assert quotas(mixture_of(len(counts), **settings), counts) == expected
 
 
+def test_rates_may_be_of_any_size():
+    assert quotas(mixture_of(2, [1e308, 1e308]), [10, 10]) == [10, 10]
+    assert quotas(mixture_of(2, [1e-308, 1e-308]), [10, 10]) == [10, 10]
+
+
 def test_a_part_without_draws_is_refused():
     with pytest.raises(TrainingError, match=r"m.yaml, line 1: the rate of 'e1' gives it no example of the 20 in an ep"):
         quotas(mixture_of(2, [1.0, 1e-6]), [10, 10])
@@ -117,6 +122,10 @@ PART = "entries:\n- name: a\n  train_file: a.jsonl\n"
         (PART + "  rate: 2\nlimit: 3", "{}, line 5, limit: it has no effect, since all entries have rates"),
         (PART + "rates: even", "{}, line 4, rates: 'even' is not one of proportional, temperature, equal"),
         (PART + "rates: equal\nlimit: 3", "{}, line 5, limit: it has no effect on equal rates"),
+        (
+            PART + "rates: temperature\ntemperature: 0.001",
+            "{}, line 5, temperature: it is 0.001, and has to be at least 0.1",
+        ),
         (PART + "temperature: 3", "{}, line 4, temperature: `rates: temperature` and `temperature: T` have no effect"),
         (PART + "rates: temperature", "{}, line 4, rates: `rates: temperature` and `temperature: T` have no effect"),
         (PART + "limit: 1.5", "{}, line 4, limit: it is 1.5, and has to be an integer"),

@@ -72,6 +72,7 @@ GOOD = '[{"source": "a", "target": "b"}'
         (GOOD + ',\n{"a": ' + "[" * 100_000, "line 2: not JSON (maximum recursion"),
         (GOOD + ',\n{"source": "\0"}]', "line 2: there is a NUL byte"),
         (b'[\n{"source": "\xe4"}]', "line 2: byte 13 is not UTF-8 text"),
+        (b'[{"source": "x"},\r{"source": "\xe4"}]', "line 1: byte 31 is not UTF-8 text"),
     ],
 )
 def test_json_arrays_are_strict(content, expected, tmp_path):
@@ -80,6 +81,14 @@ def test_json_arrays_are_strict(content, expected, tmp_path):
     with pytest.raises(TrainingError) as error:
         examples(path)
     assert f"{path}, {expected}" in str(error.value)
+
+
+def test_what_is_wrong_in_an_object_is_found_without_reading_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("t5_experimental.training.data.json_arrays._MOST", 2**16)
+    path = tmp_path / "data.json"
+    path.write_text('[{"source": 1 1},' + ",".join(['{"source": "a", "target": "b"}'] * 10_000) + "]")
+    with pytest.raises(TrainingError, match=r"line 1: not JSON \(Expecting ',' delimiter\)"):
+        examples(path)
 
 
 def test_a_json_array_is_not_held_in_memory(tmp_path):

@@ -206,6 +206,12 @@ def test_the_best_step_is_named(options, expected):
     if not options:
         text = "eval_a_loss 2 in step 1, eval_b_loss 1 in step 1; the saved model is that of step 3"
         assert describe_best(state, SimpleNamespace(**chosen)) == text
+    # Such as the correlation of constant predictions.
+    unknown = [{"eval_bleu": float("nan"), "step": 1}, {"eval_bleu": 4.0, "step": 2}, {"eval_loss": 4.0, "step": 2}]
+    state = TrainerState(log_history=unknown, global_step=3)
+    by_bleu = SimpleNamespace(**{**chosen, "metric_for_best_model": "bleu", "greater_is_better": None})
+    assert describe_best(state, by_bleu).startswith("eval_bleu 4 in step 2")
+    assert describe_best(TrainerState(log_history=unknown[:1]), by_bleu) == ""
     assert describe_best(TrainerState(log_history=history[:1]), SimpleNamespace(**chosen)) == ""
 
 

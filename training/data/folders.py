@@ -64,8 +64,13 @@ def rows_of_folder(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise TrainingError(f"{path} cannot be read after row {number} ({in_a_line(error)}): save it again.") from error
 
 
+CACHE_FORMAT = 1
+"""Of what is cached of a file. To raise with every change of what readers and tasks make of it."""
+
+
 def stamp_of(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Names, sizes and times of a file, or of all files of a folder: whether they have changed."""
+    """Names, sizes and times of a file, or of all files of a folder, by which what is cached of them is known."""
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     # No list: `datasets` would take its items for shards.
-    return tuple((file.name, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()])
+    found = tuple((file.name, status.st_size, status.st_mtime_ns) for file in files for status in [file.stat()])
+    return (*found, ("", CACHE_FORMAT, 0))

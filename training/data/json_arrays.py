@@ -18,6 +18,10 @@ _MOST = 2**28
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
+# An escape or a literal that is cut is no longer than this.
+_LONGEST_TOKEN = 16
+
+
 def begins_array(path: Path) -> bool:
     """Whether the first character of a JSON file opens an array; otherwise it has one object in every line."""
     with opened(path) as file:
@@ -83,6 +87,8 @@ class _Text:
             try:
                 row, end = decoder.raw_decode(self._text, self._place)
             except (ValueError, RecursionError) as error:
+                if isinstance(error, json.JSONDecodeError) and not self._may_go_on(error):
+                    self._refuse_object(error)
                 held = len(self._text) - self._place
                 if held > _MOST:
                     self.refuse(f"an object of more than {_MOST / 1e6:.0f} MB")
@@ -92,6 +98,10 @@ class _Text:
                 continue
             self._move(end)
             return where, row
+
+    def _may_go_on(self, error: json.JSONDecodeError) -> bool:
+        """Whether what is wrong may be that the rest has not been read yet."""
+        return error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_TOKEN
 
     def refuse(self, problem: str) -> None:
         """Raises an error for what comes next."""
@@ -123,7 +133,7 @@ class _Text:
         except UnicodeDecodeError as error:
             before = error.object[: error.start]
             number = self._line_read + before.count(b"\n")
-            decode_line(error.object.splitlines()[before.count(b"\n")], f"{self._path}, line {number}")
+            decode_line(error.object.split(b"\n")[before.count(b"\n")], f"{self._path}, line {number}")
             raise
         if "\0" in new:
             number = self._line_read + new[: new.index("\0")].count("\n")

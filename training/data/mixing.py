@@ -34,12 +34,12 @@ def quotas(mixture: DataMixture, counts: Sequence[int]) -> list[int]:
     """
     rates = np.array([mixture.rate_of(place, count) for place, count in enumerate(counts)])
     total = sum(map(mixture.counted, counts))
-    exact = total * rates / rates.sum()
+    exact = total * (rates / rates.max()) / (rates / rates.max()).sum()
     draws = np.floor(exact).astype(int)
     # The largest remainders are rounded up; of equal ones, the first.
     draws[np.argsort(draws - exact, kind="stable")[: total - draws.sum()]] += 1
     for entry, number in zip(mixture.entries, draws, strict=True):
-        if not number:
+        if number < 1:
             raise TrainingError(
                 f"{entry.where}: the rate of {entry.name!r} gives it no example of the {total:,} in an epoch; give a "
                 "higher one, or leave it out."

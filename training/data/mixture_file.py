@@ -13,6 +13,8 @@ import yaml
 from ..errors import TrainingError, in_a_line, shown
 
 
+# Below, the largest entry is all there is, and powers overflow.
+_LOWEST_TEMPERATURE = 0.1
 RATES = ("proportional", "temperature", "equal")
 
 # Options of `DataArguments` that an entry has of its own.
@@ -115,6 +117,8 @@ def _mixture(table: "_Table", entries: tuple[Entry, ...]) -> DataMixture:
     if limit is not None and (limit < 1 or limit != int(limit)):
         table.refuse("limit", f"it is {limit:g}, and has to be an integer of at least 1")
     temperature = table.number("temperature")
+    if temperature is not None and temperature < _LOWEST_TEMPERATURE:
+        table.refuse("temperature", f"it is {temperature:g}, and has to be at least {_LOWEST_TEMPERATURE:g}")
     return DataMixture(entries, rates, None if limit is None else int(limit), temperature or 1.0)
 
 

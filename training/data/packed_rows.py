@@ -3,7 +3,8 @@
 
 The examples of all epochs are one sequence, which is packed greedily, as the original packs its stream. An epoch is as
 many rows as hold the examples of the first one; the last of them also has examples of the next epoch, if they fit. So
-nothing is dropped, every epoch has the same number of steps, and the rows follow from the seed.
+every epoch has the same number of steps, and the rows follow from the seed. Later epochs pack a little better or worse:
+within an epoch nothing is skipped, but a run may end some examples before or after the end of its last one.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence

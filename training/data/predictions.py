@@ -4,6 +4,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,14 +42,19 @@ class Sample:
         }
 
 
+# Those that JSON need not escape.
+_CONTROLS = re.compile("[\x7f-\x9f\u2028\u2029]")
+
+
 def predictions_file(folder: Path, split: str) -> Path:
     """Where the texts of a split are written."""
     return folder / f"predictions_{split}.jsonl"
 
 
 def as_lines(samples: Sequence[Sample], metrics: Sequence[str]) -> str:
-    """The lines of a file."""
-    return "".join(json.dumps(sample.row(metrics), ensure_ascii=False) + "\n" for sample in samples)
+    """The lines of a file; control characters are escaped, so that none reaches a terminal."""
+    lines = "".join(json.dumps(sample.row(metrics), ensure_ascii=False) + "\n" for sample in samples)
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", lines)
 
 
 def append(path: Path, samples: Sequence[Sample], metrics: Sequence[str]) -> None:
@@ -78,14 +84,15 @@ def read_predictions(path: Path, references: Mapping[str, Sequence[str]]) -> lis
     """
     if not path.is_file():
         return []
-    samples = []
+    samples, inputs = [], list(references)
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         row = parse_json_line(line, where)
-        expected = list(references)[number - 1 : number]
+        expected = inputs[number - 1 : number]
         score = row.get("sequence_score")
-        if [row.get("input")] != expected or not isinstance(row.get("prediction"), str):
+        is_score = score is None or (isinstance(score, (int, float)) and not isinstance(score, bool))
+        if [row.get("input")] != expected or not isinstance(row.get("prediction"), str) or not is_score:
             raise TrainingError(f"{where}: this is not the prediction of an example of this evaluation; remove it.")
         score = math.nan if score is None else float(score)
         samples.append(Sample(expected[0], row["prediction"], references[expected[0]], score))

@@ -141,11 +141,15 @@ def describe_best(state: TrainerState, args: T5TrainingArguments) -> str:
     given = args.greater_is_better
     found = []
     for name in names:
-        values = [(row[name], row["step"]) for row in rows if name in row]
+        values = [(row[name], row["step"]) for row in rows if name in row and math.isfinite(row[name])]
+        if not values:
+            continue
         choose = max if (given if given is not None else not name.endswith("loss")) else min
         best = choose(value for value, _ in values)
         step = next(step for value, step in values if value == best)
         found.append(f"{name} {best:.6g} in step {step:,.0f}")
+    if not found:
+        return ""
     checkpoint = state.best_model_checkpoint if args.load_best_model_at_end else None
     saved = state.global_step if checkpoint is None else steps_of(Path(checkpoint))
     return f"{', '.join(found)}; the saved model is that of step {saved:,}"

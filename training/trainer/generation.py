@@ -54,6 +54,12 @@ def settle_generation(
         config.max_length, config.max_new_tokens = args.generation_max_length, None
     if args.generation_num_beams is not None:
         config.num_beams = args.generation_num_beams
+    if (config.num_return_sequences or 1) != 1:
+        raise TrainingError(
+            f"The generation settings ask for {config.num_return_sequences} texts of each input, and an evaluation "
+            "compares one: set num_return_sequences to 1 in generation_config.json of the model's folder, or in "
+            "--generation_config."
+        )
     config._from_model_config = None  # no longer derived from it
     try:
         config.validate(strict=True)

@@ -49,7 +49,12 @@ def prepare_folder(
                     "remove it, or give another --output_dir."
                 )
     else:
-        changed = [name for name, value in now.items() if before.get(name, value) != value]
+        # Only splits may be new, or be left out this time.
+        changed = [
+            name
+            for name in {**before, **now}
+            if before.get(name) != now.get(name) and not (name.startswith(_DATA) and (name in before) != (name in now))
+        ]
         if changed:
             raise TrainingError(
                 f"--output_dir {folder} holds predictions that were made with another {', '.join(changed)}: use the "
@@ -86,13 +91,13 @@ def _record(
     options = {name: getattr(data, name) for name in ("task", "source_prefix", "max_source_length")}
     options |= {name: getattr(args, name) for name in ("metric", "positive_label", "bf16_full_eval", "fp16_full_eval")}
     generation = trainer.plain_model().generation_config.to_diff_dict()
-    sampled = {"--seed": args.seed} if generation.get("do_sample") else {}
     record = {
+        "adapter": None,
         **{name: _files(Path(folder)) for name, folder in folders.items()},
         **{f"--{name}": value for name, value in options.items()},
         "precision": trainer.accelerator.mixed_precision,
         "generation settings": {name: generation[name] for name in sorted(generation)},
-        **sampled,
+        "--seed": args.seed if generation.get("do_sample") else None,
         **{f"{_DATA}{split}": _digest(features) for split, features in splits.items()},
     }
     return cast(dict[str, Any], json.loads(json.dumps(record, default=str)))

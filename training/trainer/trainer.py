@@ -70,13 +70,15 @@ class T5Trainer(SavingTrainer):
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def _get_dataloader(self, dataset: Any, description: str, batch_size: int, *args: Any, **kwargs: Any) -> DataLoader:
-        collate = self.data_collator
+        collate, drops = self.data_collator, self.args.dataloader_drop_last
+        # Evaluation counts every example; transformers would drop some of them there, too.
+        self.args.dataloader_drop_last = drops and description == "Training"
         self.data_collator = self.hooks.prepare_collator(collate, batch_size, self.fixed_lengths, self.processing_class)
         try:
             loader = super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
             return self.hooks.prepare_loader(loader)
         finally:
-            self.data_collator = collate
+            self.data_collator, self.args.dataloader_drop_last = collate, drops
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         with self.hooks.skipping_batches():

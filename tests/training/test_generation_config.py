@@ -137,6 +137,7 @@ def test_pretraining(start, model, tmp_path):
     ("settings", "expected"),
     [
         ({"length_penalty": 2.0}, "The generation settings contradict each other ("),
+        ({"num_return_sequences": 2, "num_beams": 2}, "ask for 2 texts of each input, and an evaluation compares one"),
         ("none.json", "--generation_config none.json does not load ("),
         ("[]", "does not load ("),
         ("{", "does not load ("),

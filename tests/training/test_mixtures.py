@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from t5_experimental.training import finetune
 from t5_experimental.training.data.arguments import DataArguments
 from t5_experimental.training.data.examples import make_mixture
 from t5_experimental.training.data.mixing import MixtureSampler, Source, quotas
@@ -288,3 +289,30 @@ def test_parts_are_evaluated_as_they_are_trained_on(forked, tiny_models, tmp_pat
     options["output_dir"] = tmp_path / "new"
     outcome = forked(**options, **more, validation_file=tmp_path / "plain.jsonl")
     assert f"--validation_file has no effect beside that of {path}, line 2: leave one of them out" in outcome.stderr
+
+
+def test_what_a_mixture_and_the_command_line_both_evaluate_is_refused(described, tiny_models, tmp_path, monkeypatch):
+    """None replaces another in silence, and none goes unmeasured."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    row = {"sentence": "a", "label": 1}
+    (tmp_path / "cola").mkdir()
+    for name in ("train", "validation"):
+        (tmp_path / "cola" / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    pair = json.dumps({"source": "a", "target": "b"}) + "\n"
+    for name in ("x", "y"):
+        (tmp_path / f"{name}.jsonl").write_text(pair)
+    path = tmp_path / "tasks.yaml"
+    part = f"- {{name: x, dataset_name: {tmp_path}/cola, task: glue_cola}}\n"
+    path.write_text(f"entries:\n{part}- {{name: plain, train_file: {tmp_path}/x.jsonl}}\n")
+    two = ["--validation_file", str(tmp_path / "x.jsonl"), str(tmp_path / "y.jsonl")]
+    common = f"--model_name_or_path {tiny_models['t5_v1_1']} --mixture {path} --output_dir {tmp_path / 'out'} --use_cpu"
+    for more, message in (
+        (two, "--validation_file has no effect beside those of the mixture"),
+        (
+            ["--predict_with_generate"],
+            "does not say how the entries of --mixture without a task are measured: give --me",
+        ),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            finetune.main([*common.split(), "--max_steps", "1", *more])
+    assert not (tmp_path / "out").exists()

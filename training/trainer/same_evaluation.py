@@ -92,7 +92,6 @@ def _record(
     options |= {name: getattr(args, name) for name in ("metric", "positive_label", "bf16_full_eval", "fp16_full_eval")}
     generation = trainer.plain_model().generation_config.to_diff_dict()
     record = {
-        "adapter": None,
         **{name: _files(Path(folder)) for name, folder in folders.items()},
         **{f"--{name}": value for name, value in options.items()},
         "precision": trainer.accelerator.mixed_precision,

@@ -77,6 +77,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="lines at a time, unless it answers a terminal; default: 8",
     )
     parser.add_argument("--dtype", choices=("source", "float32", "bfloat16"), default="source", help="default: source")
+    parser.add_argument(
+        "--weights",
+        choices=("source", "int8"),
+        default="source",
+        help="int8: round weights to 8 bits, which is faster on CPUs and changes some texts; default: source",
+    )
     parser.add_argument("--device", metavar="NAME", help="such as cuda:1; default: a GPU if there is one, else cpu")
 
 
@@ -164,6 +170,7 @@ class _Writer:
         transformers.logging.disable_progress_bar()
         dtype = "auto" if arguments.dtype == "source" else getattr(torch, arguments.dtype)
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        _check_weights(arguments.weights, device)
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
@@ -172,18 +179,23 @@ class _Writer:
                 import peft
 
                 model = peft.PeftModel.from_pretrained(model, adapter)
+                if arguments.weights == "int8" and not model.active_peft_config.is_prompt_learning:
+                    model = model.merge_and_unload()  # adapters beside rounded weights would be called as modules
             model = model.to(device).eval()
         except Exception as error:  # the libraries raise many types for bad files
             raise ConversionError(f"{adapter or folder} does not load: {_in_a_line(error)}") from error
         if arguments.seed is not None:
             torch.manual_seed(arguments.seed)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base.decoding_weights = None if arguments.weights == "source" else arguments.weights
         return cls(model, tokenizer, _settle(settings, vars(arguments)))
 
     def session(self) -> Any:
         """Lays out the decoder's weights once, for as long as it is open."""
         from t5_experimental import decoding_session
 
-        return decoding_session(self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model)
+        model = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        return decoding_session(model, model.decoding_weights)
 
     def can_stream(self) -> bool:
         """Whether tokens are final as soon as they are there."""
@@ -209,6 +221,18 @@ class _Writer:
 
         # The first token is the decoder's start token.
         self.write(sources, streamer=Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True))
+
+
+def _check_weights(weights: str, device: str) -> None:
+    """Refuses `--weights int8` where it would have no effect."""
+    if weights == "source":
+        return
+    from t5_experimental.kernels_t5_experimental import int8_kernels
+
+    if device != "cpu":
+        raise ConversionError(f"--weights {weights} is for CPUs, not for {device}: add --device cpu, or leave it out.")
+    if not int8_kernels():
+        raise ConversionError(f"--weights {weights}: torch multiplies no int8 weights rightly here; leave it out.")
 
 
 def _settle(settings: Any, options: Mapping[str, Any]) -> Any:

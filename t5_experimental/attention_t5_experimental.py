@@ -21,7 +21,8 @@ from transformers.cache_utils import Cache, EncoderDecoderCache
 from .blockwise_attention_t5_experimental import blockwise_attention
 from .calls_t5_experimental import is_transformed
 from .configuration_t5_experimental import TALKING_HEADS, LayerSpec, T5ExperimentalConfig
-from .onednn_t5_experimental import apply_linear, is_eager_on_cpu
+from .linears_t5_experimental import apply_linear
+from .onednn_t5_experimental import is_eager_on_cpu
 from .unpadding_t5_experimental import Tokens
 from .visibility_t5_experimental import Visibility, masked_bias
 

@@ -20,7 +20,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention_t5_experimental import T5Attention, build_attention, dense_bias, shared_dropout
 from .calls_t5_experimental import is_untouched
 from .configuration_t5_experimental import LayerSpec, T5ExperimentalConfig
-from .onednn_t5_experimental import apply_linear, are_bare, is_plain_inference, is_tanh_gelu, multiply_gated
+from .linears_t5_experimental import apply_linear, int8_linear
+from .onednn_t5_experimental import are_bare, is_plain_inference, is_tanh_gelu, multiply_gated
 from .unpadding_t5_experimental import Tokens
 from .visibility_t5_experimental import Visibility
 
@@ -118,6 +119,7 @@ class T5DenseActDense(nn.Module):
             and is_tanh_gelu(self.act)
             and is_untouched(self.dropout, T5Dropout)
             and are_bare(hidden_states, self.wi_0, self.wi_1)
+            and int8_linear(self.wi_0) is None
         )
 
 

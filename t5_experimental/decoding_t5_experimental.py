@@ -2,22 +2,20 @@
 """Fast decoding of single tokens: `generate` runs this for every token after the first.
 
 A decoding step needs only a part of the decoder's forward pass. [`StepDecoder`] does the same arithmetic on the same
-parameters, without dropout, general masks and a few hundred module calls. On CPUs it also packs the weights: with few
-rows, a linear layer is bound by reading its weight, and oneDNN reads its packed layout up to twice as fast. q, k and v
-are packed as one matrix; wi_0 and wi_1 stay separate, because oneDNN then fuses GELU and gate.
+parameters, without dropout, general masks and a few hundred module calls. On CPUs it also copies the weights for the
+fastest kernel (kernels_t5_experimental.py): with few rows, a linear layer is bound by reading its weight. q, k and v
+are one matrix; wi_0 and wi_1 stay separate where oneDNN fuses GELU and gate. Half precision that the CPU emulates is
+computed in float32, and with `weights="int8"` the weights are rounded to 8 bits, the encoder's included.
 
-The packed copies live as long as a [`decoding_session`]. `generate` opens one for itself, so copies cannot become
-stale: weights do not change while it runs. Models with adapters, quantized weights, or hooks for offloading or sharding
-use the ordinary forward pass, and so do steps that something observes (calls_t5_experimental.py).
+The copies live as long as a [`decoding_session`]. `generate` opens one for itself, so copies cannot become stale:
+weights do not change while it runs. Models with adapters, quantized weights, or hooks for offloading or sharding use
+the ordinary forward pass, and so do steps that something observes (calls_t5_experimental.py).
 """
 
-import platform
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import EncoderDecoderCache
+from transformers.utils import logging
 
 from .attention_t5_experimental import HeadProjection, T5Attention, T5TalkingHeadsAttention
 from .block_t5_experimental import (
@@ -37,21 +36,17 @@ from .block_t5_experimental import (
     T5LayerSelfAttention,
 )
 from .cache_t5_experimental import INITIAL_CAPACITY, GrowingLayer, storage_dtype
-from .calls_t5_experimental import hooks_of, is_observed, is_untouched
-from .onednn_t5_experimental import is_tanh_gelu, multiply, multiply_and_add, multiply_gated, pack, supports
+from .calls_t5_experimental import hooks_of, is_bare_linear, is_observed, is_untouched
+from .kernels_t5_experimental import Choice, Kernel, bucket, choose, float_kernels, int8_kernels, linear_kernel
+from .linears_t5_experimental import INT8_LINEARS, Int8Linear, PreparedGatedLinear, PreparedLinear
 from .stack_t5_experimental import T5Stack
 from .visibility_t5_experimental import Visibility, masked_bias, visibility
 
 
+logger = logging.get_logger(__name__)
+
 PLAIN_STEPS = 2
-"""Steps of a session before the weights are packed, which costs as much as it saves in about ten steps."""
-
-FEW_ROWS = 2
-"""Up to this number of float32 rows, MKL with unpacked weights is faster than oneDNN with packed ones, on Intel CPUs
-only."""
-
-PACKED_ROWS = 32
-"""Number of rows for which oneDNN chooses its layout; fewer rows are as fast."""
+"""Steps of a session before the weights are copied, which costs as much as it saves in about ten steps."""
 
 OWN_MODULES = (
     T5Stack,
@@ -70,82 +65,6 @@ OWN_MODULES = (
     T5Dropout,
 )
 """Types of all modules of a decoder except activations."""
-
-
-class StepLinear:
-    """One or several linear layers with the same input.
-
-    Args:
-        linears: modules without bias; their parameters are used in place until [`StepLinear.pack`].
-    """
-
-    def __init__(self, *linears: nn.Linear):
-        self.weights = [linear.weight for linear in linears]
-        self.sizes = [weight.shape[0] for weight in self.weights]
-        self.packed: torch.Tensor | None = None
-
-    def pack(self) -> None:
-        """Copies the weights into one matrix in oneDNN's layout."""
-        joined = torch.cat(self.weights) if len(self.weights) > 1 else self.weights[0].detach()
-        self.packed = pack(joined, PACKED_ROWS)
-
-    def __call__(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """`(b, 1, in)` -> `(b, 1, out)` of every layer."""
-        if self.packed is None or suits_mkl(states):
-            return tuple(F.linear(states, weight) for weight in self.weights)
-        joined = multiply(states, self.packed)
-        return joined.split(self.sizes, -1) if len(self.sizes) > 1 else (joined,)
-
-    def added_to(self, residual: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """`residual` `(b, 1, out)` plus the output of the only layer for `(b, 1, in)`."""
-        if self.packed is None or suits_mkl(states):
-            return residual + F.linear(states, self.weights[0])
-        return multiply_and_add(states, self.packed, residual)
-
-
-def suits_mkl(states: torch.Tensor) -> bool:
-    """Whether `F.linear` is faster for `(b, 1, in)` than oneDNN with packed weights, see [`FEW_ROWS`]."""
-    return states.dtype == torch.float32 and states.shape[0] <= FEW_ROWS and _is_intel()
-
-
-@cache
-def _is_intel() -> bool:
-    """Whether this is an Intel CPU and torch has MKL."""
-    try:
-        names = Path("/proc/cpuinfo").read_text()
-    except OSError:  # not Linux
-        names = platform.processor()
-    return torch.backends.mkl.is_available() and "GenuineIntel" in names
-
-
-class StepGatedLinear(StepLinear):
-    """`act(W_0 x) * W_1 x`; with the tanh approximation of GELU, oneDNN fuses it.
-
-    Args:
-        linears: W_0 and W_1.
-        act: the activation.
-    """
-
-    def __init__(self, *linears: nn.Linear, act: nn.Module):
-        super().__init__(*linears)
-        self.act = act
-        self.is_tanh_gelu = is_tanh_gelu(act)
-        self.other: torch.Tensor | None = None
-
-    def pack(self) -> None:
-        """Copies the weights into oneDNN's layout; separately if it fuses the gate."""
-        if not self.is_tanh_gelu:
-            super().pack()
-            return
-        self.packed, self.other = (pack(weight.detach(), PACKED_ROWS) for weight in self.weights)
-
-    def gated(self, states: torch.Tensor) -> torch.Tensor:
-        """`(b, 1, in)` -> `(b, 1, out)`."""
-        if self.packed is None or self.other is None or suits_mkl(states):
-            gate, linear = super().__call__(states)
-            # `act` itself may run eight operators.
-            return (F.gelu(gate, approximate="tanh") if self.is_tanh_gelu else self.act(gate)) * linear
-        return multiply_gated(states, self.packed, self.other)
 
 
 class Norm:
@@ -177,8 +96,8 @@ class SelfAttentionStep:
     def __init__(self, layer: Any):
         self.attention: T5Attention = layer.SelfAttention
         self.norm = Norm(layer.layer_norm)
-        self.inputs = StepLinear(self.attention.q, self.attention.k, self.attention.v)
-        self.output = StepLinear(self.attention.o)
+        self.inputs = PreparedLinear(self.attention.q, self.attention.k, self.attention.v)
+        self.output = PreparedLinear(self.attention.o)
 
     def __call__(self, states: torch.Tensor, bias: torch.Tensor, cache: GrowingLayer) -> torch.Tensor:
         """`(b, 1, d)` and a bias that broadcasts to `(b, h, 1, m)` -> `(b, 1, d)`; extends the cache."""
@@ -193,8 +112,8 @@ class CrossAttentionStep:
     def __init__(self, layer: Any):
         self.attention: T5Attention = layer.EncDecAttention
         self.norm = Norm(layer.layer_norm)
-        self.inputs = StepLinear(self.attention.q)
-        self.output = StepLinear(self.attention.o)
+        self.inputs = PreparedLinear(self.attention.q)
+        self.output = PreparedLinear(self.attention.o)
 
     def __call__(self, states: torch.Tensor, bias: torch.Tensor | None, cache: Any) -> torch.Tensor:
         """`(b, 1, d)` and a bias that broadcasts to `(b, h, 1, m)` -> `(b, 1, d)`."""
@@ -207,7 +126,7 @@ def attend(
     query: torch.Tensor,
     cache: Any,
     bias: torch.Tensor | None,
-    output: StepLinear,
+    output: PreparedLinear,
     residual: torch.Tensor,
 ) -> torch.Tensor:
     """`residual` `(b, 1, d)` plus the attention output of a query `(b, 1, hk * dk)` over one layer of the cache."""
@@ -225,16 +144,16 @@ class FeedForwardStep:
         dense: Any = layer.DenseReluDense
         self.act = dense.act
         self.norm = Norm(layer.layer_norm)
-        self.inputs: StepLinear = (
-            StepGatedLinear(dense.wi_0, dense.wi_1, act=dense.act) if dense.is_gated else StepLinear(dense.wi)
+        self.inputs: PreparedLinear = (
+            PreparedGatedLinear(dense.wi_0, dense.wi_1, act=dense.act) if dense.is_gated else PreparedLinear(dense.wi)
         )
-        self.output = StepLinear(dense.wo)
+        self.output = PreparedLinear(dense.wo)
 
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """`(b, 1, d)` -> `(b, 1, d)`."""
         normed = self.norm(states)
         inputs = self.inputs
-        inner = inputs.gated(normed) if isinstance(inputs, StepGatedLinear) else self.act(inputs(normed)[0])
+        inner = inputs.gated(normed) if isinstance(inputs, PreparedGatedLinear) else self.act(inputs(normed)[0])
         return self.output.added_to(states, inner)
 
 
@@ -243,10 +162,12 @@ class StepDecoder:
 
     Args:
         model: a model for conditional generation that [`is_ordinary`].
+        is_int8: round weights to 8 bits.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, is_int8: bool = False):
         self.model = model
+        self.is_int8 = is_int8
         decoder: T5Stack = model.decoder
         self.embedding = decoder.embed_tokens.weight
         self.head_counts = decoder.head_counts
@@ -256,10 +177,12 @@ class StepDecoder:
             for block in blocks
         ]
         self.final_norm = Norm(decoder.final_layer_norm)
-        self.classifier = StepLinear(model.lm_head)
+        self.classifier = PreparedLinear(model.lm_head)
         self.hooks = [hooks for module in _modules_of_a_step(model) for hooks in hooks_of(module)]
         self.steps = 0
-        self.tried_packing = False
+        self.dtype = self.embedding.dtype  # of the hidden states
+        self.choices: list[Choice] = []  # of kernels, for each linear layer
+        self._bucket = 0  # number of rows that the kernels were chosen for, see `bucket`
         self.bias_dtype = storage_dtype(self.embedding.dtype, self.embedding.device)  # that of the keys
         self._biases: dict[int, torch.Tensor] = {}  # by head count, (1, h, 1, distances), the largest first
         self._cache: Callable[[], Any] = lambda: None  # weak reference to the last one; the two below belong to it
@@ -267,7 +190,7 @@ class StepDecoder:
         self._encoder_masks: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)  # as given, as a bias
 
     @property
-    def linears(self) -> list[StepLinear]:
+    def linears(self) -> list[PreparedLinear]:
         """All linear layers of a step."""
         parts = [part for layer in self.layers for part in layer]
         return [linear for part in parts for linear in (part.inputs, part.output)] + [self.classifier]
@@ -304,13 +227,10 @@ class StepDecoder:
         Returns:
             `(b, 1, vocabulary)`.
         """
-        states = F.embedding(input_ids, self.embedding)
-        if self.steps >= PLAIN_STEPS and not self.tried_packing and not suits_mkl(states):
-            self.tried_packing = True
-            if can_be_packed(self.model):
-                for linear in self.linears:
-                    linear.pack()
+        if bucket(len(input_ids)) != self._bucket and self.embedding.device.type == "cpu":
+            self._choose_kernels(len(input_ids))
         self.steps += 1
+        states = F.embedding(input_ids, self.embedding).to(self.dtype)
         position = cache.get_seq_length()
         biases = {count: self._bias(count, position, decoder_mask) for count in set(self.head_counts)}
         encoder_bias = self._encoder_bias(encoder_mask)
@@ -322,7 +242,32 @@ class StepDecoder:
         states = self.final_norm(states)
         if self.model.config.scale_decoder_outputs:
             states = states * self.model.config.d_model**-0.5
-        return self.classifier(states)[0]
+        logits = self.classifier(states)[0].to(self.embedding.dtype)
+        if self.is_int8 and not bool(states.sum().isfinite()):  # integers know no NaN
+            logits = torch.where(states.isfinite().all(-1, keepdim=True), logits, torch.nan)
+        return logits
+
+    def _choose_kernels(self, rows: int) -> None:
+        """Chooses the fastest kernels for a number of rows, and copies the weights for them."""
+        # float16 models have some weights in float32, so that their weights cannot be used as they are.
+        if self.steps < PLAIN_STEPS and not self.is_int8 and self.embedding.dtype != torch.float16:
+            return
+        self._bucket = bucket(rows)
+        self.choices = choose(self._candidates(), [linear.shape for linear in self.linears], rows)
+        self.dtype = self.choices[0].kernel.dtype
+        for linear, choice in zip(self.linears, self.choices, strict=True):
+            linear.prepare(choice.kernel)
+
+    def _candidates(self) -> list[list[Kernel]]:
+        """Kernels for the steps, in groups of one dtype each."""
+        if self.is_int8:
+            return int8_kernels()
+        dtype = self.embedding.dtype
+        if not can_be_copied(self.model, dtype):
+            return [[linear_kernel(dtype)]]
+        if dtype == torch.float16:
+            return float_kernels(torch.float32)
+        return float_kernels(dtype, torch.float32) if can_be_copied(self.model, torch.float32) else float_kernels(dtype)
 
     def _bias(self, head_count: int, position: int, decoder_mask: torch.Tensor | None) -> torch.Tensor:
         """Position bias and mask of a query at `position`, broadcastable to `(b, h, 1, position + 1)`."""
@@ -352,7 +297,7 @@ class StepDecoder:
 
 
 def is_ordinary(model: Any) -> bool:
-    """Whether decoder and head are unmodified, in evaluation mode, on one device and in one dtype.
+    """Whether decoder and head are unmodified, in evaluation mode, on one device and in a dtype that steps compute.
 
     Adapters and quantizers replace modules or parameters; offloading and sharding add hooks or replace `forward`. A
     step must not bypass them.
@@ -360,16 +305,22 @@ def is_ordinary(model: Any) -> bool:
     activations = {id(module.act) for module in model.decoder.modules() if isinstance(module, T5DenseActDense)}
     modules = [module for module in _modules_of_a_step(model) if id(module) not in activations]
     parameters = [parameter for module in modules for parameter in module.parameters(recurse=False)]
-    first = parameters[0]
     return bool(
         not any(module.training for module in modules)
         and all(is_untouched(module, *OWN_MODULES) and getattr(module, "bias", None) is None for module in modules)
         and all(is_untouched(module, type(module)) for module in model.decoder.modules())  # activations, too
         and all(type(parameter) is nn.Parameter for parameter in parameters)
-        and all((parameter.dtype, parameter.device) == (first.dtype, first.device) for parameter in parameters)
-        and first.dtype in (torch.float32, torch.bfloat16, torch.float64)
-        and first.device.type != "meta"
+        and len({parameter.device for parameter in parameters}) == 1
+        and parameters[0].device.type != "meta"
+        and _has_step_dtype(model, {parameter.dtype for parameter in parameters})
     )
+
+
+def _has_step_dtype(model: Any, dtypes: set[torch.dtype]) -> bool:
+    """Whether all weights have one dtype; float16 models keep some in float32, and are computed in it on CPUs."""
+    if dtypes == {torch.float16} or dtypes == {torch.float16, torch.float32}:
+        return model.lm_head.weight.dtype == torch.float16 and can_be_copied(model, torch.float32)
+    return len(dtypes) == 1 and dtypes <= {torch.float32, torch.bfloat16, torch.float64}
 
 
 def _modules_of_a_step(model: Any) -> list[nn.Module]:
@@ -377,33 +328,89 @@ def _modules_of_a_step(model: Any) -> list[nn.Module]:
     return [*model.decoder.modules(), model.lm_head]
 
 
-def can_be_packed(model: Any) -> bool:
-    """Whether oneDNN packs weights of this dtype and device, and they are small enough to keep twice."""
-    weight = model.lm_head.weight
-    size = sum(parameter.numel() * parameter.element_size() for parameter in model.decoder.parameters())
-    return weight.device.type == "cpu" and supports(weight.dtype) and size <= model.packed_decoder_limit
+def can_be_copied(model: Any, dtype: torch.dtype) -> bool:
+    """Whether the decoder is on a CPU, and small enough for copies of its weights in a dtype."""
+    size = sum(parameter.numel() for parameter in model.decoder.parameters()) * dtype.itemsize
+    return model.lm_head.weight.device.type == "cpu" and size <= model.packed_decoder_limit
 
 
-_SESSIONS: ContextVar[Mapping[int, StepDecoder | None]] = ContextVar("_SESSIONS", default=MappingProxyType({}))
+class Session:
+    """What calls in a [`decoding_session`] share. Printed, it shows the kernels and the times they were chosen by.
+
+    Args:
+        model: a model for conditional generation, or an encoder.
+        weights: `"int8"` or None.
+    """
+
+    def __init__(self, model: Any, weights: str | None):
+        self.model = model
+        self.weights = weights
+        is_int8 = weights == "int8" and _can_compute_int8(model)
+        has_decoder = hasattr(model, "lm_head") and is_ordinary(model)
+        self.decode = StepDecoder(model, is_int8) if has_decoder else None
+        self.int8_linears = _int8_linears(model) if is_int8 else {}
+
+    def __str__(self) -> str:
+        choices = [choice for linear in self.int8_linears.values() for choice in linear.choices.values()]
+        choices += self.decode.choices if self.decode is not None else []
+        return "\n".join(dict.fromkeys(map(str, choices))) or "No kernel has been chosen yet."
+
+
+def _can_compute_int8(model: Any) -> bool:
+    """Whether this torch and processor have right kernels for 8 bits; if not, says so."""
+    device = model.device.type
+    if device == "cpu" and int8_kernels():
+        return True
+    reason = (
+        "this torch has no operators for it that are right on this CPU" if device == "cpu" else f"it is on {device}"
+    )
+    logger.warning(f"The model is not decoded with int8 weights but in its own dtype: {reason}.")
+    return False
+
+
+def _int8_linears(model: Any) -> dict[int, Int8Linear]:
+    """The linear layers of the encoder, and of the decoder those that read its output, unless something wraps them."""
+    encoder: Any = model.get_encoder()
+    modules = [module for module in encoder.modules() if isinstance(module, nn.Linear)]
+    for module in model.modules():
+        if isinstance(module, T5LayerCrossAttention):
+            modules += [module.EncDecAttention.k, module.EncDecAttention.v]
+    return {id(module): Int8Linear(module) for module in modules if is_bare_linear(module)}
+
+
+_SESSIONS: ContextVar[Mapping[int, Session]] = ContextVar("_SESSIONS", default=MappingProxyType({}))
 
 
 @contextmanager
-def decoding_session(model: Any) -> Iterator[None]:
-    """Lets all `generate` calls inside the block share packed weights. Do not change weights inside it.
+def decoding_session(model: Any, weights: str | None = None) -> Iterator[Session]:
+    """Lets all `generate` calls inside the block share copies of the weights. Do not change weights inside it.
 
     Args:
-        model: a model for conditional generation.
+        model: a model for conditional generation; with `weights="int8"` also an encoder.
+        weights: `"int8"` rounds the weights of linear layers to 8 bits, with a scale for each output feature, and
+            hidden states before each product. On CPUs only. None is what an enclosing session does, or the dtype of
+            the model.
+
+    Yields:
+        The session; printed, it shows the kernels that were chosen and the times they were chosen by.
+
+    Raises:
+        ValueError: `weights` is something else, or a weight has NaN or infinite values.
     """
+    if weights not in (None, "int8"):
+        raise ValueError(f'`weights` is {weights!r}; it can be "int8", or None for the dtype of the model.')
     sessions = _SESSIONS.get()
-    decode = sessions.get(id(model))
-    if not is_ordinary(model):
-        decode = None
-    elif id(model) not in sessions:
-        decode = StepDecoder(model)
-    token = _SESSIONS.set({**sessions, id(model): decode})
+    session = sessions.get(id(model))
+    if session is None:
+        session = Session(model, weights)
+    elif weights not in (None, session.weights) or (session.decode is not None and not is_ordinary(model)):
+        session = Session(model, weights or session.weights)
+    token = _SESSIONS.set({**sessions, id(model): session})
+    int8_token = INT8_LINEARS.set({**INT8_LINEARS.get(), **session.int8_linears})
     try:
-        yield
+        yield session
     finally:
+        INT8_LINEARS.reset(int8_token)
         _SESSIONS.reset(token)
 
 
@@ -423,7 +430,8 @@ def next_token_logits(
         encoder_mask: as passed to the model; None unless 2-D.
         decoder_mask: as passed to the model; None unless 2-D.
     """
-    decode = _SESSIONS.get().get(id(model))
+    session = _SESSIONS.get().get(id(model))
+    decode = None if session is None else session.decode
     if (
         decode is None
         or input_ids is None

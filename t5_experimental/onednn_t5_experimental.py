@@ -87,7 +87,7 @@ def multiply_gated(states: torch.Tensor, gate: torch.Tensor, weight: torch.Tenso
     return torch.ops.mkldnn._linear_pointwise.binary(states, gated, weight, None, "mul")
 
 
-class _Linear(torch.autograd.Function):
+class Linear(torch.autograd.Function):
     """`states @ weight.T` in float32. oneDNN computes the output, and the gradient of `states`."""
 
     @staticmethod
@@ -104,7 +104,7 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             # A mode or hook may be active now that was not in the forward pass.
             uses_onednn = is_eager_on_cpu(grad_output) and not is_observed()
-            grad_states = _Linear.apply(grad_output, weight.t()) if uses_onednn else grad_output @ weight
+            grad_states = Linear.apply(grad_output, weight.t()) if uses_onednn else grad_output @ weight
         if ctx.needs_input_grad[1]:
             # oneDNN is no faster here. `flatten` does not support batched gradients.
             rows = grad_output.reshape(-1, grad_output.shape[-1])
@@ -117,10 +117,3 @@ def matmul(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     if states.dtype == torch.float32 and _has_many_rows(states) and supports(states.dtype):
         return multiply(states, weight)
     return states @ weight.t()
-
-
-def apply_linear(module: nn.Module, states: torch.Tensor) -> torch.Tensor:
-    """`module(states)`, `(..., in)` -> `(..., out)`; in bfloat16, `F.linear` itself uses oneDNN."""
-    if states.dtype != torch.float32 or not are_bare(states, module):
-        return module(states)
-    return _Linear.apply(states, module.weight)

@@ -172,8 +172,10 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
     _alternatives_to_decoder_inputs = "`labels` or "
     # The loss is divided by the trainer's count of target tokens when it passes one.
     accepts_loss_kwargs = True
-    # Largest decoder, in bytes, whose weights `generate` copies into oneDNN's faster layout on a CPU.
+    # Largest decoder, in bytes, whose weights `generate` copies for a faster kernel on a CPU.
     packed_decoder_limit = 4 * 2**30
+    # "int8": `generate` rounds weights to 8 bits, see `decoding_session`.
+    decoding_weights: str | None = None
 
     def __init__(self, config: T5ExperimentalConfig):
         super().__init__(config)
@@ -324,7 +326,7 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
             kwargs["encoder_outputs"] = BaseModelOutput(*kwargs["encoder_outputs"])
         if kwargs.get("assistant_model") is None:  # it gets the same arguments, and may be transformers' T5
             kwargs.setdefault("skip_padding", True)
-        with decoding_session(self):
+        with decoding_session(self, self.decoding_weights):
             return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     def _prefill(self, input_ids: Any, generation_config: Any, *args: Any, **kwargs: Any) -> Any:

@@ -15,6 +15,8 @@ import torch
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Without it, kernels are chosen by their times, and equal runs may differ in their last digits.
+os.environ.setdefault("T5_EXPERIMENTAL_CPU_KERNELS", "bfloat16-onednn,float32-onednn,int8-fbgemm,int8-onednn")
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton and kernels are imported
 with contextlib.suppress(ImportError):

@@ -11,6 +11,8 @@ from typing import Any
 
 from transformers import DataCollatorForSeq2Seq
 
+from t5_experimental.kernels_t5_experimental import int8_kernels
+
 from .data.arguments import DataArguments
 from .data.examples import Split, load_splits, make_split
 from .data.metrics import check_references, figures_of
@@ -99,12 +101,25 @@ def build_evaluator(settled: Run[EvaluationOptions]) -> tuple[FinetuningTrainer,
         splits,
         data,
         training.metric,
-        model=model if adapter is None else load_adapter(model, adapter),
+        model=_prepare(model, adapter, model_options.decoding_weights),
         args=settled,
         data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
         processing_class=tokenizer,
     )
     return evaluator, splits
+
+
+def _prepare(model: Any, adapter: str | None, weights: str | None) -> Any:
+    """The model with its adapter, which is merged for weights that are rounded."""
+    if weights is not None and not int8_kernels():
+        raise TrainingError(
+            f"--decoding_weights {weights}: torch multiplies no int8 weights rightly here; leave it out."
+        )
+    model.decoding_weights = weights
+    if adapter is None:
+        return model
+    adapted: Any = load_adapter(model, adapter)
+    return adapted.merge_and_unload() if weights and not adapted.active_peft_config.is_prompt_learning else adapted
 
 
 def run_evaluation(settled: Run[EvaluationOptions]) -> None:
@@ -117,7 +132,9 @@ def run_evaluation(settled: Run[EvaluationOptions]) -> None:
     done = prepare_folder(trainer, splits, data, folders)
     if trainer.is_world_process_zero():
         task = {} if data.chosen_task is None else {"task": data.chosen_task.describe()}
-        facts = describe_evaluation(trainer, {**folders, **task, **_describe(splits, training.metric, done)})
+        weights = model_options.decoding_weights
+        rounded = {} if weights is None else {"weights for texts": weights}
+        facts = describe_evaluation(trainer, {**folders, **rounded, **task, **_describe(splits, training.metric, done)})
         print(facts_as_text(facts), flush=True)
     trainer.folder_of_predictions = output
     for split, features in splits.items():

@@ -12,6 +12,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from t5_experimental.convert.cli import main
 from t5_experimental.convert.generate import _on_a_line
+from t5_experimental.kernels_t5_experimental import int8_kernels
 
 
 LINES = ["cheap food", "", "a restaurant by the river, cheap", "name[The Mill]"]
@@ -106,6 +107,34 @@ def test_prompts_and_adapters(write, folder, expected, tmp_path):
     assert write("--max-new-tokens 7", model=tmp_path / "prompt")[1] == texts  # it names its model
 
 
+@pytest.mark.skipif(not int8_kernels(), reason="this torch or processor has no right int8 kernel")
+def test_weights_in_int8(write, folder, expected, tmp_path):
+    """What the model writes in a session of its own, also with an adapter, which is merged."""
+    peft = pytest.importorskip("peft")
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+
+    def rounded(model):
+        model.decoding_weights = "int8"
+        return expected(model=model, max_new_tokens=9)
+
+    assert write("--weights int8 --max-new-tokens 9 --batch-size 1")[1] == rounded(model)
+    torch.manual_seed(1)
+    adapted = peft.get_peft_model(
+        AutoModelForSeq2SeqLM.from_pretrained(folder),
+        peft.LoraConfig(target_modules=["q", "v"], init_lora_weights=False, lora_alpha=64),
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    words = f"--weights int8 --max-new-tokens 9 --batch-size 1 --prompt {tmp_path / 'adapter'}"
+    assert write(words)[1] == rounded(adapted.merge_and_unload())
+
+
+def test_int8_that_torch_cannot_multiply_is_refused(write, monkeypatch):
+    monkeypatch.setattr("t5_experimental.kernels_t5_experimental.int8_kernels", list)
+    status, texts, errors = write("--weights int8")
+    assert (status, texts) == (1, [])
+    assert errors == "error: --weights int8: torch multiplies no int8 weights rightly here; leave it out.\n"
+
+
 def test_terminals_are_answered_word_by_word(folder, expected, monkeypatch):
     terminal = Terminal()
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in LINES)))
@@ -144,6 +173,7 @@ def test_texts_stay_on_their_line():
         ("--seed 1", "--seed has no effect without --do-sample"),
         ("--temperature 0.5", "The options of generate contradict each other: .*`temperature`"),
         ("--num-return-sequences 2", "contradict each other"),
+        ("--weights int8 --device cuda", "--weights int8 is for CPUs, not for cuda: add --device cpu"),
         ("--prompt {empty}", "empty is not a folder of an adapter: it has no adapter_config.json"),
         ("--device nowhere:1", "does not load: "),
     ],

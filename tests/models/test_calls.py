@@ -11,9 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
 
-from t5_experimental import block_t5_experimental, decoding_session
+from t5_experimental import block_t5_experimental, decoding_session, linears_t5_experimental
 from t5_experimental import decoding_t5_experimental as decoding
-from t5_experimental import onednn_t5_experimental as onednn_t5_experimental
 
 
 HAS_ONEDNN = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
@@ -39,7 +38,7 @@ def make(make_config, name, implementation="sdpa", **overrides):
 def products(monkeypatch):
     """One entry for each product that oneDNN computes on a fast path."""
     found = []
-    for module in (onednn_t5_experimental, block_t5_experimental):
+    for module in (linears_t5_experimental, block_t5_experimental):
         right = module.are_bare
 
         def counted(*arguments, right=right):

@@ -16,6 +16,7 @@ from t5_experimental import decoding_session
 from t5_experimental import decoding_t5_experimental as decoding
 from t5_experimental.block_t5_experimental import T5LayerNorm
 from t5_experimental.cache_t5_experimental import GrowingLayer
+from t5_experimental.onednn_t5_experimental import supports
 
 
 LENGTH = {"max_new_tokens": 8, "min_new_tokens": 8}
@@ -81,7 +82,7 @@ def test_steps_compute_what_the_forward_pass_computes(config, overrides, inputs,
     with decoding_session(model):
         logits = logits_of_steps(model, inputs, steps)
     assert len(calls) == steps - 1
-    assert all((linear.packed is not None) == decoding.can_be_packed(model) for linear in calls[0].linears)
+    assert all((linear.copy is not None) == supports(model.dtype) for linear in calls[0].linears)
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
 
 
@@ -289,23 +290,7 @@ def test_masks_are_not_remembered_beyond_their_cache(plain, inputs):
 def test_big_decoders_are_not_copied(plain, inputs, calls):
     plain.packed_decoder_limit = 1000
     generate(plain, inputs)
-    assert all(linear.packed is None for linear in calls[0].linears)
-
-
-@pytest.mark.parametrize("is_intel", [True, False])
-def test_few_rows_are_multiplied_as_the_processor_likes(is_intel, plain, inputs, calls, monkeypatch):
-    """On Intel's by MKL, for which nothing is copied until there are more rows; the numbers are the same."""
-    monkeypatch.setattr(decoding, "_is_intel", lambda: is_intel)
-    single = {name: tensor[:1] for name, tensor in inputs.items()}
-    expected = [logits_of_steps(plain, some, 8) for some in (single, inputs, single)]
-    with decoding_session(plain):
-        found = [logits_of_steps(plain, single, 8)]
-        packed = [linear.packed is not None for linear in calls[0].linears]
-        assert packed == [decoding.can_be_packed(plain) and not is_intel] * len(packed)
-        found += [logits_of_steps(plain, some, 8) for some in (inputs, single)]
-    assert all((linear.packed is not None) == decoding.can_be_packed(plain) for linear in calls[0].linears)
-    for logits, right in zip(found, expected, strict=True):
-        torch.testing.assert_close(logits, right, rtol=0, atol=1e-5)
+    assert all(linear.copy is None for linear in calls[0].linears)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -371,7 +356,7 @@ def test_a_step_does_no_more_than_it_must(name, is_packed, make_config, inputs):
     with decoding_session(model):
         counts = count_steps(model, inputs, 50)[decoding.PLAIN_STEPS + 1 :]
     print(name, len(model.decoder.block), counts[0], counts[-1])
-    per_layer = OPERATORS[name][0 if decoding.can_be_packed(model) else 1]
+    per_layer = OPERATORS[name][0 if is_packed and supports(model.dtype) else 1]
     assert len({operators for operators, _ in counts}) == 1
     assert counts[0][0] <= OPERATORS_OUTSIDE + per_layer * len(model.decoder.block)
     if name != "t5.1.th":  # whose softmax leaves one weight for every position

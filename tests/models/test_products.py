@@ -7,11 +7,12 @@ import torch
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
-from t5_experimental import block_t5_experimental
+from t5_experimental import block_t5_experimental, linears_t5_experimental
 from t5_experimental import onednn_t5_experimental as onednn_t5_experimental
 from t5_experimental.block_t5_experimental import T5LayerNorm
+from t5_experimental.linears_t5_experimental import apply_linear
 from t5_experimental.loss_t5_experimental import chunked_token_losses, token_losses
-from t5_experimental.onednn_t5_experimental import apply_linear, are_bare, is_plain_inference
+from t5_experimental.onednn_t5_experimental import are_bare, is_plain_inference
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def any_rows(monkeypatch):
 def fused_calls(monkeypatch) -> list[str]:
     """Gets the name of every product that oneDNN fuses or computes from now on."""
     calls = []
-    for module in (onednn_t5_experimental, block_t5_experimental):
+    for module in (linears_t5_experimental, block_t5_experimental):
         right = module.are_bare
 
         def counted(*arguments, right=right):
@@ -61,7 +62,7 @@ def test_products_can_be_derived_again(any_rows):
         gradients = torch.autograd.grad(product(states).square().sum(), (states, linear.weight), create_graph=True)
         return *gradients, *torch.autograd.grad(sum(x.square().sum() for x in gradients), (states, linear.weight))
 
-    actual = derivatives(lambda states: onednn_t5_experimental._Linear.apply(states, linear.weight))
+    actual = derivatives(lambda states: onednn_t5_experimental.Linear.apply(states, linear.weight))
     torch.testing.assert_close(actual, derivatives(linear))
     linear.requires_grad_(False)
     apply_linear(linear, states).sum().backward()

@@ -2,6 +2,7 @@
 """`training/evaluate.py` and what evaluates in other runs: metrics, predictions, resuming."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from t5_experimental.kernels_t5_experimental import int8_kernels
 from t5_experimental.training import evaluate, finetune
 from t5_experimental.training.data.predictions import Sample, append, read_predictions
 from t5_experimental.training.errors import TrainingError
@@ -220,6 +222,35 @@ def test_adapters_are_evaluated_with_their_model(tiny_models, forked, tmp_path):
     row = predictions(tmp_path / "prompt-output", "test")[0]
     output = prompted.generate(**tokenizer([row["input"]], return_tensors="pt"), max_length=25)
     assert tokenizer.decode(output[0], skip_special_tokens=True) == row["prediction"]
+
+
+@pytest.mark.skipif(not int8_kernels(), reason="this torch or processor has no right int8 kernel")
+def test_texts_in_int8_are_those_of_a_session(tiny_models, forked, tmp_path):
+    """The loss is the model's own, adapters are merged, and the folder does not take float's texts for its own."""
+    model = tiny_models["t5_talking_heads"]
+    adapted = get_peft_model(
+        AutoModelForSeq2SeqLM.from_pretrained(model),
+        LoraConfig(target_modules=["q", "v"], init_lora_weights=False, lora_alpha=64),
+    )
+    adapted.save_pretrained(tmp_path / "lora")
+    options = {"entry": "evaluate", "test_file": TEST, "per_device_eval_batch_size": 1, "max_target_length": 8}
+    options |= {"model_name_or_path": model, "adapter_name_or_path": tmp_path / "lora", "metric": "exact_match"}
+    for name, weights in (("float", {}), ("int8", {"decoding_weights": "int8"})):
+        result = forked(**options, **weights, output_dir=tmp_path / name)
+        assert result.returncode == 0, result.stderr
+        assert bool(re.search(r"^weights for texts +int8$", result.stdout, re.MULTILINE)) == (name == "int8")
+    losses = [figures(tmp_path / name, "test")["test_loss"] for name in ("float", "int8")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    merged = adapted.merge_and_unload().eval()
+    merged.decoding_weights = "int8"
+    rows = predictions(tmp_path / "int8", "test")
+    for row in rows[:10]:
+        output = merged.generate(**tokenizer([row["input"]], return_tensors="pt"), max_length=9)
+        assert tokenizer.decode(output[0], skip_special_tokens=True) == row["prediction"]
+    refused = forked(**options, output_dir=tmp_path / "int8")
+    assert refused.returncode == 1
+    assert "predictions that were made with another --decoding_weights" in refused.stderr
 
 
 @pytest.fixture

@@ -144,6 +144,14 @@ class EvaluatedModelArguments:
     adapter_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder of LoRA adapters or a prompt for --model_name_or_path."}
     )
+    decoding_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "int8: generate with weights that are rounded to 8 bits, LoRA adapters merged, which is faster on "
+            "CPUs and changes some texts. Losses are computed without.",
+            "choices": ["int8"],
+        },
+    )
 
     def check_files(self) -> None:
         """Refuses folders without a model or adapter."""

@@ -180,7 +180,8 @@ class FinetuningTrainer(T5Trainer):
         cast(torch.nn.Module, self.model).eval()
         self._gen_kwargs |= self.hooks.generation
         self.callback_handler.eval_dataloader = loader
-        session = decoding_session(self.plain_model()) if self._skips_logits else nullcontext()
+        model: Any = self.plain_model()
+        session = decoding_session(model, model.decoding_weights) if self._skips_logits else nullcontext()
         with self._meter.pause(), session, torch.random.fork_rng(enabled=self._draws()):
             yield
 

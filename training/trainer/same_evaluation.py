@@ -95,6 +95,7 @@ def _record(
         **{name: _files(Path(folder)) for name, folder in folders.items()},
         **{f"--{name}": value for name, value in options.items()},
         "precision": trainer.accelerator.mixed_precision,
+        "--decoding_weights": getattr(trainer.plain_model(), "decoding_weights", None),
         "generation settings": {name: generation[name] for name in sorted(generation)},
         "--seed": args.seed if generation.get("do_sample") else None,
         **{f"{_DATA}{split}": _digest(features) for split, features in splits.items()},

@@ -1,0 +1,394 @@
+"""The kernels for weights on CPUs: each multiplies rightly, the fastest is taken, and int8 decodes like float."""
+
+import copy
+import logging
+
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM
+
+from t5_experimental import decoding_session
+from t5_experimental import kernels_t5_experimental as kernels
+from t5_experimental import linears_t5_experimental as linears
+from t5_experimental.kernels_t5_experimental import choose, float_kernels, int8_kernels, linear_kernel
+from tests.models.test_decoding import LENGTH, logits_of_steps
+
+
+needs_int8 = pytest.mark.skipif(not int8_kernels(), reason="this torch or processor has no right int8 kernel")
+
+ENGINES = [engine for engine in ("fbgemm", "onednn") if kernels.int8_kernel(engine) is not None]
+
+
+@pytest.fixture(autouse=True)
+def fresh_times(monkeypatch):
+    """No test sees the times of another."""
+    monkeypatch.setattr(kernels, "_TIMES", {})
+    kernels._float32_is_faster.cache_clear()
+    yield
+    kernels._float32_is_faster.cache_clear()
+
+
+@pytest.fixture
+def allow(monkeypatch):
+    return lambda names: monkeypatch.setenv(kernels.VARIABLE, names)
+
+
+@pytest.fixture
+def inputs(batch):
+    del batch["labels"]
+    return batch
+
+
+@pytest.fixture
+def wide_model(make_config):
+    """A model of each family that is wide enough for its rounding errors to average."""
+
+    def build(name):
+        torch.manual_seed(0)
+        sizes = {} if name == "t5.1.n4w10" else {"d_model": 128, "d_ff": 256}
+        return AutoModelForSeq2SeqLM.from_config(make_config(name, **sizes)).eval()
+
+    return build
+
+
+def relative_error(actual, expected):
+    return float((actual - expected).norm() / expected.norm())
+
+
+def all_kernels():
+    return [kernel for group in (*float_kernels(torch.float32), *int8_kernels()) for kernel in group]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 5, 7)])
+def test_every_kernel_multiplies(shape, allow):
+    allow("")
+    torch.manual_seed(0)
+    weight = torch.randn(24, 40) * torch.logspace(-3, 3, 24)[:, None]
+    states = torch.randn(*shape, 40)
+    expected = states @ weight.t()
+    assert len(all_kernels()) > 1
+    for kernel in all_kernels():
+        product = kernel.multiply(states, kernel.pack(weight))
+        assert product.shape == expected.shape
+        # Each output feature has a scale of its own: the smallest is as exact as the largest.
+        for feature in range(24):
+            error = relative_error(product[..., feature], expected[..., feature])
+            assert error < (0.2 if kernel.is_int8 else 1e-5), (kernel.name, feature)
+
+
+@needs_int8
+@pytest.mark.parametrize("engine", ENGINES)
+def test_sums_of_eight_bits_do_not_overflow(engine):
+    """With instructions for products of 8 bits or without: then states have 7 bits."""
+    kernel = kernels.int8_kernel(engine)
+    states, weight = torch.ones(2, 512), torch.ones(16, 512)
+    assert relative_error(kernel.multiply(states, kernel.pack(weight)), torch.full((2, 16), 512.0)) < 0.02
+
+
+@needs_int8
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rows_do_not_depend_on_each_other(engine):
+    """However large, zero, or no numbers others are."""
+    kernel = kernels.int8_kernel(engine)
+    torch.manual_seed(0)
+    weight = torch.randn(24, 40)
+    states = torch.randn(7, 40) * torch.logspace(-6, 6, 7)[:, None]
+    states[3] = 0
+    packed = kernel.pack(weight)
+    together = kernel.multiply(states, packed)
+    assert bool((together[3] == 0).all())
+    for row in range(7):
+        alone = kernel.multiply(states[row : row + 1].repeat(2, 1), packed)[0]
+        torch.testing.assert_close(together[row], alone, rtol=0.02, atol=0.02 * float(alone.abs().max()))
+    states[5, 4] = float("inf")
+    infinite = kernel.multiply(states, packed)
+    assert not bool(infinite[5].isfinite().any())
+    torch.testing.assert_close(infinite[[0, 1, 2, 4, 6]], together[[0, 1, 2, 4, 6]])
+
+
+def test_a_kernel_that_overflows_is_found(monkeypatch):
+    """As on processors of AVX2 alone, where 8 bits give half of the sum and 7 bits are right."""
+    if not ENGINES:
+        pytest.skip("this torch or processor has no right int8 kernel")
+    right = torch.ops.quantized.linear_dynamic
+
+    def overflowing(states, packed, reduce_range):
+        product = right(states, packed, reduce_range=reduce_range)
+        return product if reduce_range else product / 2
+
+    kernels.int8_range.cache_clear()
+    monkeypatch.setattr(torch.ops.quantized, "linear_dynamic", overflowing)
+    try:
+        assert kernels.int8_range(ENGINES[0]) == 7
+        kernels.int8_range.cache_clear()
+        monkeypatch.setattr(torch.ops.quantized, "linear_dynamic", lambda *a, reduce_range: right(*a) * 1.1)
+        assert kernels.int8_range(ENGINES[0]) is None
+    finally:
+        kernels.int8_range.cache_clear()
+
+
+class Clock:
+    """Stands in for the times of products: by the kernel's name."""
+
+    def __init__(self, monkeypatch, times):
+        self.problems = []
+        self.times = times
+        monkeypatch.setattr(kernels, "_milliseconds", self)
+
+    def __call__(self, candidates, out_features, in_features, rows):
+        self.problems.append((out_features, in_features, rows))
+        return {kernel.name: self.times[kernel.name] for kernel in candidates}
+
+
+def two_groups():
+    return [[linear_kernel(torch.bfloat16)], [linear_kernel(torch.float32)]]
+
+
+def test_the_fastest_is_taken_and_timed_once(monkeypatch):
+    clock = Clock(monkeypatch, {"bfloat16-linear": 3.0, "float32-linear": 1.0})
+    shapes = [(64, 32), (64, 32), (32, 64)]
+    choices = choose(two_groups(), shapes, 5)
+    assert [choice.kernel.name for choice in choices] == ["float32-linear"] * 3
+    assert sorted(clock.problems) == [(32, 64, 8), (64, 32, 8)]
+    choose(two_groups(), shapes, 7)  # as many rows, to the next power of 2
+    assert len(clock.problems) == 2
+    choose(two_groups(), shapes, 9)
+    assert len(clock.problems) == 4
+    assert str(choices[2]) == "32 x 64, 8 rows: float32-linear (bfloat16-linear 3 ms, float32-linear 1 ms)"
+
+
+def test_the_first_is_kept_unless_another_is_clearly_faster(monkeypatch):
+    Clock(monkeypatch, {"bfloat16-linear": 1.0, "float32-linear": 0.95})
+    assert choose(two_groups(), [(64, 32)], 1)[0].kernel.name == "bfloat16-linear"
+    one_group = [[kernel for group in two_groups() for kernel in group]]
+    assert choose(one_group, [(32, 64)], 1)[0].kernel.name == "bfloat16-linear"
+
+
+def test_real_times_are_positive_and_a_single_kernel_is_not_timed(allow):
+    allow("")
+    (choice,) = choose([[linear_kernel(torch.float32)]], [(8, 16)], 3)
+    assert choice.milliseconds == {}
+    assert str(choice) == "8 x 16, 4 rows: float32-linear"
+    (choice,) = choose(two_groups(), [(8, 16)], 1)
+    assert all(time > 0 for time in choice.milliseconds.values())
+
+
+def test_the_environment_decides_without_a_clock(allow, monkeypatch):
+    clock = Clock(monkeypatch, {})
+    allow("nonsense, float32-linear")
+    assert choose(float_kernels(torch.bfloat16, torch.float32), [(64, 32)], 1)[0].kernel.name == "float32-linear"
+    assert kernels.is_emulated(torch.bfloat16)
+    kernels._float32_is_faster.cache_clear()
+    allow("nonsense")
+    assert not kernels.is_emulated(torch.bfloat16)
+    assert not kernels.is_emulated(torch.float32)
+    assert choose(float_kernels(torch.float64), [(64, 32)], 1)[0].kernel.name == "float64-linear"
+    assert clock.problems == []
+
+
+@pytest.mark.parametrize("name", ["float32-linear", "float32-onednn"])
+def test_each_kernel_gives_the_logits_of_the_forward_pass(name, model, inputs, allow):
+    allow(name)
+    expected = logits_of_steps(model, inputs, 12)
+    with decoding_session(model) as session:
+        for some in (inputs, {key: value[:1] for key, value in inputs.items()}, inputs):
+            logits = logits_of_steps(model, some, 12)
+            torch.testing.assert_close(logits, expected[: len(logits)], rtol=0, atol=1e-5)
+    assert {choice.kernel.name for choice in session.decode.choices} <= {name, "float32-linear", "float32-onednn"}
+    assert str(session).count("rows: ") == len(set(str(session).splitlines()))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_that_is_emulated_is_computed_in_float32(dtype, wide_model, inputs, allow):
+    """No further from the exact logits than the float32 model of the same rounded weights, in encoder and steps."""
+    half = wide_model("t5.1.1").to(dtype)
+    exact = copy.deepcopy(half).to(torch.float64)
+    expected = logits_of_steps(exact, inputs, 12)
+
+    def error():
+        with decoding_session(half) as session:
+            logits = logits_of_steps(half, inputs, 12)
+        assert logits.dtype == dtype
+        return relative_error(logits, expected), session.decode
+
+    allow("float32-linear")
+    kernels._float32_is_faster.cache_clear()
+    wide, decode = error()
+    assert decode.dtype == torch.float32
+    kernels._float32_is_faster.cache_clear()
+    allow("bfloat16-linear,float16-linear")
+    narrow, decode = error()
+    assert decode.dtype == (torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+    print(f"{dtype}: {wide:.1e} in float32, {narrow:.1e} in its own")
+    assert wide <= narrow * 1.05
+
+
+def test_float16_models_with_float32_outputs_take_steps(wide_model, inputs, tmp_path):
+    """`from_pretrained` keeps `wo` in float32."""
+    wide_model("t5.1.1").save_pretrained(tmp_path)
+    half = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, dtype=torch.float16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.float16, torch.float32}
+    expected = logits_of_steps(half, inputs, 6)
+    with decoding_session(half) as session:
+        logits = logits_of_steps(half, inputs, 6)
+    assert session.decode.steps == 5
+    assert logits.dtype == torch.float16
+    assert relative_error(logits.float(), expected.float()) < 2e-3
+    half.packed_decoder_limit = 1000  # no room for float32 copies: the ordinary forward pass computes
+    with decoding_session(half) as session:
+        assert torch.equal(logits_of_steps(half, inputs, 6), expected)
+    assert session.decode is None
+
+
+# Relative errors of logits were 1.0 to 3.7 percent; the less wide a model, the larger.
+INT8_ERROR = 0.05
+
+
+@needs_int8
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", ["t5.1.1", "t5.1.1.lm100k", "t5.1.th", "t5.1.n4w10"])
+def test_int8_computes_all_linear_layers_of_every_family(name, engine, wide_model, inputs, allow):
+    allow(f"int8-{engine}")
+    model = wide_model(name)
+    expected = logits_of_steps(model, inputs, 12)
+    with decoding_session(model, weights="int8") as session:
+        logits = logits_of_steps(model, inputs, 12)
+        steps = session.decode
+        assert steps.steps == 11
+        assert {choice.kernel.name for choice in steps.choices} == {f"int8-{engine}"}
+        encoder = [module for module in model.encoder.modules() if isinstance(module, torch.nn.Linear)]
+        cross = 2 * len(model.decoder.block)
+        assert len(session.int8_linears) == len(encoder) + cross
+        assert all(linear.choices for linear in session.int8_linears.values())
+    error = relative_error(logits, expected)
+    print(f"{name} {engine}: {error:.2%}")
+    assert 1e-4 < error < INT8_ERROR
+    assert torch.equal(logits_of_steps(model, inputs, 12), expected)  # nothing is left behind
+
+
+@needs_int8
+def test_int8_of_half_precision_and_of_an_encoder_alone(wide_model, inputs):
+    model = wide_model("t5.1.1").to(torch.bfloat16)
+    expected = logits_of_steps(model, inputs, 8).float()
+    with decoding_session(model, weights="int8"):
+        logits = logits_of_steps(model, inputs, 8)
+    assert logits.dtype == torch.bfloat16
+    assert relative_error(logits.float(), expected) < INT8_ERROR
+    encoder = wide_model("t5.1.th").get_encoder()
+    with torch.no_grad():
+        expected = encoder(**inputs).last_hidden_state
+        with decoding_session(encoder, weights="int8") as session:
+            states = encoder(**inputs).last_hidden_state
+    assert session.decode is None
+    assert 1e-4 < relative_error(states, expected) < INT8_ERROR
+
+
+@needs_int8
+def test_a_model_says_once_that_it_decodes_in_int8(wide_model, inputs):
+    model = wide_model("t5.1.1")
+    scores = {"output_logits": True, "return_dict_in_generate": True, **LENGTH}
+    expected = model.generate(**inputs, **scores).logits
+    with decoding_session(model, weights="int8"):
+        rounded = model.generate(**inputs, **scores).logits
+        with decoding_session(model):  # as `generate` does: it is the same session
+            assert torch.equal(model.generate(**inputs, **scores).logits[-1], rounded[-1])
+    assert not torch.equal(rounded[-1], expected[-1])
+    model.decoding_weights = "int8"
+    assert torch.equal(model.generate(**inputs, **scores).logits[-1], rounded[-1])
+
+
+@needs_int8
+def test_gradients_hooks_and_wrapped_modules_are_computed_in_float(wide_model, inputs):
+    model = wide_model("t5.1.1")
+    encoder = model.get_encoder()
+    exact = encoder(**inputs).last_hidden_state
+    with decoding_session(model, weights="int8"):
+        states = encoder(**inputs).last_hidden_state
+        assert torch.equal(states, exact)
+        states.sum().backward()
+    assert model.encoder.block[0].layer[0].SelfAttention.q.weight.grad is not None
+    linear = model.encoder.block[0].layer[0].SelfAttention.q
+    seen = []
+    with torch.no_grad(), decoding_session(model, weights="int8"):
+        assert linears.int8_linear(linear) is not None
+        with linear.register_forward_hook(lambda *_: seen.append(1)):
+            encoder(**inputs)
+            assert linears.int8_linear(linear) is None
+    assert seen == [1]
+    assert linears.int8_linear(linear) is None
+
+
+def test_int8_says_what_is_wrong(wide_model, inputs, monkeypatch, caplog):
+    model = wide_model("t5.1.1")
+    with pytest.raises(ValueError, match=r"`weights` is 'int4'; it can be \"int8\""), decoding_session(model, "int4"):
+        pass
+    # A later torch may have no such operators: it says so, and computes in float.
+    expected = logits_of_steps(model, inputs, 6)
+    monkeypatch.delattr(torch.ops.quantized, "linear_dynamic", raising=False)
+    monkeypatch.setattr(type(torch.ops.quantized), "__getattr__", hidden(type(torch.ops.quantized).__getattr__))
+    kernels.int8_range.cache_clear()
+    kernels.int8_kernel.cache_clear()
+    logging.getLogger("t5_experimental").propagate = True
+    try:
+        with decoding_session(model, weights="int8"):
+            torch.testing.assert_close(logits_of_steps(model, inputs, 6), expected, rtol=0, atol=1e-5)
+    finally:
+        kernels.int8_range.cache_clear()
+        kernels.int8_kernel.cache_clear()
+    assert "not decoded with int8 weights" in caplog.text
+    assert "has no operators for it that are right on this CPU" in caplog.text
+
+
+def hidden(right):
+    """Looks up operators except those that multiply in 8 bits."""
+
+    def look_up(namespace, name):
+        if name.startswith("linear_"):
+            raise AttributeError(name)
+        return right(namespace, name)
+
+    return look_up
+
+
+@needs_int8
+def test_weights_that_are_no_numbers_are_refused(wide_model, inputs):
+    model = wide_model("t5.1.1")
+    with torch.no_grad():
+        model.decoder.block[1].layer[2].DenseReluDense.wo.weight[3, 4] = float("nan")
+    with pytest.raises(ValueError, match="NaN or infinite values"), decoding_session(model, weights="int8"):
+        logits_of_steps(model, inputs, 6)
+
+
+@needs_int8
+@pytest.mark.parametrize("feature", [0, 3, 127])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_hidden_states_of_nan_give_logits_of_nan(engine, feature, wide_model, inputs, allow):
+    """In their row alone; integers know no NaN, and the operators skip it or raise."""
+    allow(f"int8-{engine}")
+    model = wide_model("t5.1.1")
+    outputs = model(**inputs, decoder_input_ids=torch.tensor([[0], [0], [0]]), use_cache=True)
+    with torch.no_grad():
+        model.shared.weight[7, feature] = float("nan")
+        with decoding_session(model, weights="int8"):
+            logits = model(
+                encoder_outputs=(outputs.encoder_last_hidden_state,),
+                attention_mask=inputs["attention_mask"],
+                decoder_input_ids=torch.tensor([[5], [7], [9]]),
+                past_key_values=outputs.past_key_values,
+            ).logits
+    assert logits.isfinite().all(-1).flatten().tolist() == [True, False, True]
+
+
+@needs_int8
+@pytest.mark.parametrize("name", ["t5.1.1", "t5.1.th"])
+def test_copies_in_int8_take_a_quarter(name, wide_model, inputs):
+    """Of float32's, as far as one can see from outside: they hold a byte for each weight and a few for each row."""
+    model = wide_model(name)
+    with decoding_session(model, weights="int8") as session:
+        logits_of_steps(model, inputs, 6)
+        for linear in session.decode.linears:
+            assert len(linear._copies) == 1
+            (packed,) = linear._copies.values()
+            weight, _ = packed.unpack()
+            assert weight.shape == linear.shape
+            assert weight.element_size() == 1

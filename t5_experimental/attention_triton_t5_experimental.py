@@ -1,7 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Talking-heads attention on GPUs in Triton: exact, in memory proportional to n + m, imported only when it is used.
 
-Tested in Triton's interpreter and by compiling for GPUs; never run or timed on a GPU.
+Tested in Triton's interpreter and by compiling for GPUs; never run or timed on a GPU, so that
+attention_check_t5_experimental.py compares it with the exact path before its first use.
 
     J = q k^T        L = J mixed by P_l + bias        W = softmax(L)        U = W mixed by P_w        O = dropout(U) v
 

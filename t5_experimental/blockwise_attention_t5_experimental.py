@@ -20,14 +20,15 @@ Axes are named as in attention_t5_experimental.py; r is the number of query rows
 import importlib.util
 import os
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from .attention_check_t5_experimental import AttentionSizes, Backward, Forward, computes_talking_heads
 from .attention_problem_t5_experimental import _Problem
 from .attention_rows_t5_experimental import _backward, _empty_output, _forward
+from .self_check_t5_experimental import asked_while_compiling
 from .visibility_t5_experimental import Visibility
 
 
@@ -42,11 +43,14 @@ USE_TRITON = 0
 # They also support float32 and more heads, but need more shared memory for them than many devices have.
 _TRITON_DTYPES = (torch.bfloat16, torch.float16)
 _TRITON_MOST_HEADS = 32
+# "0" never uses them, "force" uses them without comparing them with the exact path first.
+_SWITCH = os.environ.get("T5_EXPERIMENTAL_TRITON", "1")
+_UNCHECKED = _SWITCH == "force"
 # torch 2.13 depends on Triton 3.7; 3.5 does not compile the kernels. ROCm devices are "cuda", too, but the kernels are
 # untested there.
 _HAS_TRITON = (
-    os.environ.get("T5_EXPERIMENTAL_TRITON", "1") != "0"
-    and torch.__version__ >= "2.13"
+    _SWITCH != "0"
+    and (torch.__version__ >= "2.13" or _UNCHECKED)
     and torch.version.hip is None
     and importlib.util.find_spec("triton") is not None
 )
@@ -68,8 +72,8 @@ def block_rows(heads: int, query_length: int, key_length: int, dtype: torch.dtyp
 
 
 def uses_triton(heads: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the Triton kernels are used: in half precision on CUDA devices from Ampere on, unless the environment set
-    `T5_EXPERIMENTAL_TRITON=0` when this module was imported.
+    """Whether the Triton kernels are used, if they pass their check: in half precision on CUDA devices from Ampere on,
+    unless the environment set `T5_EXPERIMENTAL_TRITON=0` when this module was imported.
 
     Args:
         heads: the largest of the three head counts.
@@ -97,13 +101,28 @@ def _problem(inputs: tuple[Any, ...]) -> _Problem:
     return _Problem(query, key, value, logits_projection, weights_projection, diagonals, visible, dropout, seed, rows)
 
 
-def _passes(problem: _Problem) -> tuple[Callable[..., torch.Tensor], Callable[..., tuple[torch.Tensor | None, ...]]]:
+def _passes(problem: _Problem) -> tuple[Forward, Backward]:
     """Forward and backward implementation, chosen by `problem.rows`, so that both match."""
-    if problem.rows != USE_TRITON:
-        return _forward, _backward
+    return (_forward, _backward) if problem.rows != USE_TRITON else _kernels()
+
+
+def _kernels() -> tuple[Forward, Backward]:
     from .attention_triton_t5_experimental import backward, forward
 
     return forward, backward
+
+
+@asked_while_compiling
+def kernels_are_right(sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the Triton kernels compile on this device and compute what they should, see [`computes_talking_heads`].
+
+    Args:
+        sizes: the fields of [`AttentionSizes`].
+        dtype: of queries, keys and values, bfloat16 or float16.
+        device: of the same.
+    """
+    name = "Triton kernels of talking-heads attention"
+    return computes_talking_heads(name, AttentionSizes(*sizes), dtype, device, _kernels)
 
 
 @torch.library.custom_op(_NAME, mutates_args=(), schema=f"({_INPUTS}) -> Tensor")
@@ -196,6 +215,21 @@ def attention_operator() -> Any:
     return _blockwise_attention._opoverload
 
 
+def _kernels_apply(
+    query: torch.Tensor,
+    value: torch.Tensor,
+    logits_projection: torch.Tensor,
+    weights_projection: torch.Tensor,
+) -> bool:
+    """Whether the Triton kernels are used for such inputs and, unless the environment set
+    `T5_EXPERIMENTAL_TRITON=force`, compute on this device what they should."""
+    (key_heads, heads), value_heads = logits_projection.shape, weights_projection.shape[1]
+    if not uses_triton(max(key_heads, heads, value_heads), query.dtype, query.device):
+        return False
+    sizes = key_heads, heads, value_heads, query.shape[3], value.shape[3]
+    return _UNCHECKED or kernels_are_right(sizes, query.dtype, query.device)
+
+
 def blockwise_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -218,7 +252,8 @@ def blockwise_attention(
         diagonals: `(h, n + m - 1)`, added to the mixed logits: query i and key j have index j - i + n - 1; or None.
         visible: mask. A query without visible keys attends to all keys alike.
         dropout: dropout rate of the mixed weights, rounded to a multiple of 1 / 65536.
-        rows: query rows of a block, or `USE_TRITON`; by default `USE_TRITON` if [`uses_triton`], else [`block_rows`].
+        rows: query rows of a block, or `USE_TRITON`; by default `USE_TRITON` if [`uses_triton`] and the kernels pass
+            their check ([`kernels_are_right`]), else [`block_rows`].
 
     Returns:
         `(b, hv, n, dv)`, in the dtype of `query`.
@@ -227,10 +262,11 @@ def blockwise_attention(
         None if matrix is None else matrix.to(query.dtype) for matrix in (logits_projection, weights_projection)
     ]
     if rows is None:
-        heads = max(query.shape[1], value.shape[1], 0 if logits_projection is None else logits_projection.shape[1])
-        if logits_projection is not None and uses_triton(heads, query.dtype, query.device):
+        logits_mix, weights_mix = projections
+        if logits_mix is not None and weights_mix is not None and _kernels_apply(query, value, logits_mix, weights_mix):
             rows = USE_TRITON
         else:
+            heads = max(query.shape[1], value.shape[1], 0 if logits_mix is None else logits_mix.shape[1])
             rows = block_rows(heads, query.shape[2], key.shape[2], query.dtype, query.device)
     # From the default generator, so that `manual_seed` and gradient checkpointing work as for any dropout.
     seed = torch.randint(2**62, ()) if dropout > 0 else None

@@ -270,10 +270,11 @@ def run_python(code, **environment):
 def test_they_are_imported_when_used_and_the_environment_turns_them_off():
     code = (
         "import sys; from t5_experimental import blockwise_attention_t5_experimental as module; "
-        "print(module._HAS_TRITON, 'talking_heads_triton' in str(sys.modules))"
+        "print(module._HAS_TRITON, module._UNCHECKED, 'attention_triton' in str(sys.modules))"
     )
-    assert run_python(code, T5_EXPERIMENTAL_TRITON="1") == "True False\n"
-    assert run_python(code, T5_EXPERIMENTAL_TRITON="0") == "False False\n"
+    assert run_python(code, T5_EXPERIMENTAL_TRITON="1") == "True False False\n"
+    assert run_python(code, T5_EXPERIMENTAL_TRITON="0") == "False False False\n"
+    assert run_python(code, T5_EXPERIMENTAL_TRITON="force") == "True True False\n"
 
 
 def test_the_kernels_travel_without_asking_for_triton():

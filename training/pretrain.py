@@ -29,9 +29,9 @@ from transformers import PreTrainedTokenizerBase, default_data_collator, set_see
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from t5_experimental.training.cli.entry_point import EntryPoint
-from t5_experimental.training.data.arguments import PretrainingDataArguments
 from t5_experimental.training.data.documents import Windows, find_files
 from t5_experimental.training.data.objectives import Objective
+from t5_experimental.training.data.pretraining_arguments import PretrainingDataArguments
 from t5_experimental.training.data.stream import StreamLoader, TextStream, restore
 from t5_experimental.training.engines.fsdp2_weights import reads_in_parts
 from t5_experimental.training.errors import TrainingError

@@ -1,7 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Options of pairs of texts: files, columns, lengths. Those of plain text are in pretraining_arguments.py."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,12 +40,12 @@ class DataArguments:
     validation_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Examples to evaluate on at the end, and during training with --eval_strategy. Metrics of several "
-            "files have the files' names, as eval_NAME_loss."
+            "help": "Examples to evaluate on at the end, and during training with --eval_strategy; files or patterns. "
+            "Metrics of several files have the files' names, as eval_NAME_loss."
         },
     )
     test_file: list[str] | None = field(
-        default=None, metadata={"help": "Examples to evaluate on at the end; one file or several."}
+        default=None, metadata={"help": "Examples to evaluate on at the end; files or patterns."}
     )
     dataset_name: str | None = field(
         default=None,
@@ -87,7 +87,6 @@ class DataArguments:
         for option in _EVALUATED:
             if isinstance(name := getattr(self, option), str):
                 setattr(self, option, [name])
-            self._check_names(option)
         for option in ("train_file", *_EVALUATED):
             if getattr(self, option) is not None and self.dataset_name is not None:
                 raise TrainingError(f"--{option} and --dataset_name exclude each other: leave one of them out.")
@@ -115,16 +114,8 @@ class DataArguments:
             )
         self.chosen_task.check_packages()
 
-    def _check_names(self, option: str) -> None:
-        stems = [stem_of(Path(name)) for name in getattr(self, option) or ()]
-        if same := [stem for place, stem in enumerate(stems) if stem in stems[:place]]:
-            raise TrainingError(
-                f"--{option} has two files {same[0]}, by whose names metrics and predictions would be told apart: "
-                "rename one."
-            )
-
     def check_files(self) -> None:
-        """Refuses data files that do not exist or have an unknown format."""
+        """Refuses data files that do not exist, have an unknown format, or could not be told apart."""
         for path in self.train_paths():
             check_format("train_file", path, DATA_FORMATS)
         for entry, options in self.parts():
@@ -133,8 +124,10 @@ class DataArguments:
             except TrainingError as error:
                 raise TrainingError(f"{entry.where}: {error}") from error
         for option in _EVALUATED:
-            for name in getattr(self, option) or ():
-                _check_data_file(option, Path(name))
+            paths = self._evaluated_paths(option)
+            for path in paths:
+                check_format(option, path, DATA_FORMATS)
+            _check_names(option, paths)
 
     def parts(self) -> list[tuple[Entry, "DataArguments"]]:
         """The parts of --mixture, each with the options to read it with: its own, and the lengths and workers of these.
@@ -177,9 +170,17 @@ class DataArguments:
         several."""
         found: dict[str, Path] = {}
         for option, split in _EVALUATED.items():
-            names = getattr(self, option) or ()
-            found |= {f"{split}_{stem_of(Path(name))}" if len(names) > 1 else split: Path(name) for name in names}
+            paths = self._evaluated_paths(option)
+            found |= {f"{split}_{stem_of(path)}" if len(paths) > 1 else split: path for path in paths}
         return found
+
+    def _evaluated_paths(self, option: str) -> list[Path]:
+        """The files of an option in its order, those of a pattern sorted by name; each once."""
+        paths: dict[Path, Path] = {}
+        for pattern in getattr(self, option) or ():
+            for path in find_paths(option, [pattern]):
+                paths.setdefault(path.resolve(), path)
+        return list(paths.values())
 
     def sources(self) -> dict[str, dict[str, str]]:
         """Where the examples of each split are from, by the prefix of their metrics, as model cards say it."""
@@ -197,7 +198,7 @@ class DataArguments:
             }
             for prefix, file in self.evaluated_files().items()
         } | {
-            f"{prefix}_{entry.name}": source
+            entry.prefix(prefix): source
             for entry, options in self.parts()
             for prefix, source in options.sources().items()
         }
@@ -208,10 +209,13 @@ class DataArguments:
         return [name for name in names if name is not None and not Path(name).exists()]
 
 
-def _check_data_file(option: str, path: Path) -> None:
-    if not path.exists():
-        raise TrainingError(f"--{option} {path} does not exist: give the path of a data file.")
-    check_format(option, path, DATA_FORMATS)
+def _check_names(option: str, paths: Sequence[Path]) -> None:
+    stems = [stem_of(path) for path in paths]
+    if same := [stem for place, stem in enumerate(stems) if stem in stems[:place]]:
+        raise TrainingError(
+            f"--{option} has two files {same[0]}, by whose names metrics and predictions would be told apart: rename "
+            "one."
+        )
 
 
 @dataclass

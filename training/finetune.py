@@ -122,11 +122,6 @@ def build_trainer(
 def run(settled: Run[Options]) -> None:
     """Trains, saves, evaluates, reports; or only evaluates, if that is what the options say."""
     model_options, data, training = settled.options
-    if not training.trains(any(source is not None for source in (data.train_file, data.dataset_name, data.mixture))):
-        evaluated = EvaluatedModelArguments(model_options.model_name_or_path)
-        warn_of_float16(training)
-        run_evaluation(replace(cast(Any, settled), options=(evaluated, data, training)))
-        return
     if training.estimate is not None:
         config = config_to_estimate(model_options)
         print_estimate(
@@ -139,6 +134,11 @@ def run(settled: Run[Options]) -> None:
         )
         return
     model_options.check_trains()
+    if not training.trains(any(source is not None for source in (data.train_file, data.dataset_name, data.mixture))):
+        evaluated = EvaluatedModelArguments(model_options.model_name_or_path)
+        warn_of_float16(training)
+        run_evaluation(replace(cast(Any, settled), options=(evaluated, data, training)))
+        return
     warn_of_float16(training)
     set_seed(training.seed)
     trainer, splits = build_trainer(settled)

@@ -7,6 +7,8 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from t5_experimental.vocabulary import SENTINELS
+
 from ..errors import TrainingError, check_at_least
 from .denoisers import UL2_MODES, Deshuffling, IidDenoising, Mixture, iid_targets_length, ul2
 from .objectives import Objective, PlainLM, PrefixLM, SpanCorruption, noise_counts, span_corruption_lengths
@@ -16,11 +18,12 @@ from .objectives import Objective, PlainLM, PrefixLM, SpanCorruption, noise_coun
 class PretrainingDataArguments:
     """Which text to train on, and what to predict."""
 
-    train_file: list[str] = field(
+    train_file: list[str] | None = field(
+        default=None,
         metadata={
             "help": "Text: .txt, or the formats of fine-tuning with --text_column, packed or not, or folders of "
-            "save_to_disk. Several files or patterns, as 'c4/*.jsonl.gz'."
-        }
+            "save_to_disk. Several files or patterns, as 'c4/*.jsonl.gz'. Required, except with --estimate."
+        },
     )
     validation_file: list[str] | None = field(
         default=None, metadata={"help": "Text to evaluate on at the end, and during training with --eval_strategy."}
@@ -98,20 +101,26 @@ class PretrainingDataArguments:
                 f"--noise_density is {density}: with {self.objective} it must be more than 0 and at most {most}."
             )
 
-    def make_objective(self, tokenizer: PreTrainedTokenizerBase) -> Objective:
-        """The objective that these options describe, for a vocabulary."""
-        eos = tokenizer.eos_token_id
+    def check_trains(self) -> None:
+        """Refuses options without text to train on."""
+        if not self.train_file:
+            raise TrainingError("--train_file is missing: give the text to train on.")
+
+    def make_objective(self, tokenizer: PreTrainedTokenizerBase | None) -> Objective:
+        """The objective that these options describe, for a vocabulary; None is that of the released checkpoints, to
+        which each of UL2's modes was added as one token."""
+        eos = 1 if tokenizer is None else tokenizer.eos_token_id
         if self.objective == "lm":
             return PlainLM(1, self.max_target_length or 512, eos, self.documents_together or 128)
         inputs = self.max_source_length or 512
         if self.objective == "span_corruption":
-            return self._span_corruption(inputs, tokenizer)
+            return self._span_corruption(inputs, eos, _sentinels(tokenizer))
         if min(inputs, self.max_target_length or inputs) < 3:
             raise TrainingError(f"--objective {self.objective} needs at least 3 tokens on both sides.")
         if self.objective == "iid_denoising":
-            return self._iid_denoising(inputs, tokenizer)
+            return self._iid_denoising(inputs, eos, _sentinels(tokenizer))
         if self.objective == "ul2":
-            return self._ul2(inputs, tokenizer)
+            return self._ul2(inputs, eos, _modes(tokenizer), _sentinels(tokenizer))
         together = self.documents_together or 1
         if self.objective == "prefix_lm":
             return PrefixLM(inputs, self.max_target_length or inputs, eos, together, self.noise_density or 0.5)
@@ -122,7 +131,7 @@ class PretrainingDataArguments:
             )
         return Deshuffling(inputs, inputs, eos, together)
 
-    def _iid_denoising(self, inputs: int, tokenizer: PreTrainedTokenizerBase) -> IidDenoising:
+    def _iid_denoising(self, inputs: int, eos: int, sentinels: tuple[int, int]) -> IidDenoising:
         density, together = self.noise_density or 0.15, self.documents_together or 128
         targets, needed = self.max_target_length or iid_targets_length(inputs, density), 2 * density * inputs
         if targets < needed:
@@ -130,23 +139,17 @@ class PretrainingDataArguments:
                 f"--max_target_length is {targets}, but a density of {density} often makes more targets of {inputs} "
                 f"inputs: give at least {math.ceil(needed)}."
             )
-        first, count = _sentinels(tokenizer)
+        first, count = sentinels
         spans = density * (1 - density) * inputs
         if spans + 1 > count:
             raise TrainingError(
                 f"About {spans:.0f} spans in {inputs} inputs need as many sentinels, but the tokenizer has {count}: "
                 "give a shorter --max_source_length or a lower --noise_density."
             )
-        return IidDenoising(inputs, targets, tokenizer.eos_token_id, together, first, count, density)
+        return IidDenoising(inputs, targets, eos, together, first, count, density)
 
-    def _ul2(self, inputs: int, tokenizer: PreTrainedTokenizerBase) -> Mixture:
-        modes = {mode: tuple(tokenizer(mode, add_special_tokens=False)["input_ids"]) for mode in UL2_MODES}
-        if len(set(modes.values())) < len(modes):
-            raise TrainingError(
-                f"The tokenizer spells {', '.join(modes)} alike, which tell UL2's denoisers apart: add them as tokens."
-            )
-        together, (first, count) = self.documents_together or 128, _sentinels(tokenizer)
-        mixture = ul2(modes, inputs, tokenizer.eos_token_id, together, first, count)
+    def _ul2(self, inputs: int, eos: int, modes: dict[str, tuple[int, ...]], sentinels: tuple[int, int]) -> Mixture:
+        mixture = ul2(modes, inputs, eos, self.documents_together or 128, *sentinels)
         if mixture is None:
             raise TrainingError(f"--max_source_length {inputs} is too short for UL2's spans of 64 tokens: give 512.")
         if (self.max_target_length or mixture.targets_length) < mixture.targets_length:
@@ -156,7 +159,7 @@ class PretrainingDataArguments:
             )
         return replace(mixture, targets_length=self.max_target_length or mixture.targets_length)
 
-    def _span_corruption(self, inputs: int, tokenizer: PreTrainedTokenizerBase) -> SpanCorruption:
+    def _span_corruption(self, inputs: int, eos: int, sentinels: tuple[int, int]) -> SpanCorruption:
         density, mean = self.noise_density or 0.15, self.mean_noise_span_length or 3.0
         chunk, targets = span_corruption_lengths(inputs, density, mean)
         noise, spans = noise_counts(max(chunk, 2), density, mean)
@@ -172,19 +175,19 @@ class PretrainingDataArguments:
                 f"--max_target_length is {self.max_target_length}, but span corruption makes {targets} targets of "
                 f"{inputs} inputs: leave the option out, or give {targets}."
             )
-        first, count = _sentinels(tokenizer)
+        first, count = sentinels
         if spans > count:
             raise TrainingError(
                 f"{spans} spans in {inputs} inputs need as many sentinels, but the tokenizer has {count}: give a "
                 "shorter --max_source_length or a longer --mean_noise_span_length."
             )
-        return SpanCorruption(
-            inputs, targets, tokenizer.eos_token_id, self.documents_together or 128, first, density, mean
-        )
+        return SpanCorruption(inputs, targets, eos, self.documents_together or 128, first, density, mean)
 
 
-def _sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+def _sentinels(tokenizer: PreTrainedTokenizerBase | None) -> tuple[int, int]:
     """Id of `<extra_id_0>`, and the number of sentinels, whose ids count down from it."""
+    if tokenizer is None:
+        return 32_099, SENTINELS
     vocabulary = tokenizer.get_vocab()
     first = vocabulary.get("<extra_id_0>")
     if first is None:
@@ -193,3 +196,15 @@ def _sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     while vocabulary.get(f"<extra_id_{count}>") == first - count:
         count += 1
     return first, count
+
+
+def _modes(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, tuple[int, ...]]:
+    """Ids of each of UL2's modes."""
+    if tokenizer is None:
+        return {mode: (32_100 + place,) for place, mode in enumerate(UL2_MODES)}
+    modes = {mode: tuple(tokenizer(mode, add_special_tokens=False)["input_ids"]) for mode in UL2_MODES}
+    if len(set(modes.values())) < len(modes):
+        raise TrainingError(
+            f"The tokenizer spells {', '.join(modes)} alike, which tell UL2's denoisers apart: add them as tokens."
+        )
+    return modes

@@ -6,12 +6,14 @@
 FOLDER holds `e2e_dev.csv`, to train on, and `e2e_test.csv`, both with the columns `mr` and `ref`. The models have the
 shapes of t5.1.1, talking heads and n4w10, about as many parameters as each other, the same vocabulary of 2,000 pieces,
 and see the same examples in the same order. Every twelfth input of the training file is held out for the curves; the
-test file is used once, at the end. Then transformers' T5 of the t5.1.1 shape and ours train in turns, in the same
-trainer with the same weights, for the speed alone. Written are OUTPUT.json and OUTPUT.png.
+test file is used once, at the end. `training/evaluate.py` then evaluates the saved models, and must come to the same
+digits. Then transformers' T5 of the t5.1.1 shape and ours train in turns, in the same trainer with the same weights,
+for the speed alone. Written are OUTPUT.json and OUTPUT.png.
 """
 
 import argparse
 import csv
+import json
 import statistics
 import tempfile
 import time
@@ -41,6 +43,8 @@ from .small_models import (
 HELD_OUT_EVERY = 12
 COLUMNS = {"input_column": "mr", "target_column": "ref"}
 LIMITS = {"max_source_length": 96, "max_target_length": 96}
+EVALUATED = ("eval_loss", "eval_bleu", "test_loss", "test_bleu")
+COMMON = {"report_to": "none", "disable_tqdm": True}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -110,6 +114,7 @@ def training_options(model: Path, work: Path, arguments: argparse.Namespace) -> 
         "train_file": work / "train.csv",
         **COLUMNS,
         **LIMITS,
+        **COMMON,
         "dropout_rate": 0.1,
         "per_device_train_batch_size": arguments.batch_size,
         "optim": "adamw_torch_fused",
@@ -119,8 +124,16 @@ def training_options(model: Path, work: Path, arguments: argparse.Namespace) -> 
         # Less padding.
         "train_sampling_strategy": "group_by_length",
         "seed": arguments.seed,
-        "report_to": "none",
-        "disable_tqdm": True,
+    }
+
+
+def evaluation_options(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What is evaluated, and how, in training and afterwards."""
+    return {
+        "validation_file": work / "validation.csv",
+        "test_file": arguments.data / "e2e_test.csv",
+        "metric": "bleu",
+        "per_device_eval_batch_size": 128,
     }
 
 
@@ -132,14 +145,7 @@ def fine_tune_all(work: Path, arguments: argparse.Namespace) -> dict[str, dict[s
         "save_steps": arguments.steps,
         "logging_steps": max(arguments.steps // 24, 1),
     }
-    evaluation = {
-        "validation_file": work / "validation.csv",
-        "test_file": arguments.data / "e2e_test.csv",
-        "eval_strategy": "steps",
-        "eval_steps": interval,
-        "metric": "bleu",
-        "per_device_eval_batch_size": 128,
-    }
+    evaluation = {**evaluation_options(work, arguments), "eval_strategy": "steps", "eval_steps": interval}
     runs = [
         {
             **training_options(work / "models" / shape, work, arguments),
@@ -154,6 +160,34 @@ def fine_tune_all(work: Path, arguments: argparse.Namespace) -> dict[str, dict[s
         shape: {**read_figures(work / "runs" / shape), "cpu_seconds": usage.cpu_seconds}
         for shape, usage in zip(SHAPES, usages, strict=True)
     }
+
+
+def evaluate_all(work: Path, figures: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Evaluates the saved models by `training/evaluate.py`.
+
+    Args:
+        work: folder of models and data.
+        figures: that training reported, by shape.
+        arguments: of the command line.
+
+    Raises:
+        RuntimeError: a loss or a metric differs, even in the last digit.
+    """
+    folders = {shape: work / "evaluations" / shape for shape in SHAPES}
+    options = {**COLUMNS, **LIMITS, **COMMON, **evaluation_options(work, arguments)}
+    runs = [
+        {**options, "model_name_or_path": work / "runs" / shape, "output_dir": folder}
+        for shape, folder in folders.items()
+    ]
+    launch_all("evaluate", runs, arguments.at_once)
+    for shape, folder in folders.items():
+        found = json.loads((folder / "all_results.json").read_text())
+        for name in EVALUATED:
+            if found[name] != figures[shape][name]:
+                raise RuntimeError(
+                    f"evaluate.py finds the {name} {found[name]!r} of the saved {shape}, where its training reported "
+                    f"{figures[shape][name]!r}."
+                )
 
 
 def compare_speed(work: Path, tokens: float, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -228,6 +262,7 @@ def main() -> None:
         parameters = {shape: make_model(work / "models" / shape, shape, vocabulary, arguments.seed) for shape in SHAPES}
         tokens = tokens_per_example(work / "models" / "t5.1.1", train)
         figures = fine_tune_all(work, arguments)
+        evaluate_all(work, figures, arguments)
         models = {shape: summarise(figures[shape], parameters[shape]) for shape in SHAPES}
         for shape, result in models.items():
             print(shape, {key: value for key, value in result.items() if key != "log"}, flush=True)

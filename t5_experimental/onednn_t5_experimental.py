@@ -15,6 +15,7 @@ from torch import nn
 from transformers.activations import GELUTanh, NewGELUActivation
 
 from .calls_t5_experimental import is_bare_linear, is_observed, is_untouched, may_read_values
+from .self_check_t5_experimental import passes_check
 
 
 _MIN_ROWS = 128
@@ -22,8 +23,35 @@ _MIN_ROWS = 128
 
 
 def supports(dtype: torch.dtype) -> bool:
-    """Whether oneDNN is available, enabled, and computes in a dtype natively."""
-    return bool(torch.backends.mkldnn.enabled) and _is_native(dtype)
+    """Whether oneDNN is available, enabled, computes in a dtype natively, and rightly: its operators are not public."""
+    return bool(torch.backends.mkldnn.enabled) and _is_native(dtype) and _is_right(dtype)
+
+
+def _is_right(dtype: torch.dtype) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    shapes = (5, 48), (32, 48), (32, 48), (5, 32)
+    states, weight, gate, residual = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+
+    def by_onednn() -> dict[str, torch.Tensor]:
+        packed, packed_gate = pack(weight, 5), pack(gate, 5)
+        return {
+            "product": multiply(states, weight),
+            "product with a packed weight": multiply(states, packed),
+            "sum": multiply_and_add(states, packed, residual),
+            "gated product": multiply_gated(states, packed_gate, packed),
+        }
+
+    def exactly() -> dict[str, torch.Tensor]:
+        product, gated = (states.double() @ matrix.double().t() for matrix in (weight, gate))
+        gated = torch.nn.functional.gelu(gated, approximate="tanh") * product
+        return {
+            "product": product,
+            "product with a packed weight": product,
+            "sum": residual.double() + product,
+            "gated product": gated,
+        }
+
+    return passes_check(("oneDNN's linear layers", dtype), by_onednn, exactly, 1e-2 if dtype.itemsize == 2 else 1e-5)
 
 
 @cache

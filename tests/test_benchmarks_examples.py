@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from benchmarks import e2e, pretraining, small_models
-from t5_experimental.training import finetune, pretrain
+from t5_experimental.training import evaluate, finetune, pretrain
 
 
 TINY = {"d_model": 16, "num_layers": 5, "num_heads": 2, "d_kv": 8, "d_ff": 16}
@@ -31,7 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dict[s
         monkeypatch.setitem(small_models.SHAPES, shape, (preset, TINY))
 
     def launch(entry_point: str, options: dict[str, Any], threads: int) -> SimpleNamespace:
-        entry_points = {"finetune": finetune, "pretrain": pretrain}
+        entry_points = {"evaluate": evaluate, "finetune": finetune, "pretrain": pretrain}
         entry_points[entry_point].main(small_models.flags({"use_cpu": True, **options}))
         return SimpleNamespace(cpu_seconds=1.0)
 
@@ -75,10 +75,26 @@ def write_verses(path: Path) -> str:
     return text
 
 
-def test_e2e_learns_with_three_shapes(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_e2e_learns_with_three_shapes(
+    run: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("e2e_dev.csv", "e2e_test.csv"):
         write_restaurants(tmp_path / name)
+    evaluated: list[str] = []
+
+    def evaluate_all(work: Path, figures: dict[str, dict[str, Any]], arguments: Any) -> None:
+        evaluate_again(work, figures, arguments)
+        # Of all models by the new command, on both files, to the last digit; and it is not compared with itself.
+        evaluated.extend(path.parent.name for path in work.glob("evaluations/*/predictions_test.jsonl"))
+        wrong = figures["t5.1.th"]["eval_loss"] + 1e-9
+        other = {**figures, "t5.1.th": {**figures["t5.1.th"], "eval_loss": wrong}}
+        with pytest.raises(RuntimeError, match=f"eval_loss .* of the saved t5.1.th, where .* reported {wrong}"):
+            evaluate_again(work, other, arguments)
+
+    evaluate_again = e2e.evaluate_all
+    monkeypatch.setattr(e2e, "evaluate_all", evaluate_all)
     results = run(e2e, "--data", str(tmp_path))
+    assert sorted(evaluated) == sorted(results["models"])
     assert results["rows"] == {"train": 56, "validation": 4, "test": 60}
     assert list(results["models"]) == ["t5.1.1", "t5.1.th", "t5.1.n4w10"]
     for model in results["models"].values():

@@ -5,7 +5,7 @@ Texts are written while they are generated, and the same command goes on after t
 change them are recorded, see [`~t5_experimental.training.trainer.same_evaluation`].
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from transformers import DataCollatorForSeq2Seq
 from t5_experimental.kernels_t5_experimental import int8_kernels
 
 from .data.arguments import DataArguments
-from .data.examples import Split, load_splits, make_split
+from .data.examples import Split
 from .data.metrics import check_references, figures_of
 from .data.predictions import predictions_file
+from .data.splits import make_splits
 from .errors import TrainingError
 from .interruption import held_back
 from .models.adapters import load_adapter
@@ -32,6 +33,29 @@ from .trainer.settle import Run
 
 
 EvaluationOptions = tuple[EvaluatedModelArguments, DataArguments, FinetuningArguments]
+
+
+def settle_metrics(training: FinetuningArguments, data: DataArguments, given: Collection[str]) -> None:
+    """Chooses the default metrics: those of the tasks of the data, if it has some.
+
+    Args:
+        training: options of the run, which get the metrics.
+        data: options of the data, which are checked.
+        given: names of the options that the user gave.
+
+    Raises:
+        TrainingError: options of the data have no effect, or do not say how a part of a mixture is measured.
+    """
+    data.check_task(given)
+    data.check_mixture(given)
+    of_parts = [options.chosen_task for _, options in data.parts()]
+    if training.predict_with_generate and not training.metric and any(of_parts) and not all(of_parts):
+        raise TrainingError(
+            "--predict_with_generate does not say how the entries of --mixture without a task are measured: give "
+            "--metric."
+        )
+    task = next(filter(None, [data.chosen_task, *of_parts]), None)
+    training.settle_metrics(task, data.evaluated_files(), checks_later=data.mixture is not None)
 
 
 def check_splits(
@@ -85,13 +109,11 @@ def build_evaluator(settled: Run[EvaluationOptions]) -> tuple[FinetuningTrainer,
         )
     if found := find_checkpoints(output):
         raise TrainingError(f"--output_dir {output} holds {found[-1].name} of a training run: give another folder.")
-    data.check_task(settled.given)
-    training.settle_metrics(data.chosen_task, data.evaluated_files())
+    settle_metrics(training, data, settled.given)
     folder, adapter = model_options.folders()
     tokenizer = load_tokenizer(folder)
     with training.main_process_first(desc="reading the data"):
-        examples = load_splits(data, trains=False)
-        splits = {split: make_split(rows, data, tokenizer) for split, rows in examples.items()}
+        splits = make_splits(data, tokenizer, training.seed, trains=False)
     if not check_splits(training, data, splits, settled.given):
         raise TrainingError("There is nothing to evaluate on: give --validation_file, --test_file or --dataset_name.")
     model = load_model(folder, tokenizer)
@@ -131,10 +153,10 @@ def run_evaluation(settled: Run[EvaluationOptions]) -> None:
     output = Path(str(training.output_dir))
     done = prepare_folder(trainer, splits, data, folders)
     if trainer.is_world_process_zero():
-        task = {} if data.chosen_task is None else {"task": data.chosen_task.describe()}
         weights = model_options.decoding_weights
         rounded = {} if weights is None else {"weights for texts": weights}
-        facts = describe_evaluation(trainer, {**folders, **rounded, **task, **_describe(splits, training.metric, done)})
+        told = {**folders, **rounded, **_describe_tasks(data), **_describe(splits, training.metric, done)}
+        facts = describe_evaluation(trainer, told)
         print(facts_as_text(facts), flush=True)
     trainer.folder_of_predictions = output
     for split, features in splits.items():
@@ -147,6 +169,16 @@ def run_evaluation(settled: Run[EvaluationOptions]) -> None:
     if trainer.is_world_process_zero():
         files = ", ".join(predictions_file(output, split).name for split in splits)
         print(f"Metrics and {files} are in {output}", flush=True)
+
+
+def _describe_tasks(data: DataArguments) -> dict[str, str]:
+    """The task, or those of a mixture's parts."""
+    if data.chosen_task is not None:
+        return {"task": data.chosen_task.describe()}
+    tasks = [
+        f"{entry.name}: {own.chosen_task.describe()}" for entry, own in data.parts() if own.chosen_task is not None
+    ]
+    return {"tasks": "; ".join(tasks)} if tasks else {}
 
 
 def _describe(splits: Mapping[str, Split], metrics: Sequence[str], done: int) -> dict[str, Any]:

@@ -29,12 +29,13 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedToke
 
 from t5_experimental.training.cli.entry_point import EntryPoint
 from t5_experimental.training.data.arguments import DataArguments
-from t5_experimental.training.data.examples import Split, load_splits, make_mixture, make_split
+from t5_experimental.training.data.examples import Split
 from t5_experimental.training.data.packed_rows import PackedCollator, PackedSampler
 from t5_experimental.training.data.predictions import as_lines, predictions_file
+from t5_experimental.training.data.splits import make_splits
 from t5_experimental.training.engines.fsdp2_weights import reads_in_parts
 from t5_experimental.training.errors import TrainingError
-from t5_experimental.training.evaluation import check_splits, run_evaluation
+from t5_experimental.training.evaluation import check_splits, run_evaluation, settle_metrics
 from t5_experimental.training.memory.estimate import print_estimate
 from t5_experimental.training.models.adapters import import_peft, load_adapter, lora_config, lora_targets
 from t5_experimental.training.models.arguments import EvaluatedModelArguments, ModelArguments, check_model_folder
@@ -75,19 +76,9 @@ def build_trainer(
             none; without adapters, processes that shard the weights each read their own shard when training starts.
     """
     model_options, data, training = settled.options
-    data.check_task(settled.given)
-    data.check_mixture(settled.given)
     if (data.mixture is not None or training.pack) and "train_sampling_strategy" in settled.given:
         raise TrainingError("--train_sampling_strategy has no effect with --mixture or --pack: leave it out.")
-    of_parts = [options.chosen_task for _, options in data.parts()]
-    if training.predict_with_generate and not training.metric and any(of_parts) and not all(of_parts):
-        raise TrainingError(
-            "--predict_with_generate does not say how the entries of --mixture without a task are measured: give "
-            "--metric."
-        )
-    tasks = [data.chosen_task, *of_parts]
-    is_mixture = data.mixture is not None
-    training.settle_metrics(next(filter(None, tasks), None), data.evaluated_files(), checks_later=is_mixture)
+    settle_metrics(training, data, settled.given)
     folder, adapter = EvaluatedModelArguments(model_options.model_name_or_path).folders()
     if adapter is not None:
         if adapt is not None:
@@ -104,18 +95,8 @@ def build_trainer(
     model = load_model(folder, tokenizer, device_map=device_map, **model_options.dropout_fields())
     # The first process fills the cache of `datasets` for the others.
     with training.main_process_first(desc="reading the data"):
-        splits = {split: make_split(examples, data, tokenizer) for split, examples in load_splits(data).items()}
         seed = training.seed if training.data_seed is None else training.data_seed
-        if data.mixture is not None:
-            parts = make_mixture(data, tokenizer, seed)
-            # transformers evaluates one data set while training, or several with names.
-            if all(any(split.startswith("eval") for split in several) for several in (parts, splits)):
-                raise TrainingError("--validation_file has no effect beside those of the mixture: leave it out.")
-            if same := sorted(set(parts) & set(splits)):
-                raise TrainingError(
-                    f"--test_file and the mixture both have examples for {same[0]}: rename the file, or the entry."
-                )
-            splits = {**parts, **splits}
+        splits = make_splits(data, tokenizer, seed)
         if training.pack:
             splits["train"] = splits["train"].packed((data.max_source_length, data.max_target_length), seed)
     check_splits(training, data, splits, settled.given)
@@ -141,11 +122,6 @@ def build_trainer(
 def run(settled: Run[Options]) -> None:
     """Trains, saves, evaluates, reports; or only evaluates, if that is what the options say."""
     model_options, data, training = settled.options
-    if not training.trains(any(source is not None for source in (data.train_file, data.dataset_name, data.mixture))):
-        evaluated = EvaluatedModelArguments(model_options.model_name_or_path)
-        warn_of_float16(training)
-        run_evaluation(replace(cast(Any, settled), options=(evaluated, data, training)))
-        return
     if training.estimate is not None:
         config = config_to_estimate(model_options)
         print_estimate(
@@ -158,6 +134,11 @@ def run(settled: Run[Options]) -> None:
         )
         return
     model_options.check_trains()
+    if not training.trains(any(source is not None for source in (data.train_file, data.dataset_name, data.mixture))):
+        evaluated = EvaluatedModelArguments(model_options.model_name_or_path)
+        warn_of_float16(training)
+        run_evaluation(replace(cast(Any, settled), options=(evaluated, data, training)))
+        return
     warn_of_float16(training)
     set_seed(training.seed)
     trainer, splits = build_trainer(settled)

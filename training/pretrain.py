@@ -26,18 +26,17 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, default_data_collator, set_seed
 
-from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from t5_experimental.training.cli.entry_point import EntryPoint
-from t5_experimental.training.data.arguments import PretrainingDataArguments
 from t5_experimental.training.data.documents import Windows, find_files
 from t5_experimental.training.data.objectives import Objective
+from t5_experimental.training.data.pretraining_arguments import PretrainingDataArguments
 from t5_experimental.training.data.stream import StreamLoader, TextStream, restore
 from t5_experimental.training.engines.fsdp2_weights import reads_in_parts
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.memory.estimate import print_estimate
 from t5_experimental.training.models.arguments import PretrainingModelArguments
-from t5_experimental.training.models.fresh import fresh_model, load_any_tokenizer
+from t5_experimental.training.models.fresh import fresh_config, fresh_model, load_any_tokenizer
 from t5_experimental.training.models.loading import load_config, load_model, load_tokenizer
 from t5_experimental.training.report.start_lines import describe_step, warn_of_float16
 from t5_experimental.training.run import run_trainer
@@ -82,7 +81,7 @@ def _make_loader(settled: Run[Options], tokenizer: PreTrainedTokenizerBase, obje
         # The tokenizer's threads would not survive the fork of the workers.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     stream = TextStream(
-        _windows("train_file", data.train_file, data, least=max(workers, 1) * training.world_size),
+        _windows("train_file", data.train_file or (), data, least=max(workers, 1) * training.world_size),
         tokenizer,
         objective,
         data.pack,
@@ -102,6 +101,13 @@ def _make_loader(settled: Run[Options], tokenizer: PreTrainedTokenizerBase, obje
     return StreamLoader(stream, training.train_batch_size, workers, **options)
 
 
+def _tokenizer(options: PretrainingModelArguments) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that the options name; None for a preset without one."""
+    if options.tokenizer_name is not None:
+        return load_any_tokenizer(options.tokenizer_name)
+    return None if options.model_name_or_path is None else load_tokenizer(options.model_name_or_path)
+
+
 def build_trainer(settled: Run[Options]) -> PretrainingTrainer:
     """The trainer. Finds out everything that is wrong with the options or the beginning of each file."""
     model_options, data, training = settled.options
@@ -109,9 +115,10 @@ def build_trainer(settled: Run[Options]) -> PretrainingTrainer:
     training.check_best_metric(["loss"])
     if idle := sorted(settled.given & _IDLE):
         raise TrainingError(f"--{idle[0]} has no effect on an endless stream of text: leave it out.")
-    folder = model_options.model_name_or_path
-    tokenizer_name = model_options.tokenizer_name
-    tokenizer = load_tokenizer(str(folder)) if tokenizer_name is None else load_any_tokenizer(tokenizer_name)
+    model_options.check_trains()
+    data.check_trains()
+    folder, tokenizer_name = model_options.model_name_or_path, model_options.tokenizer_name
+    tokenizer = cast(PreTrainedTokenizerBase, _tokenizer(model_options))
     objective = data.make_objective(tokenizer)
     loader = _make_loader(settled, tokenizer, objective)
     if "text_column" in settled.given and loader.stream.windows.settings()["--text_column"] is None:
@@ -159,22 +166,16 @@ def _describe_data(trainer: PretrainingTrainer, data: PretrainingDataArguments) 
 def _estimate(settled: Run[Options]) -> None:
     """Prints how much memory the run would take."""
     model_options, data, _ = settled.options
-    folder, name, dropout = (
-        model_options.model_name_or_path,
-        model_options.tokenizer_name,
-        model_options.dropout_fields(),
-    )
-    tokenizer = load_tokenizer(str(folder)) if name is None else load_any_tokenizer(name)
+    folder, dropout = model_options.model_name_or_path, model_options.dropout_fields()
+    tokenizer = _tokenizer(model_options)
     if folder is None:
-        overrides = {**model_options.overrides(), **dropout}
-        with torch.device("meta"):
-            config = fresh_model(str(model_options.preset), overrides, tokenizer).config
+        config = fresh_config(str(model_options.preset), {**model_options.overrides(), **dropout}, tokenizer)
     else:
         config = load_config(folder, **dropout)
     objective = data.make_objective(tokenizer)
     print_estimate(
         settled,
-        cast(T5ExperimentalConfig, config),
+        config,
         objective.inputs_length,
         objective.targets_length,
         packed=data.pack,

@@ -88,7 +88,7 @@ def assert_ended(text: str, output: Path, program: str = "finetune", by: str = "
 # Where the signal comes, and the steps of the newest checkpoint then.
 PLACES = (
     (("commandline", "_find_recipe"), None),
-    (("finetune", "load_splits"), None),
+    (("finetune", "make_splits"), None),
     (("readings", "_example", 300), None),
     (("finetune", "load_model", 1, signal.SIGTERM, (0,), True), None),
     (("T5Trainer", "training_step", 2), None),
@@ -168,7 +168,7 @@ def test_two_processes(ranks, fork_server, tiny_models, tmp_path):
     """Both are told, or one, whose end the other one notices."""
     output = tmp_path / "output"
     arguments = options(tiny_models["t5_v1_1"], output, 2)
-    for place in (("finetune", "load_splits"), ("T5Trainer", "training_step", 4), ("T5Trainer", "evaluation_loop")):
+    for place in (("finetune", "make_splits"), ("T5Trainer", "training_step", 4), ("T5Trainer", "evaluation_loop")):
         run = fork_server.start("finetune", arguments, "ddp", 2, hook(*place, ranks=ranks))
         codes, said = run.wait(), [run.read(0), run.read(1)]
         assert all(codes[rank] == 143 for rank in ranks), said

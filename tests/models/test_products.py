@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSeq2SeqLM
 
-from t5_experimental import block_t5_experimental, linears_t5_experimental
+from t5_experimental import block_t5_experimental, linears_t5_experimental, self_check_t5_experimental
 from t5_experimental import onednn_t5_experimental as onednn_t5_experimental
 from t5_experimental.block_t5_experimental import T5LayerNorm
 from t5_experimental.linears_t5_experimental import apply_linear
@@ -143,3 +143,24 @@ def test_training_mode_keeps_its_dropout(make_config, batch, any_rows):
         block.layer[-1].DenseReluDense.dropout.p = 0.5
     with torch.no_grad():
         assert not torch.equal(model(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.skipif(not onednn_t5_experimental.supports(torch.float32), reason="needs a torch with oneDNN")
+@pytest.mark.parametrize("what", ["multiply", "multiply_and_add", "multiply_gated", "pack"])
+def test_products_that_are_wrong_or_gone_are_off(what, monkeypatch, model, batch):
+    """As a later torch may make them: the models then use its public operators."""
+    expected = model(**batch).logits
+    monkeypatch.setattr(self_check_t5_experimental, "_verdicts", {})
+    right = getattr(onednn_t5_experimental, what)
+
+    def wrong(*arguments):
+        if what == "pack":
+            raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_reorder_linear_weight'")
+        return right(*arguments) * 1.01
+
+    monkeypatch.setattr(onednn_t5_experimental, what, wrong)
+    assert not onednn_t5_experimental.supports(torch.float32)
+    ((key, why),) = self_check_t5_experimental.verdicts().items()
+    assert key == ("oneDNN's linear layers", torch.float32)
+    assert ("AttributeError" if what == "pack" else "differs by") in why
+    torch.testing.assert_close(model(**batch).logits, expected, rtol=1e-4, atol=1e-5)

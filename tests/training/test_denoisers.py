@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from t5_experimental.training.data import denoisers
-from t5_experimental.training.data.arguments import PretrainingDataArguments
 from t5_experimental.training.data.denoisers import UL2_MODES, Deshuffling, IidDenoising, Mixture, iid_targets_length
 from t5_experimental.training.data.objectives import PrefixLM, SpanCorruption, replace_spans
+from t5_experimental.training.data.pretraining_arguments import PretrainingDataArguments
 from t5_experimental.training.errors import TrainingError
 
 

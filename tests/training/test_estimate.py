@@ -5,20 +5,23 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from t5_experimental import preset_config
+from t5_experimental.original import padded_vocab_size
 from t5_experimental.training import finetune, pretrain, prompt_tune
+from t5_experimental.training.data.pretraining_arguments import PretrainingDataArguments
 from t5_experimental.training.engines.engine import Engine
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.memory.activations import Step
 from t5_experimental.training.memory.estimate import table
 from t5_experimental.training.memory.states import Setup, empty_model, estimate
 from t5_experimental.training.optim.presets import OptimizerChoice, build_optimizer
+from t5_experimental.vocabulary import SENTINELS
 
 
 TINY = {"d_model": 128, "d_ff": 160, "d_kv": 32, "num_heads": 4, "num_layers": 2, "vocab_size": 384}
@@ -76,6 +79,38 @@ def test_of_a_preset_under_an_engine(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found["estimate"].startswith("fsdp2 on 8 process(es), adamw, bfloat16")
     # 11 B parameters, less most of the vocabulary, in float32, by 8
     assert float(found["parameters"].split()[0]) == pytest.approx(5.4, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "step"), [("finetune", "8 x 512/128"), ("prompt_tune", "32 x 612/128"), ("pretrain", "8 x 512/114")]
+)
+def test_a_preset_is_enough(name: str, step: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """No data, tokenizer, number of steps or output folder."""
+    main, _ = ENTRY_POINTS[name]
+    main(["--preset", "t5.1.1.small", "--estimate", "fsdp2:8"])
+    found = figures(capsys.readouterr().out)
+    assert found["step"].startswith(f"{step} tokens")
+    assert float(found["parameters"].split()[0]) == pytest.approx(76.96 * 4 / 8, rel=1e-3)  # MB: the whole vocabulary
+
+
+def test_objectives_of_the_released_vocabulary_are_those_of_a_tokenizer(tiny_models: dict[str, Path]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["t5_v1_1"])
+    kinds = get_args(get_type_hints(PretrainingDataArguments)["objective"])
+    assert len(kinds) == 6
+    for kind in kinds:
+        options = PretrainingDataArguments(objective=kind)
+        known, real = options.make_objective(None), options.make_objective(tokenizer)
+        assert (type(known), known.inputs_length) == (type(real), real.inputs_length)
+        # UL2's modes take one token each there, and six here.
+        assert known.targets_length - real.targets_length == (5 if kind == "ul2" else 0)
+    assert preset_config("t5.1.1.small").vocab_size == padded_vocab_size(32_000 + SENTINELS)
+
+
+def test_without_training_there_is_an_estimate_as_well(capsys: pytest.CaptureFixture[str]) -> None:
+    finetune.main(["--preset", "t5.1.1.small", "--estimate", "--do_train", "False"])
+    assert "GB" in figures(capsys.readouterr().out)["total"]
+    with pytest.raises(SystemExit, match="--preset without --estimate: give --model_name_or_path"):
+        finetune.main(["--preset", "t5.1.1.small", "--do_train", "False", "--output_dir", "x", "--use_cpu"])
 
 
 @pytest.mark.parametrize("value", ["fsdp3:8", "fsdp2:none", "fsdp2:0"])

@@ -2,10 +2,14 @@
 """Figures of generated texts, against values worked out by hand and other implementations."""
 
 import math
+import random
 import statistics
 import sys
+from itertools import zip_longest
 
 import pytest
+from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics.base import Metric
 
 from t5_experimental.training.data.class_metrics import accuracy, f1_binary, f1_macro, matthews, pearson, spearman
 from t5_experimental.training.data.metrics import (
@@ -24,6 +28,7 @@ from t5_experimental.training.data.metrics import (
     score_example,
     squad,
 )
+from t5_experimental.training.data.task_metrics import correlations
 from t5_experimental.training.errors import TrainingError
 
 
@@ -56,6 +61,39 @@ def test_bleu_with_references_of_unequal_number():
     ]
     expected = corpus_bleu([[text.split() for text in texts] for texts in references], [p.split() for p in predictions])
     assert bleu(predictions, references)["bleu"] == pytest.approx(100 * expected)
+
+
+def random_texts(draws: random.Random, count: int) -> list[str]:
+    return [
+        " ".join(draws.choices(["the", "cat", "Sat.", "on", "mats", ","], k=draws.randrange(8))) for _ in range(count)
+    ]
+
+
+def test_bleu_and_chrf_are_sacrebleus_of_a_corpus_to_the_digit():
+    draws = random.Random(0)
+    predictions = random_texts(draws, 60)
+    references = [random_texts(draws, draws.randrange(1, 7)) for _ in predictions]
+    columns = list(zip_longest(*references))
+    assert bleu(predictions, references)["bleu"] == BLEU().corpus_score(predictions, columns).score > 1
+    assert chrf(predictions, references)["chrf"] == CHRF().corpus_score(predictions, columns).score > 1
+    # Too short for pairs, or nothing in common.
+    assert bleu(["cat"], [["cat"]])["bleu"] == BLEU().corpus_score(["cat"], [["cat"]]).score
+    assert bleu(["cat"], [["dog"]]) == {"bleu": 0}
+
+
+@pytest.mark.parametrize("metric", [bleu, chrf])
+def test_an_input_with_many_references_does_not_multiply_those_of_the_others(metric, monkeypatch):
+    looked_at = []
+    corpus_score = Metric.corpus_score
+
+    def score(self, hypotheses, references):
+        looked_at.extend(text for column in references for text in column)
+        return corpus_score(self, hypotheses, references)
+
+    monkeypatch.setattr(Metric, "corpus_score", score)
+    references = [["a cat sat here"]] * 200 + [[f"one dog of {number}" for number in range(200)]]
+    assert metric(["a cat sat here"] * 200 + ["one dog of 7"], references)[metric.__name__] == pytest.approx(100)
+    assert len(looked_at) <= 400
 
 
 def test_rouge_takes_the_best_reference():
@@ -135,6 +173,21 @@ def test_correlations_are_scipys():
     ranked = statistics.correlation([2, 3.5, 3.5, 5, 1], [2, 4, 3, 5, 1])
     assert spearman(predictions, references)["spearman"] == pytest.approx(100 * ranked)
     assert pearson(["1", "1"], [["1"], ["2"]]) == {"pearson": 0}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("size", ["1e-320", "1e-200", "1", "1e200", "1e307"])
+def test_correlations_of_numbers_of_any_size(size):
+    """Neither their sums nor their squares leave the range of floats."""
+    predictions, others = [f"{digit}{size[1:]}" for digit in "1151"], [f"{digit}{size[1:]}" for digit in "1013"]
+    expected = 100 * statistics.correlation([1, 1, 5, 1], [1, 0, 1, 3])
+    found = pearson(predictions, [[other] for other in others])["pearson"]
+    assert found == pytest.approx(expected, rel=1e-3 if size == "1e-320" else 1e-12)  # of which floats have few digits
+    assert pearson(predictions, [[text] for text in predictions])["pearson"] == pytest.approx(100)
+    # All equal, also where their mean is another number by its last digit.
+    assert pearson(["0.1"] * 3, [["1"], ["2"], ["3"]]) == {"pearson": 0}
+    examples = [{"targets": [other]} for other in others]
+    assert correlations(examples, predictions)["pearson"] == pytest.approx(found)
 
 
 def test_examples_have_the_scores_that_are_defined_for_one():

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 
 from t5_experimental.training import finetune
 from t5_experimental.training.data.arguments import DataArguments
-from t5_experimental.training.data.examples import make_mixture
 from t5_experimental.training.data.mixing import MixtureSampler, Source, quotas
 from t5_experimental.training.data.mixture_file import DataMixture, Entry, read_mixture
+from t5_experimental.training.data.splits import make_mixture
 from t5_experimental.training.errors import TrainingError
 
 
@@ -286,6 +286,28 @@ def test_parts_are_evaluated_as_they_are_trained_on(forked, tiny_models, tmp_pat
     expected = json.loads((tmp_path / "alone" / "all_results.json").read_text())["eval_loss"]
     assert found["eval_plain_loss"] == pytest.approx(expected, rel=1e-5)
 
+    # Without training: the same parts by the same names, to the digit.
+    again = {**options, "train_file": None, "mixture": path, "model_name_or_path": tmp_path / "output"}
+    again |= {"output_dir": tmp_path / "again", "do_train": False}
+    outcome = forked(**again)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "tasks       mrpc: glue_mrpc, measured by f1_binary, accuracy\n" in outcome.stdout
+    figures = json.loads((tmp_path / "again" / "all_results.json").read_text())
+    assert {name: figures[name] for name in names} == {name: found[name] for name in names}
+    assert (tmp_path / "again" / "predictions_eval_mrpc.jsonl").read_text().splitlines() == texts
+    assert sorted(file.name for file in (tmp_path / "again").glob("*results.json")) == [
+        "all_results.json",
+        "eval_mrpc_results.json",
+        "eval_plain_results.json",
+    ]
+    described = path.read_text()
+    path.write_text(described.replace("'say: '", "'tell: '"))
+    outcome = forked(**again)
+    assert "holds predictions that were made with another data of eval_plain: use the same" in outcome.stderr
+    path.write_text(described.replace(f"validation_file: {tmp_path}/plain.jsonl, ", "").replace(" glue_mrpc", " glue"))
+    assert f"{path}, line 3: --task glue does not exist" in forked(**again).stderr
+    path.write_text(described)
+
     options["output_dir"] = tmp_path / "new"
     outcome = forked(**options, **more, validation_file=tmp_path / "plain.jsonl")
     assert f"--validation_file has no effect beside that of {path}, line 2: leave one of them out" in outcome.stderr
@@ -308,6 +330,11 @@ def test_what_a_mixture_and_the_command_line_both_evaluate_is_refused(described,
     common = f"--model_name_or_path {tiny_models['t5_v1_1']} --mixture {path} --output_dir {tmp_path / 'out'} --use_cpu"
     for more, message in (
         (two, "--validation_file has no effect beside those of the mixture"),
+        ([*two, "--do_train", "False"], "--validation_file has no effect beside those of the mixture"),
+        (
+            ["--do_train", "False", "--predict_with_generate"],
+            "does not say how the entries of --mixture without a task",
+        ),
         (
             ["--predict_with_generate"],
             "does not say how the entries of --mixture without a task are measured: give --me",
@@ -316,3 +343,19 @@ def test_what_a_mixture_and_the_command_line_both_evaluate_is_refused(described,
         with pytest.raises(SystemExit, match=message):
             finetune.main([*common.split(), "--max_steps", "1", *more])
     assert not (tmp_path / "out").exists()
+
+
+def test_files_of_parts_that_would_have_one_name_are_refused(tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for name in ("x", "y"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"source": "a", "target": "b"}) + "\n")
+    path = tmp_path / "m.yaml"
+    part = "- {{name: {0}, train_file: {1}/x.jsonl, validation_file: '{1}/{2}.jsonl'}}\n"
+    path.write_text("entries:\n" + part.format("a", tmp_path, "*") + part.format("b", tmp_path, "x"))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_models["t5_v1_1"])
+    options = DataArguments(mixture=str(path))
+    assert list(make_mixture(options, tokenizer, 0, trains=False)) == ["eval_a_x", "eval_a_y", "eval_b"]
+    assert list(options.sources()) == ["eval_a_x", "eval_a_y", "eval_b"]
+    path.write_text("entries:\n" + part.format("a", tmp_path, "*") + part.format("a_x", tmp_path, "x"))
+    with pytest.raises(TrainingError, match="line 3: another entry has examples for eval_a_x, too; rename one"):
+        make_mixture(options, tokenizer, 0)

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq
 
 from t5_experimental.training.data.arguments import DataArguments
-from t5_experimental.training.data.examples import load_splits, make_mixture, make_split
+from t5_experimental.training.data.examples import load_splits, make_split
 from t5_experimental.training.data.mixing import MixtureSampler, Source
 from t5_experimental.training.data.packed_rows import PackedCollator, PackedSampler
+from t5_experimental.training.data.splits import make_mixture
 
 
 LENGTHS = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 4)), min_size=1, max_size=12)

@@ -320,6 +320,12 @@ def test_fresh_models_need_a_vocabulary(text, tmp_path):
     assert "--preset needs a vocabulary" in complaint(tmp_path / "output", preset="t5.1.1.small", train_file=text)
 
 
+def test_training_needs_text(tiny_models, tmp_path):
+    message = complaint(tmp_path / "output", model_name_or_path=tiny_models["t5_v1_1"])
+    assert message == "pretrain: --train_file is missing: give the text to train on."
+    assert not (tmp_path / "output").exists()
+
+
 def test_a_vocabulary_too_large_for_the_checkpoint(tiny_models, text, tmp_path):
     folder = shutil.copytree(tiny_models["t5_v1_1"], tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -229,6 +229,28 @@ def test_several_files_and_patterns(tmp_path):
         DataArguments(train_file=str(tmp_path / "*.parquet.gz")).check_files()
 
 
+@pytest.mark.parametrize(("option", "split"), [("validation_file", "eval"), ("test_file", "test")])
+def test_patterns_of_files_to_evaluate_on(option, split, tmp_path):
+    for name in ("b1", "b2", "a"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"source": name, "target": "x"}))
+    (tmp_path / "odd[1].jsonl").write_text(json.dumps({"source": "odd", "target": "x"}))
+    names = ["odd[1].jsonl", "b*.jsonl", "a.jsonl", "b1.jsonl"]  # in this order, each once, as metrics
+    options = DataArguments(**{option: [str(tmp_path / name) for name in names]})
+    options.check_files()
+    expected = [f"{split}_odd[1]", f"{split}_b1", f"{split}_b2", f"{split}_a"]
+    assert list(options.evaluated_files()) == expected
+    assert [rows["source"][0] for rows in load_splits(options, trains=False).values()] == ["odd", "b1", "b2", "a"]
+    # One file of a pattern has the names of one file.
+    assert list(DataArguments(**{option: str(tmp_path / "a*")}).evaluated_files()) == [split]
+    with pytest.raises(
+        TrainingError, match=rf"--{option} .*c\*.jsonl does not exist: give paths of data files, or patt"
+    ):
+        DataArguments(**{option: str(tmp_path / "c*.jsonl")}).check_files()
+    (tmp_path / "b1.csv").touch()
+    with pytest.raises(TrainingError, match=f"--{option} has two files b1, by whose names metrics and predictions"):
+        DataArguments(**{option: str(tmp_path / "b*")}).check_files()
+
+
 def test_workers_that_tokenize_change_nothing(tiny_models, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tiny_models["t5_v1_1"])
     (tmp_path / "data.json").write_text(json.dumps(ROWS))

@@ -1,18 +1,12 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Options of the data: files, columns, lengths."""
+"""Options of pairs of texts: files, columns, lengths. Those of plain text are in pretraining_arguments.py."""
 
-import math
-from collections.abc import Collection
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
-
-from transformers import PreTrainedTokenizerBase
 
 from ..errors import TrainingError, check_at_least
-from .denoisers import UL2_MODES, Deshuffling, IidDenoising, Mixture, iid_targets_length, ul2
 from .mixture_file import DataMixture, Entry, read_mixture
-from .objectives import Objective, PlainLM, PrefixLM, SpanCorruption, noise_counts, span_corruption_lengths
 from .opening import format_of, stem_of
 from .patterns import check_format, find_paths
 from .tasks import Task, find_task
@@ -46,12 +40,12 @@ class DataArguments:
     validation_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Examples to evaluate on at the end, and during training with --eval_strategy. Metrics of several "
-            "files have the files' names, as eval_NAME_loss."
+            "help": "Examples to evaluate on at the end, and during training with --eval_strategy; files or patterns. "
+            "Metrics of several files have the files' names, as eval_NAME_loss."
         },
     )
     test_file: list[str] | None = field(
-        default=None, metadata={"help": "Examples to evaluate on at the end; one file or several."}
+        default=None, metadata={"help": "Examples to evaluate on at the end; files or patterns."}
     )
     dataset_name: str | None = field(
         default=None,
@@ -93,7 +87,6 @@ class DataArguments:
         for option in _EVALUATED:
             if isinstance(name := getattr(self, option), str):
                 setattr(self, option, [name])
-            self._check_names(option)
         for option in ("train_file", *_EVALUATED):
             if getattr(self, option) is not None and self.dataset_name is not None:
                 raise TrainingError(f"--{option} and --dataset_name exclude each other: leave one of them out.")
@@ -121,16 +114,8 @@ class DataArguments:
             )
         self.chosen_task.check_packages()
 
-    def _check_names(self, option: str) -> None:
-        stems = [stem_of(Path(name)) for name in getattr(self, option) or ()]
-        if same := [stem for place, stem in enumerate(stems) if stem in stems[:place]]:
-            raise TrainingError(
-                f"--{option} has two files {same[0]}, by whose names metrics and predictions would be told apart: "
-                "rename one."
-            )
-
     def check_files(self) -> None:
-        """Refuses data files that do not exist or have an unknown format."""
+        """Refuses data files that do not exist, have an unknown format, or could not be told apart."""
         for path in self.train_paths():
             check_format("train_file", path, DATA_FORMATS)
         for entry, options in self.parts():
@@ -139,8 +124,10 @@ class DataArguments:
             except TrainingError as error:
                 raise TrainingError(f"{entry.where}: {error}") from error
         for option in _EVALUATED:
-            for name in getattr(self, option) or ():
-                _check_data_file(option, Path(name))
+            paths = self._evaluated_paths(option)
+            for path in paths:
+                check_format(option, path, DATA_FORMATS)
+            _check_names(option, paths)
 
     def parts(self) -> list[tuple[Entry, "DataArguments"]]:
         """The parts of --mixture, each with the options to read it with: its own, and the lengths and workers of these.
@@ -183,9 +170,17 @@ class DataArguments:
         several."""
         found: dict[str, Path] = {}
         for option, split in _EVALUATED.items():
-            names = getattr(self, option) or ()
-            found |= {f"{split}_{stem_of(Path(name))}" if len(names) > 1 else split: Path(name) for name in names}
+            paths = self._evaluated_paths(option)
+            found |= {f"{split}_{stem_of(path)}" if len(paths) > 1 else split: path for path in paths}
         return found
+
+    def _evaluated_paths(self, option: str) -> list[Path]:
+        """The files of an option in its order, those of a pattern sorted by name; each once."""
+        paths: dict[Path, Path] = {}
+        for pattern in getattr(self, option) or ():
+            for path in find_paths(option, [pattern]):
+                paths.setdefault(path.resolve(), path)
+        return list(paths.values())
 
     def sources(self) -> dict[str, dict[str, str]]:
         """Where the examples of each split are from, by the prefix of their metrics, as model cards say it."""
@@ -203,7 +198,7 @@ class DataArguments:
             }
             for prefix, file in self.evaluated_files().items()
         } | {
-            f"{prefix}_{entry.name}": source
+            entry.prefix(prefix): source
             for entry, options in self.parts()
             for prefix, source in options.sources().items()
         }
@@ -214,10 +209,13 @@ class DataArguments:
         return [name for name in names if name is not None and not Path(name).exists()]
 
 
-def _check_data_file(option: str, path: Path) -> None:
-    if not path.exists():
-        raise TrainingError(f"--{option} {path} does not exist: give the path of a data file.")
-    check_format(option, path, DATA_FORMATS)
+def _check_names(option: str, paths: Sequence[Path]) -> None:
+    stems = [stem_of(path) for path in paths]
+    if same := [stem for place, stem in enumerate(stems) if stem in stems[:place]]:
+        raise TrainingError(
+            f"--{option} has two files {same[0]}, by whose names metrics and predictions would be told apart: rename "
+            "one."
+        )
 
 
 @dataclass
@@ -227,186 +225,3 @@ class EvaluationDataArguments(DataArguments):
     # Not options here.
     train_file: list[str] | None = field(default=None, init=False)
     mixture: str | None = field(default=None, init=False)
-
-
-@dataclass
-class PretrainingDataArguments:
-    """Which text to train on, and what to predict."""
-
-    train_file: list[str] = field(
-        metadata={
-            "help": "Text: .txt, or the formats of fine-tuning with --text_column, packed or not, or folders of "
-            "save_to_disk. Several files or patterns, as 'c4/*.jsonl.gz'."
-        }
-    )
-    validation_file: list[str] | None = field(
-        default=None, metadata={"help": "Text to evaluate on at the end, and during training with --eval_strategy."}
-    )
-    validation_rows: int = field(default=1000, metadata={"help": "Rows of the validation files to use."})
-    text_column: str = field(default="text", metadata={"help": "Column of JSON and tables that has the text."})
-    document_per_line: bool = field(
-        default=False, metadata={"help": "Every line of .txt files is a document; otherwise blank lines separate them."}
-    )
-    objective: Literal["span_corruption", "prefix_lm", "lm", "iid_denoising", "deshuffling", "ul2"] = field(
-        default="span_corruption",
-        metadata={
-            "help": "Predict spans that are left out, the rest of a text after a prefix, all of it, tokens that are "
-            "left out each by its own draw, the order of shuffled tokens, or what UL2's seven denoisers leave out."
-        },
-    )
-    noise_density: float | None = field(
-        default=None,
-        metadata={
-            "help": "Fraction of the text that span_corruption and iid_denoising predict, default 0.15; for prefix_lm "
-            "half the largest fraction, default 0.5."
-        },
-    )
-    mean_noise_span_length: float | None = field(
-        default=None, metadata={"help": "Mean tokens in a span that span_corruption leaves out. Default: 3."}
-    )
-    max_source_length: int | None = field(
-        default=None, metadata={"help": "Tokens of inputs. Default: 512; none with lm."}
-    )
-    max_target_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens of targets. Default: what span_corruption or ul2 make of full inputs, 114 or 512 for 512; "
-            "the original's 192 for 512 with iid_denoising; otherwise as many as of inputs, or 512."
-        },
-    )
-    documents_together: int | None = field(
-        default=None,
-        metadata={
-            "help": "Documents to join before chunking, so that fewer examples are short. Default: the original's "
-            "128, and 1 with prefix_lm and deshuffling."
-        },
-    )
-    pack: bool = field(
-        default=False, metadata={"help": "Pack as many short examples into a row as fit; they do not see each other."}
-    )
-    shuffle_megabytes: float = field(
-        default=8.0,
-        metadata={"help": "Shuffle the text in windows of this size, and the examples within each window."},
-    )
-
-    def __post_init__(self) -> None:
-        check_at_least(self, 1, "validation_rows", "max_source_length", "max_target_length", "documents_together")
-        check_at_least(self, 1, "mean_noise_span_length")
-        if self.shuffle_megabytes <= 0:
-            raise TrainingError(f"--shuffle_megabytes is {self.shuffle_megabytes}: it must be more than 0.")
-        if self.mean_noise_span_length is not None and self.objective != "span_corruption":
-            spans = {"ul2": "spans of its own", "iid_denoising": "no mean length"}.get(self.objective, "no spans")
-            raise TrainingError(f"--objective {self.objective} has {spans}: leave --mean_noise_span_length out.")
-        if self.objective == "lm" and self.max_source_length is not None:
-            raise TrainingError("--objective lm has no inputs: leave --max_source_length out.")
-        if self.objective == "lm" and self.pack:
-            raise TrainingError("--objective lm fills its rows without packing: leave --pack out.")
-        if self.noise_density is not None:
-            self._check_noise_density(self.noise_density)
-
-    def _check_noise_density(self, density: float) -> None:
-        if self.objective in ("lm", "deshuffling"):
-            raise TrainingError(f"--objective {self.objective} predicts everything: leave --noise_density out.")
-        if self.objective == "ul2":
-            raise TrainingError("--objective ul2 has densities of its own: leave --noise_density out.")
-        most = 0.9 if self.objective == "span_corruption" else 0.5
-        if not 0 < density <= most:
-            raise TrainingError(
-                f"--noise_density is {density}: with {self.objective} it must be more than 0 and at most {most}."
-            )
-
-    def make_objective(self, tokenizer: PreTrainedTokenizerBase) -> Objective:
-        """The objective that these options describe, for a vocabulary."""
-        eos = tokenizer.eos_token_id
-        if self.objective == "lm":
-            return PlainLM(1, self.max_target_length or 512, eos, self.documents_together or 128)
-        inputs = self.max_source_length or 512
-        if self.objective == "span_corruption":
-            return self._span_corruption(inputs, tokenizer)
-        if min(inputs, self.max_target_length or inputs) < 3:
-            raise TrainingError(f"--objective {self.objective} needs at least 3 tokens on both sides.")
-        if self.objective == "iid_denoising":
-            return self._iid_denoising(inputs, tokenizer)
-        if self.objective == "ul2":
-            return self._ul2(inputs, tokenizer)
-        together = self.documents_together or 1
-        if self.objective == "prefix_lm":
-            return PrefixLM(inputs, self.max_target_length or inputs, eos, together, self.noise_density or 0.5)
-        if self.max_target_length not in (None, inputs):
-            raise TrainingError(
-                f"--max_target_length is {self.max_target_length}, but deshuffling predicts all of {inputs} inputs: "
-                f"leave the option out, or give {inputs}."
-            )
-        return Deshuffling(inputs, inputs, eos, together)
-
-    def _iid_denoising(self, inputs: int, tokenizer: PreTrainedTokenizerBase) -> IidDenoising:
-        density, together = self.noise_density or 0.15, self.documents_together or 128
-        targets, needed = self.max_target_length or iid_targets_length(inputs, density), 2 * density * inputs
-        if targets < needed:
-            raise TrainingError(
-                f"--max_target_length is {targets}, but a density of {density} often makes more targets of {inputs} "
-                f"inputs: give at least {math.ceil(needed)}."
-            )
-        first, count = _sentinels(tokenizer)
-        spans = density * (1 - density) * inputs
-        if spans + 1 > count:
-            raise TrainingError(
-                f"About {spans:.0f} spans in {inputs} inputs need as many sentinels, but the tokenizer has {count}: "
-                "give a shorter --max_source_length or a lower --noise_density."
-            )
-        return IidDenoising(inputs, targets, tokenizer.eos_token_id, together, first, count, density)
-
-    def _ul2(self, inputs: int, tokenizer: PreTrainedTokenizerBase) -> Mixture:
-        modes = {mode: tuple(tokenizer(mode, add_special_tokens=False)["input_ids"]) for mode in UL2_MODES}
-        if len(set(modes.values())) < len(modes):
-            raise TrainingError(
-                f"The tokenizer spells {', '.join(modes)} alike, which tell UL2's denoisers apart: add them as tokens."
-            )
-        together, (first, count) = self.documents_together or 128, _sentinels(tokenizer)
-        mixture = ul2(modes, inputs, tokenizer.eos_token_id, together, first, count)
-        if mixture is None:
-            raise TrainingError(f"--max_source_length {inputs} is too short for UL2's spans of 64 tokens: give 512.")
-        if (self.max_target_length or mixture.targets_length) < mixture.targets_length:
-            raise TrainingError(
-                f"--max_target_length is {self.max_target_length}, but UL2 makes {mixture.targets_length} targets of "
-                f"{inputs} inputs: leave the option out, or give at least as many."
-            )
-        return replace(mixture, targets_length=self.max_target_length or mixture.targets_length)
-
-    def _span_corruption(self, inputs: int, tokenizer: PreTrainedTokenizerBase) -> SpanCorruption:
-        density, mean = self.noise_density or 0.15, self.mean_noise_span_length or 3.0
-        chunk, targets = span_corruption_lengths(inputs, density, mean)
-        noise, spans = noise_counts(max(chunk, 2), density, mean)
-        if noise + spans + 1 > targets:
-            raise TrainingError(f"--max_source_length {inputs} is too short to leave a span out: give more.")
-        if round(noise / mean) > max(chunk, 2) - noise:
-            raise TrainingError(
-                f"--noise_density {density} in spans of {mean} leaves fewer tokens of text than spans: give a lower "
-                "density or longer spans."
-            )
-        if self.max_target_length not in (None, targets):
-            raise TrainingError(
-                f"--max_target_length is {self.max_target_length}, but span corruption makes {targets} targets of "
-                f"{inputs} inputs: leave the option out, or give {targets}."
-            )
-        first, count = _sentinels(tokenizer)
-        if spans > count:
-            raise TrainingError(
-                f"{spans} spans in {inputs} inputs need as many sentinels, but the tokenizer has {count}: give a "
-                "shorter --max_source_length or a longer --mean_noise_span_length."
-            )
-        return SpanCorruption(
-            inputs, targets, tokenizer.eos_token_id, self.documents_together or 128, first, density, mean
-        )
-
-
-def _sentinels(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """Id of `<extra_id_0>`, and the number of sentinels, whose ids count down from it."""
-    vocabulary = tokenizer.get_vocab()
-    first = vocabulary.get("<extra_id_0>")
-    if first is None:
-        raise TrainingError("The tokenizer has no sentinels (<extra_id_0>), which span corruption needs.")
-    count = 1
-    while vocabulary.get(f"<extra_id_{count}>") == first - count:
-        count += 1
-    return first, count

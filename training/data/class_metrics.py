@@ -94,10 +94,18 @@ def _ranks(numbers: np.ndarray) -> np.ndarray:
     return (counts.cumsum() - (counts - 1) / 2)[places]
 
 
+def scaled(numbers: np.ndarray) -> np.ndarray:
+    """Numbers times a power of two that makes the largest about 1, so that no sum of squares is too large or too small
+    for a float. The power loses no digit, and a correlation does not depend on it."""
+    _, exponent = np.frexp(np.abs(numbers).max())
+    return np.ldexp(numbers, -exponent)
+
+
 def _correlation(left: np.ndarray, right: np.ndarray) -> float:
-    left, right = left - left.mean(), right - right.mean()
-    size = np.linalg.norm(left) * np.linalg.norm(right)
-    return float(np.clip(left @ right / size, -1, 1)) if size else 0.0
+    if any(side.min() == side.max() for side in (left, right)):  # whose mean may be another number by its last digit
+        return 0.0
+    left, right = (scaled(side - side.mean()) for side in map(scaled, (left, right)))
+    return float(np.clip(left @ right / (np.linalg.norm(left) * np.linalg.norm(right)), -1, 1))
 
 
 def check_numbers(references: References, problem: str) -> None:

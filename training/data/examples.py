@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import TrainingError, in_a_line, shown
 from .arguments import DataArguments
 from .folders import is_saved, load_saved, stamp_of
-from .mixing import MixtureSampler, Source, quotas
+from .mixing import MixtureSampler, Source
 from .packed_rows import PackedRows, PackedSampler
 from .readings import Columns, Example, Reading, TaskRows
 from .tables import read_table
@@ -192,7 +192,7 @@ def load_splits(options: DataArguments, trains: bool = True) -> dict[str, Datase
     """Examples, with columns `source` and `targets`, by the prefix of their metrics in the trainer: `train` if the run
     trains, and `eval` and `test` if they exist, or one for each of several files, see
     [`~t5_experimental.training.data.arguments.DataArguments.evaluated_files`]. With a task, they also have its
-    columns. Of a mixture, `train` is missing; see [`make_mixture`]."""
+    columns. Of a mixture, `train` is missing; see [`~t5_experimental.training.data.splits.make_mixture`]."""
     if trains and options.dataset_name is None and options.train_file is None and options.mixture is None:
         raise TrainingError("There is nothing to train on: give --train_file, --dataset_name or --mixture.")
     task = options.chosen_task
@@ -337,31 +337,3 @@ def make_split(examples: Dataset, options: DataArguments, tokenizer: PreTrainedT
         lengths = pairs.with_format("numpy")[f"{kind}_length"][:]
         cut[f"{kind}s"] = Cut(int((lengths > limit).sum()), len(lengths), int(lengths.max()), int((lengths <= 1).sum()))
     return Split(pairs.remove_columns(["input_length", "target_length"]), examples, cut, options=options)
-
-
-def make_mixture(options: DataArguments, tokenizer: PreTrainedTokenizerBase, seed: int) -> dict[str, Split]:
-    """Token ids of a mixture: `train` has those of all parts one after the other, and the order to train on them in;
-    what a part has to evaluate on is `eval_NAME` and `test_NAME`.
-
-    Raises:
-        TrainingError: as for [`load_splits`] and [`~t5_experimental.training.data.mixing.quotas`]; the message has the
-            line of the part.
-    """
-    names, parts, evaluated = list[str](), list[Split](), dict[str, Split]()
-    for entry, own in options.parts():
-        try:
-            splits = {split: make_split(rows, own, tokenizer) for split, rows in load_splits(own).items()}
-        except TrainingError as error:
-            raise TrainingError(f"{entry.where}: {error}") from error
-        names.append(entry.name)
-        parts.append(splits.pop("train"))
-        evaluated |= {f"{split}_{entry.name}": rows for split, rows in splits.items()}
-    counts = [len(part.pairs) for part in parts]
-    draws = quotas(options.read_mixture(), counts)
-    sources = [Source(*facts) for facts in zip(names, counts, draws, strict=True)]
-    cut = parts[0].cut
-    for part in parts[1:]:
-        cut = {kind: cut[kind] + part.cut[kind] for kind in cut}
-    texts = [part.examples.select_columns(["source", "targets"]) for part in parts]
-    pairs = concatenate_datasets([part.pairs for part in parts])
-    return {"train": Split(pairs, concatenate_datasets(texts), cut, MixtureSampler(sources, seed)), **evaluated}

@@ -41,6 +41,11 @@ class Entry:
     options: dict[str, Any]
     rate: float | None = None
 
+    def prefix(self, split: str) -> str:
+        """Prefix of the metrics of a split of this part alone: `eval_NAME`, or `eval_NAME_FILE` for `eval_FILE`."""
+        kind, _, file = split.partition("_")
+        return "_".join([kind, self.name, *([file] if file else [])])
+
 
 @dataclass(frozen=True)
 class DataMixture:

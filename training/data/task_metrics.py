@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from .class_metrics import scaled
 from .metrics import f1, rouge, squad_words
 from .task_texts import FALSE_TRUE, TaskExample
 
@@ -103,8 +104,8 @@ def _number(text: str) -> float:
 
 
 def _correlation(left: np.ndarray, right: np.ndarray) -> float:
-    left, right = left - left.mean(), right - right.mean()
     with np.errstate(invalid="ignore", divide="ignore"):
+        left, right = (scaled(side - side.mean()) for side in map(scaled, (left, right)))
         return float(np.sum(left * right) / np.sqrt(np.sum(left**2) * np.sum(right**2)))
 
 

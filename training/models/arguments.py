@@ -247,11 +247,14 @@ class PretrainingModelArguments(_Dropout):
         if self.preset is not None:
             if self.preset not in PRESETS:
                 raise TrainingError(f"--preset {self.preset} does not exist: choose one of {', '.join(PRESETS)}.")
-            if self.tokenizer_name is None:
-                raise TrainingError("--preset needs a vocabulary: give --tokenizer_name, too.")
         elif self.overrides():
             raise TrainingError("--config_overrides is for --preset; a checkpoint has its own configuration.")
         check_dropout_rate(self.dropout_rate)
+
+    def check_trains(self) -> None:
+        """Refuses a preset without a vocabulary, which only `--estimate` does not need."""
+        if self.preset is not None and self.tokenizer_name is None:
+            raise TrainingError("--preset needs a vocabulary: give --tokenizer_name, too.")
 
     def check_files(self) -> None:
         """Refuses a folder without a model, and a vocabulary that does not exist."""

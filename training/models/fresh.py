@@ -11,6 +11,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.original import padded_vocab_size
 from t5_experimental.presets import preset_config
 from t5_experimental.vocabulary import SENTINELS, VocabularyError, read_vocabulary
@@ -46,25 +47,34 @@ def load_any_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def fresh_model(preset: str, overrides: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Model in float32, initialized as the original initializes it, with an embedding row for every token.
+def fresh_config(
+    preset: str, overrides: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None
+) -> T5ExperimentalConfig:
+    """Configuration with an embedding row for every token of a vocabulary.
 
     Args:
         preset: name of the released checkpoint whose sizes it has.
         overrides: fields of the configuration that differ.
         tokenizer: of the vocabulary; the number of rows is rounded up to a multiple of 128 unless `overrides` has it.
+            None for the vocabulary of the released checkpoints.
 
     Raises:
         TrainingError: a field does not exist or does not fit, or the tokenizer's special ids are not T5's.
     """
-    fields = {"vocab_size": padded_vocab_size(len(tokenizer)), **overrides}
+    fields = {} if tokenizer is None else {"vocab_size": padded_vocab_size(len(tokenizer))}
     known = preset_config(preset).to_dict()
     if unknown := sorted(set(overrides) - set(known)):
         raise TrainingError(f"--config_overrides: the configuration has no field {unknown[0]!r}.")
     try:
-        config = preset_config(preset, **fields)
+        config = preset_config(preset, **{**fields, **overrides})
     except StrictDataclassError as error:  # wraps the configuration's own error
         raise TrainingError(f"--config_overrides: {error.__cause__ or error}") from error
-    advice = "train the vocabulary with pad_id 0 and eos_id 1, and leave vocab_size out of --config_overrides"
-    check_vocabulary(tokenizer, config, "The tokenizer", advice)
-    return AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    if tokenizer is not None:
+        advice = "train the vocabulary with pad_id 0 and eos_id 1, and leave vocab_size out of --config_overrides"
+        check_vocabulary(tokenizer, config, "The tokenizer", advice)
+    return config
+
+
+def fresh_model(preset: str, overrides: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Model in float32, initialized as the original initializes it; arguments and errors as for [`fresh_config`]."""
+    return AutoModelForSeq2SeqLM.from_config(fresh_config(preset, overrides, tokenizer), dtype=torch.float32)

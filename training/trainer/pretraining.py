@@ -29,7 +29,7 @@ class PretrainingArguments(T5TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_steps < 1:
+        if self.max_steps < 1 and self.estimate is None:
             raise TrainingError("--max_steps is missing: the text is repeated endlessly, so give the steps to train.")
         if self.predict_with_generate:
             raise TrainingError("--predict_with_generate is for fine-tuning: pre-training has no texts to compare.")

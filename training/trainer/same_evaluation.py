@@ -98,7 +98,7 @@ def _record(
         "--decoding_weights": getattr(trainer.plain_model(), "decoding_weights", None),
         "generation settings": {name: generation[name] for name in sorted(generation)},
         "--seed": args.seed if generation.get("do_sample") else None,
-        **{f"{_DATA}{split}": _digest(features) for split, features in splits.items()},
+        **{f"{_DATA}{split}": _digest(features, data) for split, features in splits.items()},
     }
     return cast(dict[str, Any], json.loads(json.dumps(record, default=str)))
 
@@ -113,6 +113,9 @@ def _files(folder: Path) -> dict[str, list[int]]:
     return found
 
 
-def _digest(split: Split) -> str:
-    """Identifies the examples of a split."""
-    return hashlib.sha256(json.dumps(split.references()).encode()).hexdigest()[:16]
+def _digest(split: Split, data: DataArguments) -> str:
+    """Identifies the examples of a split, with the options that it has of its own, as a part of a mixture."""
+    content: Any = split.references()
+    if split.options is not None and split.options is not data:
+        content = [content, split.options.task, split.options.source_prefix]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from t5_experimental.training.cli import entry_point as commandline
-from t5_experimental.training.cli import first_answers
+from t5_experimental.training.cli import first_answers, option_texts
 from t5_experimental.training.cli.first_answers import answer, help_of
 from t5_experimental.training.cli.option_texts import options_of, program_of
 from t5_experimental.training.errors import TrainingError
@@ -103,6 +103,16 @@ def test_ours_come_first_and_presets_are_named():
     assert titles[5:] == ["Options of transformers that most runs use", f"Help: {len(program.options)} options in all"]
     assert len(text.splitlines()) < 240
     assert all(preset in program_of("finetune").options["optimizer_preset"].help for preset in PRESETS)
+
+
+def test_a_start_reads_its_source_once(monkeypatch):
+    looked_up, options_of_class = [], option_texts.options_of
+    monkeypatch.setattr(option_texts, "options_of", lambda *args: looked_up.append(args) or options_of_class(*args))
+    option_texts.program_of.cache_clear()
+    answer("finetune", ["--learning_rate", "3"])
+    before = len(looked_up)
+    answer("finetune", ["--learning_rate", "3"])
+    assert len(looked_up) == before > 3
 
 
 def test_help_and_misspelt_options_import_neither_torch_nor_transformers():

@@ -73,6 +73,7 @@ class ProgramText:
     options: dict[str, OptionText]
 
 
+@lru_cache  # it takes a quarter of a second, and every start asks twice: before its imports, and when it parses
 def program_of(name: str) -> ProgramText:
     """The entry point that a module of `training/` assigns to `ENTRY_POINT`."""
     source = _read(TRAINING / f"{name}.py")

@@ -119,6 +119,16 @@ def test_evaluation_of_the_saved_model_equals_that_of_its_training(trained, fork
     ]
 
 
+def test_a_bar_shows_speed_and_the_time_that_is_left(trained, forked, tmp_path):
+    options = {"entry": "evaluate", "model_name_or_path": trained, "output_dir": tmp_path / "output", "test_file": TEST}
+    result = forked(**options, disable_tqdm=False, per_device_eval_batch_size=1, metric="exact_match")
+    assert result.returncode == 0, result.stderr
+    for name in ("Computing losses", "Generating"):
+        # Such as 17/50 [00:01<00:02, 15.2 examples/s]; slow ones in s/ examples.
+        bar = rf"{name}: .*\d+/\d+ \[[\d:]+<[\d:]+, +[\d.]+ ?(examples/s|s/ examples)"
+        assert re.search(bar, result.stderr), result.stderr
+
+
 def test_two_processes_evaluate_as_one(trained, forked, tmp_path):
     result = forked(
         processes=2,

@@ -363,6 +363,9 @@ def test_recipes(name, expected, tiny_models, text, tmp_path):
     assert model.dropout_rate == 0
     assert (training.z_loss, training.optimizer_preset) == (1e-4, "pretrain")
     assert training.max_steps == {"pretrain.yaml": 1_000_000, "lm_adapt.yaml": 100_000}[name]
+    # Another length is one option: no other one of the recipe contradicts it.
+    _, data, _ = pretrain.parse([name, *flags({**needed, "max_source_length": 256})]).options
+    assert data.make_objective(None).inputs_length == 256
 
 
 def test_defaults_are_the_originals(tiny_models, text, tmp_path):

@@ -4,6 +4,7 @@
 import json
 import re
 import shutil
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +14,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
+from t5_experimental.decoding_t5_experimental import decoding_session
 from t5_experimental.kernels_t5_experimental import int8_kernels
 from t5_experimental.training import evaluate, finetune
 from t5_experimental.training.data.predictions import Sample, append, read_predictions
 from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.models.adapters import add_prompt
+from t5_experimental.training.trainer import finetuning
+from t5_experimental.training.trainer.finetuning import FinetuningTrainer
 from t5_experimental.training.trainer.generation import by_length
 
 
@@ -431,6 +435,33 @@ def test_interruption_says_how_it_goes_on(tiny_models, forked, tmp_path):
     then = f"The same command goes on after the predictions that are in {tmp_path / 'output'}."
     assert f"evaluate: Ended by SIGTERM. {then}" in result.stderr
     assert len(predictions(tmp_path / "output", "test")) == 16
+
+
+def test_one_decoding_session_for_all_texts_of_a_split(tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    opened, generated = [], []
+
+    @contextmanager
+    def session(model, *weights):
+        opened.append(model)
+        with decoding_session(model, *weights):
+            yield
+        opened.append(None)
+
+    def generate_batch(self, inputs):
+        generated.append(opened[-1] is not None)
+        return whole(self, inputs)
+
+    whole = FinetuningTrainer._generate_batch
+    monkeypatch.setattr(finetuning, "decoding_session", session)
+    monkeypatch.setattr(FinetuningTrainer, "_generate_batch", generate_batch)
+    rows = [json.dumps({"source": f"food {number}", "target": "x"}) for number in range(5)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    options = {"model_name_or_path": tiny_models["t5_v1_1"], "test_file": tmp_path / "rows.jsonl"}
+    options |= {"per_device_eval_batch_size": 2, "max_target_length": 3, "output_dir": tmp_path / "output"}
+    evaluate.main(flags_of(options))
+    assert generated == [True] * 3
+    assert len(opened) == 2
 
 
 def test_rows_are_sorted_within_windows():

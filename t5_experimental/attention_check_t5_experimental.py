@@ -20,7 +20,7 @@ _TOLERANCES = {torch.bfloat16: 0.03, torch.float16: 0.004}
 _RESULTS = ("output", "query", "key", "value", "logits_projection", "weights_projection", "diagonals")
 
 # Two examples, more than one tile of queries and of keys, none of which fills its last tile.
-_BATCH, _QUERIES, _KEYS, _PADDING = 2, 19, 35, 6
+_BATCH, _QUERIES, _KEYS, _PADDING = 2, 19, 30, 6
 
 
 class AttentionSizes(NamedTuple):

@@ -563,10 +563,14 @@ class _Launcher:
         with torch.cuda.device_of(self.problem.query):
             kernel[grid](self.inputs, *arguments, s=self.sizes, **_OPTIONS)
 
+    def _sums(self, *shape: int) -> torch.Tensor:
+        """Uninitialized, in float32, also if torch's default is another dtype."""
+        return torch.empty(shape, dtype=torch.float32, device=self.problem.query.device)
+
     def rows(self, grad_output: torch.Tensor | None = None) -> _Rows:
         """See `_rows_kernel`."""
         shape = (self.batch, self.sizes.HEADS, self.query_length)
-        rows = _Rows(*(torch.empty(shape, device=self.problem.query.device) for _ in range(3)))
+        rows = _Rows(*(self._sums(*shape) for _ in range(3)))
         gradients = self.problem.query if grad_output is None else grad_output
         self._launch(_rows_kernel, (self.query_tiles, self.batch), rows, gradients, self.seed, grad_output is not None)
         return rows
@@ -607,10 +611,7 @@ class _Launcher:
             (sizes.HEADS_P, sizes.VALUE_HEADS_P),
             (sizes.HEADS_P, 2 * _TILE),
         ]
-        device = self.problem.query.device
-        logits_mix, weights_mix, diagonals = (
-            torch.empty(self.batch, tile_diagonals, *shape, device=device) for shape in shapes
-        )
+        logits_mix, weights_mix, diagonals = (self._sums(self.batch, tile_diagonals, *shape) for shape in shapes)
         grid = (tile_diagonals, self.batch)
         self._launch(_mix_gradients_kernel, grid, rows, grad_output, logits_mix, weights_mix, diagonals, self.seed)
         return (

@@ -130,6 +130,19 @@ def test_output_and_gradients_equal_eager(name):
     assert largest_error(results, with_gradients(eager, inputs, visible)) < 3e-6
 
 
+def test_the_default_dtype_does_not_matter():
+    """transformers sets it while it loads a model, and users may."""
+    visible = CASES["padding"][0]
+    inputs = make_inputs(visible)
+    expected = with_gradients(eager, inputs, visible)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        results = with_gradients(triton_kernels, inputs, visible, dtype=torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert largest_error(results, expected) < 3e-6
+
+
 def weights_mixed_the_other_way_round(*inputs):
     *others, weights_projection, diagonals, visible = inputs
     return eager(*others, weights_projection.t(), diagonals, visible)

@@ -4,7 +4,8 @@
     python -m benchmarks.encode --output benchmarks/results/encode
 
 Contestants take turns in one process. "products" are the bare products with the encoder's matrices by `F.linear`, below
-which nothing that uses it can come. Written are OUTPUT.json and OUTPUT.png.
+which nothing that uses it can come. "int8" is a `decoding_session` of the float32 model. Written are OUTPUT.json and
+OUTPUT.png.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import transformers
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM
+
+from t5_experimental import decoding_session
 
 from .common import add_model_options, chosen_config, draw_bars, in_turns, ragged_mask, stock_twin, summary, write_json
 
@@ -66,16 +69,24 @@ def measure(dtype: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "t5_experimental": lambda: ours.encoder(input_ids, mask, skip_padding=arguments.ragged),
         "products alone": bare_products(ours.encoder, tokens),
     }
+    rounded: Any = copy.deepcopy(ours.encoder)
+    if dtype == "fp32":
+        contestants["t5_experimental int8"] = lambda: rounded(input_ids, mask, skip_padding=arguments.ragged)
     cpu_seconds: dict[str, list[float]] = {}
-    seconds = in_turns(contestants, arguments.rounds, cpu_seconds=cpu_seconds)
-    outputs = [contestants[name]().last_hidden_state.float() for name in ("transformers", "t5_experimental")]
+    with decoding_session(rounded, "int8") as session:
+        seconds = in_turns(contestants, arguments.rounds, cpu_seconds=cpu_seconds)
+        names = [name for name in contestants if name != "products alone"]
+        outputs = [contestants[name]().last_hidden_state.float() for name in names]
+    print(session)
     if mask is not None:
         outputs = [output[mask != 0] for output in outputs]
+    errors = [(output - outputs[0]).norm() / outputs[0].norm() for output in outputs]
     return {
         "tokens": tokens,
         "contestants": summary(seconds, cpu_seconds, "transformers"),
         "largest_difference": (outputs[0] - outputs[1]).abs().max().item(),
         "largest_output": outputs[0].abs().max().item(),
+        "relative_errors": {name: float(error) for name, error in zip(names, errors, strict=True)},
     }
 
 

@@ -6,8 +6,10 @@
 CTranslate2 lays its weights out anew when it loads them. Here every call of `generate` does so for itself, since
 weights may change between calls; a contestant whose calls share a `decoding_session` shows the time without that.
 
-All contestants take turns in every round, in one process and with as many threads, and generate greedily as many tokens
-as they are told to; the end-of-sequence token ends none. A figure is the median over the rounds of the time of a
+Families that only this package runs (`--preset t5.1.th.base`) are timed without the others.
+
+All contestants take turns in every round, in one process and with as many threads, and generate as many tokens as they
+are told to; the end-of-sequence token ends none. A figure is the median over the rounds of the time of a
 whole call (encoder included), divided by the number of generated tokens. Written are OUTPUT.json and OUTPUT.png.
 """
 
@@ -46,6 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--beams", type=int, default=1, help="1: greedy")
     parser.add_argument("--only", default="", help="contestants whose names contain this")
     parser.add_argument("--output", type=Path, default=Path("generate"), help="path without suffix")
     return parser.parse_args()
@@ -71,7 +74,7 @@ class InMemoryConverter(ctranslate2.converters.TransformersConverter):
         )
 
 
-def torch_contestant(model: torch.nn.Module, new_tokens: int) -> Contestant:
+def torch_contestant(model: torch.nn.Module, new_tokens: int, beams: int) -> Contestant:
     def generate(input_ids: torch.Tensor) -> list[list[int]]:
         generated = model.generate(
             input_ids,
@@ -79,19 +82,23 @@ def torch_contestant(model: torch.nn.Module, new_tokens: int) -> Contestant:
             min_new_tokens=new_tokens,
             max_new_tokens=new_tokens,
             do_sample=False,
+            num_beams=beams,
         )
         return generated[:, 1:].tolist()
 
     return generate
 
 
-def session_contestant(model: torch.nn.Module, new_tokens: int, sessions: ExitStack) -> Contestant:
-    """What the model does in a `decoding_session` that is ended with `sessions`."""
-    sessions.enter_context(decoding_session(model))
-    return torch_contestant(model, new_tokens)
+def session_contestant(
+    model: torch.nn.Module, new_tokens: int, beams: int, sessions: ExitStack, weights: str | None = None
+) -> Contestant:
+    """What the model does in a `decoding_session` that is ended with `sessions`, and prints at its end."""
+    session = sessions.enter_context(decoding_session(model, weights))
+    sessions.callback(lambda: print(session))
+    return torch_contestant(model, new_tokens, beams)
 
 
-def ctranslate2_contestant(folder: Path, compute_type: str, threads: int, new_tokens: int) -> Contestant:
+def ctranslate2_contestant(folder: Path, compute_type: str, threads: int, new_tokens: int, beams: int) -> Contestant:
     translator = ctranslate2.Translator(str(folder), compute_type=compute_type, intra_threads=threads)
     words = json.loads((folder / "shared_vocabulary.json").read_text())
     ids = {word: number for number, word in enumerate(words)}
@@ -99,7 +106,7 @@ def ctranslate2_contestant(folder: Path, compute_type: str, threads: int, new_to
     def generate(input_ids: torch.Tensor) -> list[list[int]]:
         results = translator.translate_batch(
             [[words[i] for i in row] for row in input_ids.tolist()],
-            beam_size=1,
+            beam_size=beams,
             min_decoding_length=new_tokens,
             max_decoding_length=new_tokens,
         )
@@ -112,30 +119,41 @@ def build_contestants(arguments: argparse.Namespace, scratch: Path, sessions: Ex
     """Every contestant by name, which is the library and the type of the numbers; `sessions` ends what they share."""
     torch.manual_seed(0)
     ours = AutoModelForSeq2SeqLM.from_config(chosen_config(arguments)).eval()
+    how = arguments.new_tokens, arguments.beams
+
+    def twin(dtype: torch.dtype) -> torch.nn.Module:
+        return copy.deepcopy(ours).to(dtype)
+
+    builders = {
+        "t5_experimental fp32": lambda: torch_contestant(ours, *how),
+        "t5_experimental fp32 session": lambda: session_contestant(twin(torch.float32), *how, sessions),
+        "t5_experimental bf16": lambda: torch_contestant(twin(torch.bfloat16), *how),
+        "t5_experimental bf16 session": lambda: session_contestant(twin(torch.bfloat16), *how, sessions),
+        "t5_experimental int8 session": lambda: session_contestant(twin(torch.float32), *how, sessions, "int8"),
+    }
+    if ours.config.model_type == "t5_v1_1":
+        builders |= other_contestants(ours, arguments, scratch)
+    names = sorted(builders, key=lambda name: [kind in name for kind in ("fp32", "bf16", "int8")], reverse=True)
+    return {name: builders[name]() for name in names if arguments.only in name}
+
+
+def other_contestants(
+    ours: torch.nn.Module, arguments: argparse.Namespace, scratch: Path
+) -> dict[str, Callable[[], Contestant]]:
+    """Those that are not this package, which know t5.1.1 alone."""
     stock = stock_twin(ours)
     (scratch / "config").mkdir()
     # A twin of its own, as the converter changes the numbers that it is given.
     converter = InMemoryConverter(stock_twin(ours), str(scratch / "config"))
     converter.convert(str(scratch / "float32"))
     converter.convert(str(scratch / "int8"), quantization="int8")
-    builders = {
-        "transformers fp32": lambda: torch_contestant(stock, arguments.new_tokens),
-        "CTranslate2 fp32": lambda: ctranslate2_contestant(
-            scratch / "float32", "float32", arguments.threads, arguments.new_tokens
-        ),
-        "t5_experimental fp32": lambda: torch_contestant(ours, arguments.new_tokens),
-        "t5_experimental fp32 session": lambda: session_contestant(copy.deepcopy(ours), arguments.new_tokens, sessions),
-        "transformers bf16": lambda: torch_contestant(stock_twin(ours).to(torch.bfloat16), arguments.new_tokens),
-        "t5_experimental bf16": lambda: torch_contestant(copy.deepcopy(ours).to(torch.bfloat16), arguments.new_tokens),
-        "t5_experimental bf16 session": lambda: session_contestant(
-            copy.deepcopy(ours).to(torch.bfloat16), arguments.new_tokens, sessions
-        ),
-        "CTranslate2 int8": lambda: ctranslate2_contestant(
-            scratch / "int8", "int8", arguments.threads, arguments.new_tokens
-        ),
+    how = arguments.new_tokens, arguments.beams
+    return {
+        "transformers fp32": lambda: torch_contestant(stock, *how),
+        "transformers bf16": lambda: torch_contestant(stock_twin(ours).to(torch.bfloat16), *how),
+        "CTranslate2 fp32": lambda: ctranslate2_contestant(scratch / "float32", "float32", arguments.threads, *how),
+        "CTranslate2 int8": lambda: ctranslate2_contestant(scratch / "int8", "int8", arguments.threads, *how),
     }
-    contestants = {name: build() for name, build in builders.items() if arguments.only in name}
-    return contestants
 
 
 def measure(contestants: dict[str, Contestant], arguments: argparse.Namespace) -> list[dict[str, Any]]:

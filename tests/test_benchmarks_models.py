@@ -32,7 +32,9 @@ def test_encode(flags, tokens, tmp_path):
     for dtype, tolerance in (("fp32", 1e-5), ("bf16", 0.03)):
         figures = results[dtype]
         assert figures["tokens"] == tokens
-        assert set(figures["contestants"]) == {"transformers", "t5_experimental", "products alone"}
+        int8 = {"t5_experimental int8"} if dtype == "fp32" else set()
+        assert set(figures["contestants"]) == {"transformers", "t5_experimental", "products alone"} | int8
+        assert all(figures["relative_errors"][name] < 0.05 for name in int8)
         assert all(len(figure["seconds"]) == 1 for figure in figures["contestants"].values())
         # Both compute the same, or their times could not be compared.
         assert figures["largest_difference"] <= tolerance * figures["largest_output"]
@@ -56,3 +58,9 @@ def test_generate(tmp_path):
     assert {row["name"].split()[0] for row in results} == {"transformers", "CTranslate2", "t5_experimental"}
     ours = [row for row in results if row["name"].startswith("t5_experimental")]
     assert [row["tokens_equal_to_first"] for row in ours] == [1.0, 1.0]  # a call for itself, and calls in a session
+
+
+def test_generate_of_a_family_that_others_do_not_run(tmp_path):
+    flags = "--preset t5.1.th.base --batch-sizes 2 --source-length 4 --new-tokens 3 --beams 2 --only session"
+    results = run("generate", flags, tmp_path / "generate")["results"]
+    assert [row["name"].split()[1] for row in results] == ["fp32", "bf16", "int8"]

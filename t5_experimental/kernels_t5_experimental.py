@@ -35,18 +35,21 @@ PACKED_ROWS = 32
 MOST_ROWS = 512
 """Kernels are timed for at most this number of rows; more rows are as good as these."""
 
-_MOST_FEATURES = 1024
+_MOST_FEATURES = 4096
 """Weights with more output features are timed with this number: the ranking is the same, and packing takes time."""
 
 _GAIN = 0.9
 """A kernel must take less than this share of the first candidate's time to be preferred: others may disturb the
 clock, and equal choices give equal digits."""
 
-_ROUNDS = (5, 25)
-"""Each kernel has at least and at most this number of turns; the smaller its products, the more."""
+_ROUNDS = (4, 10)
+"""Each kernel has at least and at most this number of turns."""
 
-_MILLISECONDS = 10
+_MILLISECONDS = 30
 """No further turns after this time."""
+
+_CACHE = 2**25
+"""Bytes to read so that a weight is no longer in the CPU's cache: a model is larger than that."""
 
 _INT8_ENGINES = ("fbgemm", "onednn")
 
@@ -59,14 +62,12 @@ class Kernel(NamedTuple):
     Attributes:
         name: begins with the dtype that it computes in.
         dtype: of the states that it takes, and of its outputs.
-        item_size: bytes that it reads for each value of the weight.
         pack: makes its own copy of a weight `(out, in)` in `dtype`.
         multiply: states `(..., in)` and that copy -> `(..., out)`.
     """
 
     name: str
     dtype: torch.dtype
-    item_size: int
     pack: Callable[[torch.Tensor], Any]
     multiply: Callable[[torch.Tensor, Any], torch.Tensor]
 
@@ -93,13 +94,13 @@ def _name(dtype: torch.dtype) -> str:
 @cache
 def linear_kernel(dtype: torch.dtype) -> Kernel:
     """torch's own product, with the weight as it is."""
-    return Kernel(f"{_name(dtype)}-linear", dtype, dtype.itemsize, lambda weight: weight, F.linear)
+    return Kernel(f"{_name(dtype)}-linear", dtype, lambda weight: weight, F.linear)
 
 
 @cache
 def onednn_kernel(dtype: torch.dtype) -> Kernel:
     """oneDNN with the weight in its layout for a few rows."""
-    return Kernel(f"{_name(dtype)}-onednn", dtype, dtype.itemsize, lambda weight: pack(weight, PACKED_ROWS), multiply)
+    return Kernel(f"{_name(dtype)}-onednn", dtype, lambda weight: pack(weight, PACKED_ROWS), multiply)
 
 
 @cache
@@ -118,7 +119,7 @@ def int8_kernel(engine: str) -> Kernel | None:
         scales = states.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
         return _multiply_quantized(states / scales, packed, reduce_range).mul_(scales)
 
-    return Kernel(f"int8-{engine}", torch.float32, 1, lambda weight: quantize(weight, engine), multiply_int8)
+    return Kernel(f"int8-{engine}", torch.float32, lambda weight: quantize(weight, engine), multiply_int8)
 
 
 def _multiply_quantized(states: torch.Tensor, packed: Any, reduce_range: bool) -> torch.Tensor:
@@ -271,34 +272,26 @@ def _times(kernels: Sequence[Kernel], out_features: int, in_features: int, rows:
 
 @torch.no_grad()
 def _milliseconds(kernels: Sequence[Kernel], out_features: int, in_features: int, rows: int) -> Mapping[str, float]:
-    """Shortest time of a product by each kernel, with the weight in memory: a model is larger than the caches, so that
-    a step takes at least the time to read its weights."""
+    """Shortest time of a product by each kernel, with the weight in memory, as in a step of a model."""
     weight, states = torch.full((out_features, in_features), 0.5), torch.full((rows, in_features), 0.5)
     calls: dict[str, Callable[[], object]] = {}
     for kernel in kernels:
         packed, typed = kernel.pack(weight.to(kernel.dtype)), states.to(kernel.dtype)
         calls[kernel.name] = partial(kernel.multiply, typed, packed)
-    times = _shortest(calls)
-    reading = out_features * in_features * _milliseconds_per_byte(torch.get_num_threads())
-    return {kernel.name: max(times[kernel.name], reading * kernel.item_size) for kernel in kernels}
-
-
-@cache
-def _milliseconds_per_byte(threads: int) -> float:
-    """Time to read a byte from memory."""
-    values = torch.ones(2**23)  # 32 MiB
-    return _shortest({"": values.sum})[""] / values.nbytes
+    return _shortest(calls)
 
 
 def _shortest(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """Shortest time of each call in milliseconds. They take turns, so that they share what disturbs them."""
     times = dict.fromkeys(calls, float("inf"))
+    others = torch.zeros(_CACHE, dtype=torch.uint8).view(torch.float32)
     least, most = _ROUNDS
     begin = time.perf_counter()
     for turn in range(most):
         if turn >= least and (time.perf_counter() - begin) * 1000 > _MILLISECONDS:
             break
         for name, call in calls.items():
+            others.sum()
             start = time.perf_counter()
             call()
             times[name] = min(times[name], (time.perf_counter() - start) * 1000)

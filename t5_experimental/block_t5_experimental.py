@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention_t5_experimental import T5Attention, build_attention, dense_bias, shared_dropout
 from .calls_t5_experimental import is_untouched
 from .configuration_t5_experimental import LayerSpec, T5ExperimentalConfig
-from .linears_t5_experimental import apply_linear, int8_linear
+from .linears_t5_experimental import apply_linear, in_chunks, int8_linear
 from .onednn_t5_experimental import are_bare, is_plain_inference, is_tanh_gelu, multiply_gated
 from .unpadding_t5_experimental import Tokens
 from .visibility_t5_experimental import Visibility
@@ -95,6 +95,12 @@ class T5DenseActDense(nn.Module):
         """`(b, n, d_model)` -> `(b, n, d_model)`, or unpadded `(1, tokens, d_model)` -> the same."""
         if self._is_fused(hidden_states):
             return apply_linear(self.wo, multiply_gated(hidden_states, self.wi_0.weight, self.wi_1.weight))
+        if not self.training and int8_linear(self.wo) is not None:
+            return in_chunks(self._dense, hidden_states)
+        return self._dense(hidden_states, tokens)
+
+    def _dense(self, hidden_states: torch.Tensor, tokens: Tokens | None = None) -> torch.Tensor:
+        """[`T5DenseActDense.forward`], module by module."""
         if self.is_gated:
             inner = self.act(apply_linear(self.wi_0, hidden_states)) * apply_linear(self.wi_1, hidden_states)
         else:

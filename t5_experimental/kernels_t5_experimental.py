@@ -32,7 +32,7 @@ VARIABLE = "T5_EXPERIMENTAL_CPU_KERNELS"
 PACKED_ROWS = 32
 """Number of rows for which oneDNN chooses its layout; fewer rows are as fast."""
 
-MOST_ROWS = 512
+MOST_ROWS = 256
 """Kernels are timed for at most this number of rows; more rows are as good as these."""
 
 _MOST_FEATURES = 4096

@@ -5,7 +5,7 @@ A session (decoding_t5_experimental.py) copies weights for their kernels: [`Prep
 [`Int8Linear`] for modules that are called, which [`apply_linear`] finds in [`INT8_LINEARS`].
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any, cast
@@ -15,7 +15,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from .calls_t5_experimental import is_bare_linear
-from .kernels_t5_experimental import Choice, Kernel, bucket, choose, int8_kernels, is_emulated, linear_in_float32
+from .kernels_t5_experimental import (
+    MOST_ROWS,
+    Choice,
+    Kernel,
+    bucket,
+    choose,
+    int8_kernels,
+    is_emulated,
+    linear_in_float32,
+)
 from .onednn_t5_experimental import (
     Linear,
     are_bare,
@@ -119,7 +128,16 @@ class Int8Linear(PreparedLinear):
         if not kernel.is_int8:
             return None
         self.prepare(kernel)
-        return self(states.float())[0].to(states.dtype)
+        return in_chunks(lambda rows: self(rows.float())[0].to(states.dtype), states)
+
+
+def in_chunks(compute: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> torch.Tensor:
+    """`compute(states)`, `(..., in)` -> `(..., out)`, of rows that do not depend on each other: in chunks whose
+    intermediate results stay in the CPU's cache. Passes over memory take longer than products of integers."""
+    if states.shape[:-1].numel() <= MOST_ROWS:
+        return compute(states)
+    computed = torch.cat([compute(rows) for rows in states.flatten(0, -2).split(MOST_ROWS)])
+    return computed.unflatten(0, states.shape[:-1])
 
 
 INT8_LINEARS: ContextVar[Mapping[int, Int8Linear]] = ContextVar("INT8_LINEARS", default=MappingProxyType({}))

@@ -392,3 +392,18 @@ def test_copies_in_int8_take_a_quarter(name, wide_model, inputs):
             weight, _ = packed.unpack()
             assert weight.shape == linear.shape
             assert weight.element_size() == 1
+
+
+@needs_int8
+@pytest.mark.parametrize("name", ["t5.1.1", "t5.1.th"])
+def test_many_rows_in_chunks_are_those_of_few(name, wide_model, monkeypatch):
+    """Only rounding differs: the operator's own zero point depends on the rows beside it."""
+    torch.manual_seed(0)
+    ids = torch.randint(3, 1000, (3, 40))
+    encoder = wide_model(name).get_encoder()
+    with torch.no_grad(), decoding_session(encoder, weights="int8"):
+        whole = encoder(ids).last_hidden_state
+        monkeypatch.setattr(linears, "MOST_ROWS", 7)
+        chunks = encoder(ids).last_hidden_state
+    assert chunks.shape == whole.shape
+    assert relative_error(chunks, whole) < 0.02

@@ -15,7 +15,9 @@ whole call (encoder included), divided by the number of generated tokens. Writte
 
 import argparse
 import copy
+import gc
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
@@ -50,6 +52,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--beams", type=int, default=1, help="1: greedy")
     parser.add_argument("--only", default="", help="contestants whose names contain this")
+    parser.add_argument("--memory", action="store_true", help="also what memory the first call of each needs, on Linux")
     parser.add_argument("--output", type=Path, default=Path("generate"), help="path without suffix")
     return parser.parse_args()
 
@@ -191,6 +194,25 @@ def measure(contestants: dict[str, Contestant], arguments: argparse.Namespace) -
     return rows
 
 
+def growth(arguments: argparse.Namespace, name: str, batch_size: int) -> int:
+    """MiB that a contestant's first call needs on top of what it holds before, such as weights; on Linux."""
+    torch.set_num_threads(arguments.threads)
+    transformers.logging.set_verbosity_error()
+    alone = argparse.Namespace(**{**vars(arguments), "only": name})
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as sessions:
+        generate = build_contestants(alone, Path(scratch), sessions)[name]
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is the present size
+        before = _kib("VmRSS")
+        generate(torch.full((batch_size, arguments.source_length), 5))
+        return (_kib("VmHWM") - before) // 1024
+
+
+def _kib(name: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1])
+
+
 def draw(report: dict[str, Any], path: Path) -> None:
     """One group of bars for each batch size, one bar for each contestant."""
     groups: dict[str, dict[str, float]] = {}
@@ -209,6 +231,11 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as sessions:
         results = measure(build_contestants(arguments, Path(scratch), sessions), arguments)
+    if arguments.memory:
+        for row in results:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                row["mib_of_a_call"] = pool.apply(growth, (arguments, row["name"], row["batch_size"]))
+            print(f"batch {row['batch_size']}  {row['name']:28s} {row['mib_of_a_call']:7,} MiB", flush=True)
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
     report = {"settings": {**settings, "ctranslate2": ctranslate2.__version__}, "results": results}
     write_json(arguments.output.with_suffix(".json"), report)

@@ -123,7 +123,10 @@ def write_mapping(source: Path, path: Path) -> None:
     """Says how a stock T5 takes the weights of a checkpoint, see `convert_steps.tensorflow`."""
     found = inspect(source, output_format="stock-t5")
     tensors = {entry.name: (entry.source.name, not entry.is_copied) for entry in found.plan.entries}
-    path.write_text(json.dumps({"config": found.output.fields(found.config), "tensors": tensors}), encoding="utf-8")
+    path.write_text(
+        json.dumps({"config": found.output.fields(found.architecture, found.dtype), "tensors": tensors}),
+        encoding="utf-8",
+    )
 
 
 def step(*arguments: object) -> list[str]:

@@ -192,7 +192,7 @@ def print_inspection(found: "Inspection") -> None:
     """Prints what `inspect` says of a checkpoint."""
     _print_findings(found)
     say("", "Configuration")
-    for name, value in sorted(found.output.fields(found.config).items()):
+    for name, value in sorted(found.output.fields(found.architecture, found.dtype).items()):
         say(f"  {name}: {value}")
     _print_table(found)
 
@@ -292,8 +292,8 @@ def _print_findings(found: "Inspection") -> None:
     gin = found.checkpoint.gin_file
     rows = {
         "Source": found.checkpoint.location,
-        "Family": f"{found.family} ({type(found.config).__name__})",
-        "Output": found.output.class_name(found.config),
+        "Family": f"{found.family} ({found.architecture.class_prefix}Config)",
+        "Output": found.output.class_name(found.architecture),
         "Told by": f"{gin}, checked against every shape" if gin else "the variables' shapes",
         "Step": "unknown" if found.step is None else f"{found.step:,}",
         "Parameters": f"{found.plan.parameter_count:,} in {len(found.plan.entries):,} tensors",

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -240,9 +241,9 @@ def _read_config(folder: Path) -> "T5ExperimentalConfig":
 
 def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that say what the model is; of any other, transformers makes an attribute."""
-    from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
+    from t5_experimental.architecture_t5_experimental import T5ExperimentalArchitecture
 
-    known = {"model_type", *_STOCK_FIELDS, *T5ExperimentalConfig.__annotations__}
+    known = {"model_type", *_STOCK_FIELDS, *(field.name for field in fields_of(T5ExperimentalArchitecture))}
     return {name: value for name, value in fields.items() if name in known}
 
 

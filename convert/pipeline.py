@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from .tensors import CheckpointReader, Variable
 
 
 if TYPE_CHECKING:
+    from t5_experimental.architecture_t5_experimental import T5ExperimentalArchitecture
     from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
     from t5_experimental.vocabulary import Vocabulary
 
@@ -45,7 +47,8 @@ class Inspection:
         checkpoint: where it is.
         reader: open for reading its tensors.
         family: one of the four.
-        config: configuration of our model for what is written.
+        architecture: of our model for what is written.
+        dtype: of most weights that are written, which is what the configuration states.
         output: kind of the folder.
         plan: every tensor's way.
         step: training step, if anything tells.
@@ -55,11 +58,17 @@ class Inspection:
     checkpoint: Checkpoint
     reader: CheckpointReader
     family: str
-    config: "T5ExperimentalConfig"
+    architecture: "T5ExperimentalArchitecture"
+    dtype: str
     output: OutputFormat
     plan: Plan
     step: int | None
     notes: tuple[str, ...]
+
+    @cached_property
+    def config(self) -> "T5ExperimentalConfig":
+        """Configuration of our model; made when it is asked for, because it imports torch and transformers."""
+        return self.output.config(self.architecture, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,7 @@ def inspect(
     Raises:
         ConversionError: it cannot be converted.
     """
-    from .mesh.family import build_config, choose_family
+    from .mesh.family import build_architecture, choose_family
     from .mesh.gin_reader import read_architecture
 
     check_options(
@@ -151,23 +160,22 @@ def inspect(
     vocab_size = shapes.axes("shared.weight")["vocab_size"]
     if gin and said:
         check_agreement(gin, said, shapes)
-    architecture = said or deduce(shapes, d_kv)
-    architecture = with_options(architecture, shapes, d_kv, feed_forward_proj)
-    chosen, family_notes = choose_family(family, architecture, checkpoint.name)
+    found = with_options(said or deduce(shapes, d_kv), shapes, d_kv, feed_forward_proj)
+    chosen, family_notes = choose_family(family, found, checkpoint.name)
     weights = [variables[match.mesh] for match in names.matches.values()]
     written_dtype = _config_dtype(dtype, weights)
-    config, config_notes = build_config(chosen, architecture, vocab_size, written_dtype)
-    plan = make_plan(variables, names, config, dtype, max_shard_size, gin)
+    architecture, own_notes = build_architecture(chosen, found, vocab_size)
+    plan = make_plan(variables, names, architecture, dtype, max_shard_size, gin)
     slots = find_slots(plan, variables) if optimizer else None
     if encoder_only:
         plan = without_decoder(plan, max_shard_size)
-        config, config_notes = build_config(chosen, architecture, vocab_size, written_dtype, encoder_only=True)
-    check_expressible(output, config)
+        architecture, own_notes = build_architecture(chosen, found, vocab_size, encoder_only=True)
+    check_expressible(output, architecture)
     step = _step(checkpoint, reader)
     if slots is not None:
         plan = with_optimizer(plan, slots, step)
-    notes = (*family_notes, *architecture.notes, *config_notes, *output.notes(config), *_moved(checkpoint))
-    return Inspection(checkpoint, reader, chosen, config, output, plan, step, notes)
+    notes = (*family_notes, *found.notes, *own_notes, *output.notes(architecture), *_moved(checkpoint))
+    return Inspection(checkpoint, reader, chosen, architecture, written_dtype, output, plan, step, notes)
 
 
 def _moved(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -276,7 +284,7 @@ def convert(
             if is_remote(vocab):
                 cache = Path(cache_dir).expanduser() if cache_dir else None
                 path = borrowed.enter_context(local_copy(str(vocab), cache))
-            vocabulary = check_vocabulary(path, found.config.vocab_size)
+            vocabulary = check_vocabulary(path, found.architecture.vocab_size)
         check_space(found.plan.all_nbytes, output, reclaimable(output))
         texts = _make_texts(found, vocabulary, output.name)
         report(found)
@@ -356,7 +364,7 @@ def _make_texts(found: Inspection, vocabulary: "Vocabulary | None", title: str) 
         family=found.family,
         source=found.checkpoint.name,
         step=found.step,
-        config=found.config,
+        config=found.architecture,
         output=found.output,
         plan=found.plan,
         has_tokenizer=vocabulary is not None,
@@ -367,7 +375,7 @@ def _make_texts(found: Inspection, vocabulary: "Vocabulary | None", title: str) 
             folder = Path(name)
             if vocabulary is not None:
                 write_tokenizer_files(found.output, vocabulary, folder)
-            write_config(found.output, found.config, folder)
+            write_config(found.output, found.architecture, found.dtype, folder)
             made = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     except OSError as error:
         raise ConversionError(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from t5_experimental.original import FACTORED_FROM, factored_dimensions
-from t5_experimental.presets import PRESETS, preset_config
+from t5_experimental.presets import PRESETS, preset_architecture
 
 from .mesh.parameters import parameters
 from .released import BUCKET, VOCABULARY, resolve_released
@@ -40,7 +40,7 @@ def sizes(name: str) -> Sizes:
     Raises:
         ValueError: no checkpoint of that name was released.
     """
-    found = parameters(preset_config(name)).values()
+    found = parameters(preset_architecture(name)).values()
     count = sum(math.prod(parameter.shape) for parameter in found)
     slots = sum(slot_size(parameter.mesh_shape) for parameter in found)
     itemsize = numpy_dtype("float32").itemsize

@@ -1,15 +1,19 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Configurations of the fifteen released checkpoints, as differences from the base size of their family."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .configuration_t5_experimental import (
-    T5ExperimentalConfig,
-    T5FirstLayersNarrowConfig,
-    T5LMAdaptedConfig,
-    T5TalkingHeadsConfig,
-    T5V11Config,
+from .architecture_t5_experimental import (
+    T5ExperimentalArchitecture,
+    T5FirstLayersNarrowArchitecture,
+    T5LMAdaptedArchitecture,
+    T5TalkingHeadsArchitecture,
+    T5V11Architecture,
 )
+
+
+if TYPE_CHECKING:
+    from .configuration_t5_experimental import T5ExperimentalConfig
 
 
 # Sizes of both t5.1.1 and t5.1.1.lm100k. Source: the gin files of the `t5` package, version 0.9.4.
@@ -21,15 +25,15 @@ _T5_1_1_SIZES: dict[str, dict[str, Any]] = {
     "xxl": {"d_model": 4096, "num_layers": 24, "num_heads": 64, "d_ff": 10240},
 }
 
-_FAMILIES: dict[str, tuple[type[T5ExperimentalConfig], dict[str, dict[str, Any]]]] = {
-    "t5.1.1": (T5V11Config, _T5_1_1_SIZES),
-    "t5.1.1.lm100k": (T5LMAdaptedConfig, _T5_1_1_SIZES),
+_FAMILIES: dict[str, tuple[type[T5ExperimentalArchitecture], dict[str, dict[str, Any]]]] = {
+    "t5.1.1": (T5V11Architecture, _T5_1_1_SIZES),
+    "t5.1.1.lm100k": (T5LMAdaptedArchitecture, _T5_1_1_SIZES),
     "t5.1.th": (
-        T5TalkingHeadsConfig,
+        T5TalkingHeadsArchitecture,
         {"base": {}, "large": {"d_model": 1024, "num_layers": 24, "num_heads": 32, "d_ff": 2816}},
     ),
     "t5.1.n4w10": (
-        T5FirstLayersNarrowConfig,
+        T5FirstLayersNarrowArchitecture,
         {
             "base": {},
             "large": {"d_model": 1024, "num_heads": 32, "d_ff": 5120},
@@ -42,7 +46,20 @@ PRESETS: tuple[str, ...] = tuple(f"{family}.{size}" for family, (_, sizes) in _F
 """Names of the fifteen released checkpoints, by family, from small to large."""
 
 
-def preset_config(name: str, **overrides: Any) -> T5ExperimentalConfig:
+def preset_architecture(name: str) -> T5ExperimentalArchitecture:
+    """Architecture of a released checkpoint, for which neither torch nor transformers is imported.
+
+    Args:
+        name: one of [`PRESETS`], such as "t5.1.th.base".
+
+    Raises:
+        ValueError: there is no released checkpoint of that name.
+    """
+    family, sizes = _preset(name)
+    return family(**sizes)
+
+
+def preset_config(name: str, **overrides: Any) -> "T5ExperimentalConfig":
     """Configuration of a released checkpoint.
 
     Args:
@@ -52,8 +69,15 @@ def preset_config(name: str, **overrides: Any) -> T5ExperimentalConfig:
     Raises:
         ValueError: there is no released checkpoint of that name.
     """
+    family, sizes = _preset(name)
+    from . import configuration_t5_experimental as configurations
+
+    return getattr(configurations, f"{family.class_prefix}Config")(**{**sizes, **overrides})  # type: ignore[no-any-return]
+
+
+def _preset(name: str) -> tuple[type[T5ExperimentalArchitecture], dict[str, Any]]:
     family, _, size = name.rpartition(".")
-    config_class, sizes = _FAMILIES.get(family, (None, {}))
-    if config_class is None or size not in sizes:
+    architecture, sizes = _FAMILIES.get(family, (None, {}))
+    if architecture is None or size not in sizes:
         raise ValueError(f"{name!r} is not a released checkpoint; these are: {', '.join(PRESETS)}.")
-    return config_class(**{**sizes[size], **overrides})
+    return architecture, sizes[size]

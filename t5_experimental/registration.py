@@ -2,12 +2,13 @@
 """Registers the classes with transformers' Auto classes, and imports everything else of the package when it is used.
 
 torch and transformers take three seconds to import, the models four more and the losses three, and a command that
-prints its help needs none of them. So:
+prints its help, or converts a checkpoint, needs none of them. So:
 
 1. Importing the package imports neither. Transformers' table of configurations and ours are registered with each other
    as soon as either of them is imported (at once, if it already is), through a finder in `sys.meta_path`.
 2. Creating the first configuration, without which no model can be loaded, imports and registers the models, through
    `BEFORE_FIRST_USE` in configuration_t5_experimental.py.
+   Their fields alone, architecture_t5_experimental.py, import neither.
 3. Accessing a public name of the package imports the module that defines it, through `import_later`.
 4. `without_models` disables step 2, for code that only needs configurations.
 """
@@ -45,6 +46,7 @@ _LOSSES = ("chunked_token_losses", "original_loss", "token_losses")
 # Public name -> module that defines it.
 IMPORTED_LATER = {
     **dict.fromkeys(CONFIG_NAMES, "configuration_t5_experimental"),
+    "LayerSpec": "architecture_t5_experimental",
     **dict.fromkeys(("PRESETS", "preset_config"), "presets"),
     **dict.fromkeys(MODEL_CLASSES, "modeling_t5_experimental"),
     **dict.fromkeys(_LOSSES, "loss_t5_experimental"),

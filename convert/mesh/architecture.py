@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from t5_experimental.configuration_t5_experimental import MULTI_HEAD, TALKING_HEADS, LayerSpec
+from t5_experimental.architecture_t5_experimental import MULTI_HEAD, TALKING_HEADS, LayerSpec
 
 from ..errors import ConversionError
 from ..readable import joined

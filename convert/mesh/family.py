@@ -5,22 +5,27 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-
-from t5_experimental import configuration_t5_experimental as configurations
-from t5_experimental.configuration_t5_experimental import STACKS, TALKING_HEADS, LayerSpec, T5ExperimentalConfig
+from t5_experimental.architecture_t5_experimental import (
+    STACKS,
+    TALKING_HEADS,
+    LayerSpec,
+    T5ExperimentalArchitecture,
+    T5FirstLayersNarrowArchitecture,
+    T5LMAdaptedArchitecture,
+    T5TalkingHeadsArchitecture,
+    T5V11Architecture,
+)
 
 from ..errors import ConversionError
 from .architecture import Architecture
 from .rules import FAMILY_SECTIONS
 
 
-# Family -> prefix of its classes.
-CLASS_PREFIXES: Mapping[str, str] = {
-    "t5.1.1": "T5V11",
-    "t5.1.1.lm100k": "T5LMAdapted",
-    "t5.1.th": "T5TalkingHeads",
-    "t5.1.n4w10": "T5FirstLayersNarrow",
+ARCHITECTURES: Mapping[str, type[T5ExperimentalArchitecture]] = {
+    "t5.1.1": T5V11Architecture,
+    "t5.1.1.lm100k": T5LMAdaptedArchitecture,
+    "t5.1.th": T5TalkingHeadsArchitecture,
+    "t5.1.n4w10": T5FirstLayersNarrowArchitecture,
 }
 
 FINE_TUNING_DROPOUT = 0.1
@@ -72,33 +77,30 @@ def _check(asked: str, kinds: set[str], uniform: bool) -> None:
         raise ConversionError("--family t5.1.n4w10 contradicts the checkpoint, whose layers are all alike: use auto.")
 
 
-def build_config(
-    family: str, architecture: Architecture, vocab_size: int, dtype: str, encoder_only: bool = False
-) -> tuple[T5ExperimentalConfig, tuple[str, ...]]:
-    """Our configuration, and notes on what it says otherwise than the checkpoint.
+def build_architecture(
+    family: str, architecture: Architecture, vocab_size: int, encoder_only: bool = False
+) -> tuple[T5ExperimentalArchitecture, tuple[str, ...]]:
+    """The architecture of our model, and notes on what it says otherwise than the checkpoint.
 
     Args:
         family: one of the four.
         architecture: what the model is made of.
         vocab_size: rows of the embedding.
-        dtype: dtype of the weights that are written.
         encoder_only: describe the encoder alone, as for the family's EncoderModel.
 
     Returns:
-        A configuration with the fewest fields: what most layers have stands once, and only layers that have something
+        An architecture with the fewest fields: what most layers have stands once, and only layers that have something
         else are overridden.
 
     Raises:
         ConversionError: a size is none that a model can have.
     """
-    prefix = CLASS_PREFIXES[family]
     stacks = ("encoder",) if encoder_only else STACKS
     specs = [spec for stack in stacks for spec in architecture.layers[stack]]
     counts = Counter(specs)
     # The last of the commonest, so that a tie is decided for the wide layers.
     base = max(reversed(specs), key=lambda spec: counts[spec])
     dropout_rate, notes = _dropout(architecture.dropout_rate)
-    config_class: type[T5ExperimentalConfig] = getattr(configurations, prefix + "Config")
     fields: dict[str, Any] = dict(
         vocab_size=vocab_size,
         d_model=architecture.d_model,
@@ -114,16 +116,14 @@ def build_config(
         # As transformers' own T5EncoderModel says.
         is_encoder_decoder=not encoder_only,
         use_cache=not encoder_only,
-        architectures=[prefix + ("EncoderModel" if encoder_only else "ForConditionalGeneration")],
-        dtype=dtype,
     )
     try:
-        config = config_class(**fields)
-    except StrictDataclassError as error:  # around what the configuration says itself
-        raise ConversionError(f"the checkpoint's sizes make no model: {error.__cause__ or error}") from error
+        built = ARCHITECTURES[family](**fields)
+    except ValueError as error:
+        raise ConversionError(f"the checkpoint's sizes make no model: {error}") from error
     for stack in stacks:
-        assert config.layer_specs(stack) == architecture.layers[stack], stack
-    return config, notes
+        assert built.layer_specs(stack) == architecture.layers[stack], stack
+    return built, notes
 
 
 def _dropout(rate: float | None) -> tuple[float, tuple[str, ...]]:

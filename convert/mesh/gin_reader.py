@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from t5_experimental.configuration_t5_experimental import MULTI_HEAD, TALKING_HEADS, LayerSpec
+from t5_experimental.architecture_t5_experimental import MULTI_HEAD, TALKING_HEADS, LayerSpec
 
 from ..errors import ConversionError
 from ..readable import joined, shown

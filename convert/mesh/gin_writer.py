@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from t5_experimental.configuration_t5_experimental import MULTI_HEAD
+from t5_experimental.architecture_t5_experimental import MULTI_HEAD
 from t5_experimental.original import VOCAB_DIVISOR
 
 from ..errors import ConversionError
@@ -14,7 +14,7 @@ from .scopes import SUBLAYERS, Layout
 
 
 if TYPE_CHECKING:
-    from t5_experimental.configuration_t5_experimental import LayerSpec, T5ExperimentalConfig
+    from t5_experimental.architecture_t5_experimental import LayerSpec, T5ExperimentalArchitecture
 
 
 _LAYERS = "@mesh_tensorflow.transformer.transformer_layers."
@@ -76,7 +76,7 @@ _ATTENTION = """
 """
 
 
-def check_expressible(config: "T5ExperimentalConfig") -> None:
+def check_expressible(config: "T5ExperimentalArchitecture") -> None:
     """Raises if the original code cannot build the model that a configuration describes."""
     if not config.is_encoder_decoder:
         raise ConversionError("it is an encoder without decoder, which the original cannot restore: export the whole.")
@@ -93,7 +93,7 @@ def check_expressible(config: "T5ExperimentalConfig") -> None:
     _activation(config)
 
 
-def natural_layout(config: "T5ExperimentalConfig") -> Layout:
+def natural_layout(config: "T5ExperimentalArchitecture") -> Layout:
     """The numbering of the released checkpoints: a block per layer if all are alike, else all layers in one block."""
     return Layout(
         {
@@ -104,7 +104,7 @@ def natural_layout(config: "T5ExperimentalConfig") -> Layout:
     )
 
 
-def can_be_written(layout: Layout, config: "T5ExperimentalConfig") -> bool:
+def can_be_written(layout: Layout, config: "T5ExperimentalArchitecture") -> bool:
     """Whether the original can number and name the layers of a model like that: its blocks must be alike."""
     for stack, kinds in SUBLAYERS.items():
         specs = config.layer_specs(stack)
@@ -119,7 +119,7 @@ def can_be_written(layout: Layout, config: "T5ExperimentalConfig") -> bool:
     return not layout.named_layers or None not in layout.layers_per_block.values()
 
 
-def operative_config(config: "T5ExperimentalConfig", layout: Layout, dtype: str) -> str:
+def operative_config(config: "T5ExperimentalArchitecture", layout: Layout, dtype: str) -> str:
     """Text of the file.
 
     Args:
@@ -146,7 +146,7 @@ def operative_config(config: "T5ExperimentalConfig", layout: Layout, dtype: str)
     )
 
 
-def _activation(config: "T5ExperimentalConfig") -> Any:
+def _activation(config: "T5ExperimentalArchitecture") -> Any:
     """The original's value for `feed_forward_proj`."""
     original = original_activation(config.feed_forward_proj)
     if original is None:
@@ -158,7 +158,7 @@ def _activation(config: "T5ExperimentalConfig") -> Any:
     return [original, "linear"] if config.is_gated_act else repr(original)
 
 
-def _stack(config: "T5ExperimentalConfig", stack: str, layout: Layout) -> str:
+def _stack(config: "T5ExperimentalArchitecture", stack: str, layout: Layout) -> str:
     """Widths of most layers as bindings, what others have as their own keywords."""
     specs = config.layer_specs(stack)
     count = layout.layers_per_block[stack]

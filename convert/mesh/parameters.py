@@ -12,7 +12,7 @@ from .scopes import SUBLAYERS
 
 
 if TYPE_CHECKING:
-    from t5_experimental.configuration_t5_experimental import LayerSpec, T5ExperimentalConfig
+    from t5_experimental.architecture_t5_experimental import LayerSpec, T5ExperimentalArchitecture
 
 
 # Labels of the name rules that the configuration calls otherwise.
@@ -60,12 +60,12 @@ def layer_sizes(spec: "LayerSpec") -> dict[str, int]:
     return {**numbers, "d_kv": spec.d_k}
 
 
-def parameters(config: "T5ExperimentalConfig") -> dict[str, Parameter]:
+def parameters(config: "T5ExperimentalArchitecture") -> dict[str, Parameter]:
     """All parameters by name, in the order of the model: embedding, encoder, decoder, classifier."""
     return {parameter.name: parameter for parameter in _walk(config)}
 
 
-def _walk(config: "T5ExperimentalConfig") -> Iterator[Parameter]:
+def _walk(config: "T5ExperimentalArchitecture") -> Iterator[Parameter]:
     sizes = {
         "vocab_size": config.vocab_size,
         "d_model": config.d_model,

@@ -3,13 +3,17 @@
 
 import json
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from t5_experimental.saved_code_t5_experimental import auto_map, copy_code
 
 from ..errors import ConversionError
 
 
 if TYPE_CHECKING:
+    from t5_experimental.architecture_t5_experimental import T5ExperimentalArchitecture
     from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
     from t5_experimental.vocabulary import Vocabulary
 
@@ -50,20 +54,34 @@ class OutputFormat:
         """End of the model class's name."""
         return "EncoderModel" if self.encoder_only else "ForConditionalGeneration"
 
-    def class_name(self, config: "T5ExperimentalConfig") -> str:
+    def class_name(self, config: "T5ExperimentalArchitecture") -> str:
         """The model class that the folder is of."""
-        prefix = "T5" if self.is_stock else type(config).__name__.removesuffix("Config")
-        return prefix + self.class_suffix
+        return ("T5" if self.is_stock else config.class_prefix) + self.class_suffix
 
-    def fields(self, config: "T5ExperimentalConfig") -> dict[str, Any]:
+    def config(self, architecture: "T5ExperimentalArchitecture", dtype: str) -> "T5ExperimentalConfig":
+        """transformers' configuration of our model.
+
+        Args:
+            architecture: of the model that is written.
+            dtype: of its weights.
+        """
+        from t5_experimental import configuration_t5_experimental as configurations
+
+        config_class: type[T5ExperimentalConfig] = getattr(configurations, f"{architecture.class_prefix}Config")
+        return config_class(
+            **vars(architecture), architectures=[architecture.class_prefix + self.class_suffix], dtype=dtype
+        )
+
+    def fields(self, config: "T5ExperimentalArchitecture", dtype: str) -> dict[str, Any]:
         """What config.json says, as far as it is of interest to a reader.
 
         Args:
-            config: our configuration of what is written.
+            config: the architecture of what is written.
+            dtype: of the weights.
         """
-        return _stock_fields(config, self) if self.is_stock else config.to_diff_dict()
+        return _stock_fields(config, dtype, self) if self.is_stock else _native_fields(config, dtype, self)
 
-    def notes(self, config: "T5ExperimentalConfig") -> tuple[str, ...]:
+    def notes(self, config: "T5ExperimentalArchitecture") -> tuple[str, ...]:
         """What a user of the folder may wonder about, one sentence each."""
         if not self.is_stock or self.encoder_only or config.tie_word_embeddings:
             return ()
@@ -76,12 +94,12 @@ class OutputFormat:
         )
 
 
-def check_expressible(output: OutputFormat, config: "T5ExperimentalConfig") -> None:
+def check_expressible(output: OutputFormat, config: "T5ExperimentalArchitecture") -> None:
     """Raises if the format has no way to say what the model is.
 
     Args:
         output: the format asked for.
-        config: our configuration of what is written.
+        config: the architecture of what is written.
     """
     if not output.is_stock:
         return
@@ -98,31 +116,25 @@ def check_expressible(output: OutputFormat, config: "T5ExperimentalConfig") -> N
         )
 
 
-def write_config(output: OutputFormat, config: "T5ExperimentalConfig", folder: Path) -> None:
+def write_config(output: OutputFormat, config: "T5ExperimentalArchitecture", dtype: str, folder: Path) -> None:
     """Writes the settings of generation and, as the last of all, without which nothing loads, config.json; for our own
     classes also the modelling code.
 
     Args:
         output: the format.
-        config: our configuration of what is written.
+        config: the architecture of what is written.
+        dtype: of the weights.
         folder: existing folder.
     """
-    from transformers import GenerationConfig
-
     if not output.encoder_only:
-        generation_config: Any = GenerationConfig  # its constructor has no annotations
-        generation_config(
-            decoder_start_token_id=config.decoder_start_token_id,
-            eos_token_id=config.eos_token_id,
-            pad_token_id=config.pad_token_id,
-        ).save_pretrained(folder)
-    if output.is_stock:
-        text = json.dumps(_stock_fields(config, output), indent=2, sort_keys=True)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
-    else:
-        config.save_pretrained(folder)
-        if output.encoder_only:
-            _map_to_the_encoder(output.class_name(config), folder / "config.json")
+        tokens = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
+        generation = {name: getattr(config, name) for name in tokens}
+        _write_json({**generation, **_versions()}, folder / "generation_config.json")
+    fields = output.fields(config, dtype)
+    if not output.is_stock:
+        copy_code(folder)
+        fields["auto_map"] = auto_map(config.class_prefix, fields["architectures"])
+    _write_json(fields, folder / "config.json")
 
 
 def write_tokenizer_files(output: OutputFormat, vocabulary: "Vocabulary", folder: Path) -> None:
@@ -145,16 +157,22 @@ def write_tokenizer_files(output: OutputFormat, vocabulary: "Vocabulary", folder
     (folder / "tokenizer_config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
-def _map_to_the_encoder(class_name: str, path: Path) -> None:
-    """Makes the Auto classes that build an encoder build this one, and no other find the folder to be theirs."""
-    fields = json.loads(path.read_text(encoding="utf-8"))
-    model = f"modeling_t5_experimental.{class_name}"
-    config = fields["auto_map"]["AutoConfig"]
-    fields["auto_map"] = {"AutoConfig": config, "AutoModel": model, "AutoModelForTextEncoding": model}
+def _native_fields(config: "T5ExperimentalArchitecture", dtype: str, output: OutputFormat) -> dict[str, Any]:
+    """config.json of our own model as transformers writes it, without its import, which takes most of the time of
+    converting a small checkpoint. A test compares the two."""
+    own = {"architectures": [output.class_name(config)], "dtype": dtype, "model_type": config.model_type}
+    return {**vars(config), **own, **_versions()}
+
+
+def _versions() -> dict[str, str]:
+    return {"transformers_version": version("transformers")}
+
+
+def _write_json(fields: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _stock_fields(config: "T5ExperimentalConfig", output: OutputFormat) -> dict[str, Any]:
+def _stock_fields(config: "T5ExperimentalArchitecture", dtype: str, output: OutputFormat) -> dict[str, Any]:
     """config.json of a stock T5; written out, because saving through transformers 5 would claim a shared classifier."""
     spec = config.layer_specs("encoder")[0]
     return {
@@ -165,7 +183,7 @@ def _stock_fields(config: "T5ExperimentalConfig", output: OutputFormat) -> dict[
         "d_model": config.d_model,
         "decoder_start_token_id": config.decoder_start_token_id,
         "dropout_rate": config.dropout_rate,
-        "dtype": str(config.dtype).removeprefix("torch."),
+        "dtype": dtype,
         "eos_token_id": config.eos_token_id,
         "feed_forward_proj": config.feed_forward_proj,
         "initializer_factor": config.initializer_factor,

@@ -11,7 +11,7 @@ from .format import OutputFormat
 
 
 if TYPE_CHECKING:
-    from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
+    from t5_experimental.architecture_t5_experimental import T5ExperimentalArchitecture
 
 
 _ABOUT: Mapping[str, str] = {
@@ -100,7 +100,7 @@ def model_card(
     family: str,
     source: str,
     step: int | None,
-    config: "T5ExperimentalConfig",
+    config: "T5ExperimentalArchitecture",
     output: OutputFormat,
     plan: Plan,
     has_tokenizer: bool,
@@ -113,7 +113,7 @@ def model_card(
         family: one of the four.
         source: the checkpoint's folder and prefix, without what is above them on a disk.
         step: training step, if anything tells.
-        config: our configuration of what was written.
+        config: the architecture of what was written.
         output: kind of the folder.
         plan: what was written.
         has_tokenizer: whether tokenizer files are in the folder.
@@ -149,7 +149,7 @@ def model_card(
     )
 
 
-def _loading(config: "T5ExperimentalConfig", output: OutputFormat) -> str:
+def _loading(config: "T5ExperimentalArchitecture", output: OutputFormat) -> str:
     if output.is_stock:
         return _LOAD_STOCK.format(class_name=output.class_name(config))
     return _LOAD_NATIVE.format(
@@ -163,7 +163,7 @@ def _optimizer(plan: Plan) -> list[str]:
     return [_OPTIMIZER.format(slots=len(plan.optimizer.entries), gigabytes=plan.optimizer.nbytes / 1e9)]
 
 
-def _classifier(config: "T5ExperimentalConfig", output: OutputFormat) -> str:
+def _classifier(config: "T5ExperimentalArchitecture", output: OutputFormat) -> str:
     if output.encoder_only:
         return "none"
     return "the embedding matrix" if config.tie_word_embeddings else "a separate matrix"

@@ -21,7 +21,7 @@ from .tensors import Entry, Shard, model_shards
 
 
 if TYPE_CHECKING:
-    from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
+    from t5_experimental.architecture_t5_experimental import T5ExperimentalArchitecture
 
 
 DECODER_DROP = "decoder variable (encoder only)"
@@ -141,7 +141,7 @@ def check_agreement(gin: str, said: Architecture, shapes: Shapes) -> None:
 def make_plan(
     variables: Mapping[str, Variable],
     names: Sorted,
-    config: "T5ExperimentalConfig",
+    config: "T5ExperimentalArchitecture",
     dtype: str = "source",
     max_shard_size: int = 5 * 10**9,
     gin: str | None = None,
@@ -151,7 +151,7 @@ def make_plan(
     Args:
         variables: the checkpoint's, in the order in which they are to be read.
         names: what the rules say about them.
-        config: configuration of our model.
+        config: architecture of our model.
         dtype: dtype to write, or "source" to keep every variable's own.
         max_shard_size: bytes of tensors in one file, unless a single tensor is larger.
         gin: name of the gin file that the configuration comes from, for messages.

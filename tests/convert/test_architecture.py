@@ -12,7 +12,7 @@ import t5_experimental
 from t5_experimental.convert import inspect, pipeline
 from t5_experimental.convert.errors import ConversionError
 from t5_experimental.convert.mesh.architecture import Architecture
-from t5_experimental.convert.mesh.family import build_config, choose_family
+from t5_experimental.convert.mesh.family import build_architecture, choose_family
 from t5_experimental.convert.mesh.matching import mesh_name
 from t5_experimental.convert.mesh.parameters import parameters
 from t5_experimental.convert.mesh.scopes import Layout
@@ -178,6 +178,6 @@ def test_lm100k_is_told_by_folder_or_prefix(prefix: str, family: str, make_confi
 
 @pytest.mark.parametrize(("rate", "written", "noted"), [(0.0, 0.1, True), (0.05, 0.05, False), (None, 0.1, True)])
 def test_dropout(rate: float | None, written: float, noted: bool, make_config: Callable[..., Any]) -> None:
-    config, notes = build_config("t5.1.1", architecture(make_config("t5.1.1"), dropout_rate=rate), 100, "float32")
-    assert config.dropout_rate == written
+    built, notes = build_architecture("t5.1.1", architecture(make_config("t5.1.1"), dropout_rate=rate), 100)
+    assert built.dropout_rate == written
     assert bool(notes) == noted

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 import t5_experimental
 from t5_experimental.convert import inspect
@@ -73,6 +73,29 @@ def test_genuine_checkpoints(
     assert set(variables) == used | set(plan.drops)
     assert f"tensors:      {len(tensors)} in 1 file(s)" in result.out
     assert "peak memory:" in result.out
+
+
+@pytest.mark.parametrize("options", [(), ("--encoder-only",), ("--dtype", "bfloat16")])
+@pytest.mark.parametrize(
+    "name", ["t5.1.0.tiny", "t5.1.1.tiny", "t5.1.th.tiny-uneven", "t5.1.n4w10.tiny", "t5.1.mixed.tiny"]
+)
+def test_files_are_those_that_transformers_writes(
+    name: str, options: tuple[str, ...], reference: Path, run: Run, tmp_path: Path
+) -> None:
+    """The converter writes them itself, to start without transformers."""
+    source = reference / "golden" / name
+    assert run("convert", source, tmp_path / "ours", *options).status == 0
+    dtype = "bfloat16" if "bfloat16" in options else "source"
+    config = inspect(source, dtype=dtype, encoder_only="--encoder-only" in options).config
+    config.save_pretrained(tmp_path / "theirs")
+    if "--encoder-only" not in options:
+        GenerationConfig(decoder_start_token_id=0, eos_token_id=1, pad_token_id=0).save_pretrained(tmp_path / "theirs")
+    for path in (tmp_path / "theirs").iterdir():
+        assert (tmp_path / "ours" / path.name).read_text() == path.read_text(), path.name
+    assert AutoConfig.from_pretrained(tmp_path / "ours").to_dict() == {
+        **config.to_dict(),
+        "_name_or_path": str(tmp_path / "ours"),
+    }
 
 
 def test_the_folder_is_complete(reference: Path, run: Run, tmp_path: Path) -> None:

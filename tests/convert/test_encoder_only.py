@@ -110,12 +110,12 @@ def test_the_configuration_speaks_of_the_encoder(
 def test_only_the_encoders_layers_count(make_config: Callable[..., Any], memory_reader: type) -> None:
     """Layers that only the decoder has otherwise leave no trace: the encoder is described by the fewest fields."""
     from t5_experimental.convert.mesh.architecture import Architecture
-    from t5_experimental.convert.mesh.family import build_config
+    from t5_experimental.convert.mesh.family import build_architecture
 
     config = make_config("t5.1.n4w10", layer_overrides={"decoder": [{"num_heads": 2}] * 3 + [{}] * 2})
     layers = {stack: config.layer_specs(stack) for stack in ("encoder", "decoder")}
     architecture = Architecture(config.d_model, layers, 32, config.feed_forward_proj, tied=False)
-    found, _ = build_config("t5.1.n4w10", architecture, config.vocab_size, "float32", encoder_only=True)
+    found, _ = build_architecture("t5.1.n4w10", architecture, config.vocab_size, encoder_only=True)
     assert found.layer_overrides == {"encoder": [{}] * 6}
     assert (found.num_layers, found.num_decoder_layers) == (6, 6)
 

@@ -236,7 +236,7 @@ def test_what_stock_t5_cannot_express(
 
 @pytest.mark.parametrize("proj", ["gelu", "gelu_pytorch_tanh", "gated-gelu", "gated-silu"])
 def test_activations_have_their_names_there(proj: str, make_config: Callable[..., Any]) -> None:
-    fields = OutputFormat("stock-t5").fields(make_config("t5.1.1", feed_forward_proj=proj, dtype="float32"))
+    fields = OutputFormat("stock-t5").fields(make_config("t5.1.1", feed_forward_proj=proj), "float32")
     theirs = T5Config(**fields)
     ours = T5V11Config.from_dict(fields)
     same = {"gelu_new": "gelu_pytorch_tanh"}.get(theirs.dense_act_fn, theirs.dense_act_fn)

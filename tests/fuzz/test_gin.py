@@ -22,7 +22,7 @@ from t5_experimental.convert.errors import ConversionError
 from t5_experimental.convert.mesh import gin_reader as gin_config
 from t5_experimental.convert.mesh import gin_syntax as gin_file
 from t5_experimental.convert.mesh.architecture import Architecture
-from t5_experimental.convert.mesh.family import build_config, choose_family
+from t5_experimental.convert.mesh.family import build_architecture, choose_family
 from t5_experimental.convert.mesh.gin_reader import read_architecture
 from t5_experimental.convert.mesh.gin_syntax import GinFile
 
@@ -277,16 +277,17 @@ def read(generator: random.Random) -> None:
 
 
 def check(found: Architecture) -> None:
-    """What is read makes sense, and a configuration can be built of it."""
+    """What is read makes sense, and an architecture can be built of it."""
     for specs in found.layers.values():
         assert specs
         for spec in specs:
             assert all(type(size) is int and size >= 1 for size in astuple(spec)[1:]), spec
     assert 0 <= found.layer_norm_epsilon < math.inf
     assert found.dropout_rate is None or 0 <= found.dropout_rate < 1
+    assert type(found.tied) is bool
     family, _ = choose_family("auto", found, "folder/model.ckpt-1")
-    config, _ = build_config(family, found, 256, "float32")
-    assert config.num_layers == len(found.layers["encoder"])
+    built, _ = build_architecture(family, found, 256)
+    assert built.num_layers == len(found.layers["encoder"])
 
 
 def test_any_change_of_a_gin_file(fuzz: Callable[..., None]) -> None:

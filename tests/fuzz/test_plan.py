@@ -264,7 +264,7 @@ def check(found: pipeline.Inspection) -> None:
         family=found.family,
         source=found.checkpoint.name,
         step=found.step,
-        config=found.config,
+        config=found.architecture,
         output=found.output,
         plan=plan,
         has_tokenizer=False,

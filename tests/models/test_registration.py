@@ -1,6 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """The Auto classes find every model, though the models are imported only when they are needed."""
 
+import json
 import multiprocessing
 import os
 import subprocess
@@ -123,27 +124,81 @@ print(*(name in sys.modules for name in ("transformers.modeling_utils", "transfo
     assert in_a_process(script).split() == ["False", "False"]
 
 
+HEAVY = (
+    "torch._dynamo",
+    "torch._inductor",
+    "sympy",
+    "tensorflow",
+    "jax",
+    "sklearn",
+    "scipy",
+    "pandas",
+    "datasets",
+    "peft",
+)
+MODELS = ("transformers.modeling_utils", "transformers.activations", "transformers.generation.utils", "safetensors")
+
+# What the command loads, printed after each line of arguments: what one has loaded, the next ones have, too.
+COMMANDS = """
+import contextlib, io, json, sys
+from t5_experimental.convert.cli import main
+
+for command in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            status = main(command)
+        except SystemExit as end:
+            status = end.code
+    heavy = ("numpy", "torch", "transformers", "huggingface_hub", "requests", "fsspec", *json.loads(sys.argv[2]))
+    print(status, *(name for name in heavy if name in sys.modules), sep=",")
+"""
+
+
 def test_the_import_loads_next_to_nothing() -> None:
-    """And a configuration torch, the parts of transformers that it needs, and two modules of ours."""
+    """And a configuration torch, the parts of transformers that it needs, and one module of ours."""
     script = """
 import sys
 import t5_experimental, t5_experimental.training, t5_experimental.convert.cli
+from t5_experimental import LayerSpec, PRESETS
+from t5_experimental.presets import preset_architecture
+for name in PRESETS:
+    preset_architecture(name).layer_specs("decoder")
 assert not {"torch", "transformers", "numpy"} & set(sys.modules), sys.modules
 before = set(sys.modules)
 import torch
 with_torch = set(sys.modules)
-from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
-needed = set(sys.modules)
 from t5_experimental import preset_config
-print(*sorted(name for name in set(sys.modules) - needed if name.startswith("t5_experimental")))
+t5_experimental.T5V11Config
+print(*sorted(name for name in set(sys.modules) - before if name.startswith("t5_experimental")))
 print(*sorted(set(sys.modules) - with_torch))
+from transformers import T5ForConditionalGeneration
+with_theirs = set(sys.modules)
+from t5_experimental import T5V11ForConditionalGeneration
+print(*sorted(name for name in set(sys.modules) - with_theirs if not name.startswith("t5_experimental.")))
 """
-    ours, all_loaded = (line.split() for line in in_a_process(script).splitlines())
-    assert ours == ["t5_experimental.configuration_t5_experimental", "t5_experimental.presets"]
-    heavy = ("torch._dynamo", "torch._inductor", "sympy", "tensorflow", "jax", "sklearn", "scipy", "pandas")
-    models = ("transformers.modeling_utils", "transformers.activations", "transformers.generation.utils", "safetensors")
-    assert not set(all_loaded) & {*heavy, *models}
+    ours, for_configs, for_models = (set(line.split()) for line in in_a_process(script).splitlines())
+    assert ours == {"t5_experimental.configuration_t5_experimental"}
+    assert not for_configs & {*HEAVY, *MODELS}
+    # To transformers' own T5, ours add next to nothing.
+    assert for_models <= {"torch.utils.flop_counter", "torch.utils.module_tracker"}
+
+
+def test_commands_start_without_torch(tmp_path: Path) -> None:
+    """Nor does the conversion of a checkpoint need more than numpy; guarded here because time cannot be."""
+    golden = Path(__file__).parents[1] / "reference" / "golden"
+    commands = [
+        ["--help"],
+        ["convert", "--help"],
+        ["presets"],
+        ["convert", "somewhere", "somewhere else", "--dtyp"],
+        ["inspect", golden / "t5.1.1.tiny"],
+        ["convert", golden / "t5.1.th.tiny", tmp_path / "native", "--verify"],
+        ["convert", golden / "t5.1.1.tiny", tmp_path / "stock", "--format", "stock-t5", "--dtype", "bfloat16"],
+        ["verify", golden / "t5.1.th.tiny", tmp_path / "native"],
+    ]
+    lines = in_a_process(COMMANDS, json.dumps(commands, default=str), json.dumps(HEAVY)).splitlines()
+    assert lines[:4] == ["0", "0", "0,numpy", "2,numpy"]
+    assert lines[4:] == ["0,numpy"] * 4
 
 
 def test_the_package_is_imported_before_transformers(tmp_path: Path) -> None:

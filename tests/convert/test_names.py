@@ -9,7 +9,7 @@ import pytest
 
 import t5_experimental
 from t5_experimental.convert.errors import ConversionError
-from t5_experimental.convert.mesh.family import CLASS_PREFIXES
+from t5_experimental.convert.mesh.family import ARCHITECTURES
 from t5_experimental.convert.mesh.matching import match_name, mesh_name, sort_names
 from t5_experimental.convert.mesh.parameters import parameters
 from t5_experimental.convert.mesh.rules import FAMILY_SECTIONS, SECTIONS
@@ -127,7 +127,7 @@ def test_a_stray_layer_does_not_renumber_the_others() -> None:
 
 
 def test_every_family_has_sections_and_classes() -> None:
-    assert set(FAMILY_SECTIONS) == set(CLASS_PREFIXES)
+    assert set(FAMILY_SECTIONS) == set(ARCHITECTURES)
     assert {section for sections in FAMILY_SECTIONS.values() for section in sections} == set(SECTIONS)
-    for prefix in CLASS_PREFIXES.values():
+    for prefix in (architecture.class_prefix for architecture in ARCHITECTURES.values()):
         assert hasattr(t5_experimental, prefix + "ForConditionalGeneration")

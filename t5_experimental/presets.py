@@ -72,7 +72,7 @@ def preset_config(name: str, **overrides: Any) -> "T5ExperimentalConfig":
     family, sizes = _preset(name)
     from . import configuration_t5_experimental as configurations
 
-    return getattr(configurations, f"{family.class_prefix}Config")(**{**sizes, **overrides})  # type: ignore[no-any-return]
+    return getattr(configurations, f"{family.class_prefix}Config")(**{**sizes, **overrides})
 
 
 def _preset(name: str) -> tuple[type[T5ExperimentalArchitecture], dict[str, Any]]:

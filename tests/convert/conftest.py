@@ -1,10 +1,12 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Fixtures of the converter's tests: checkpoints in memory and on disk, and the command."""
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,6 +146,25 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
         return SimpleNamespace(status=status, out=captured.out, err=captured.err)
 
     return call
+
+
+@pytest.fixture
+def complaints(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What transformers and Python warn of during a test."""
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        said.append(str(message))
+
+    logger = logging.getLogger("transformers")
+    listener = Listener(logging.WARNING)
+    monkeypatch.setattr(logger, "handlers", [*logger.handlers, listener])
+    monkeypatch.setattr(warnings, "showwarning", show)
+    return said
 
 
 WITHOUT_PACKAGE = """

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from t5_experimental import configuration_t5_experimental as configurations
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 
@@ -209,7 +211,8 @@ def _family(asked: str, name: str) -> str:
 
 
 def _left_out(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    names = sorted(name for name in fields if name not in _TAKEN and name not in _PASSED_OVER)
+    known = {*_TAKEN, *_PASSED_OVER, *PreTrainedConfig().to_dict()}
+    names = sorted(fields.keys() - known)
     return (f"Of config.json, these fields are not taken over: {joined(names)}.",) if names else ()
 
 

@@ -83,7 +83,7 @@ _GENERATE = (
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="t5-experimental",
-        description="Converts Mesh TensorFlow T5 checkpoints for transformers, and generates texts with the results.",
+        description="Converts T5 checkpoints of Mesh TensorFlow and of transformers, and generates texts with them.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser("convert", help="write a folder that from_pretrained loads")
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "source",
             metavar="SOURCE",
-            help="checkpoint folder or prefix, also gs://, s3://, https://; or released name",
+            help="checkpoint folder or prefix, also gs://, s3://, https://; folder of stock T5; or released name",
         )
         if command is convert:
             command.add_argument("output", metavar="OUTPUT", help="folder to write")
@@ -289,12 +289,12 @@ _COMMANDS = {
 
 def _print_findings(found: "Inspection") -> None:
     dtypes = Counter(entry.source.dtype for entry in found.plan.entries)
-    gin = found.checkpoint.gin_file
+    told = found.checkpoint.told_by
     rows = {
         "Source": found.checkpoint.location,
         "Family": f"{found.family} ({found.architecture.class_prefix}Config)",
         "Output": found.output.class_name(found.architecture),
-        "Told by": f"{gin}, checked against every shape" if gin else "the variables' shapes",
+        "Told by": f"{told}, checked against every shape" if told else "the variables' shapes",
         "Step": "unknown" if found.step is None else f"{found.step:,}",
         "Parameters": f"{found.plan.parameter_count:,} in {len(found.plan.entries):,} tensors",
         "Dtype": ", ".join(f"{name} ({count} tensors)" for name, count in dtypes.most_common()),

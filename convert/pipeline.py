@@ -5,9 +5,9 @@ import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,10 +25,12 @@ from .output.folder import check_output, finished_or_nothing, reclaimable
 from .output.format import OutputFormat, check_expressible, write_config, write_tokenizer_files
 from .output.options import check_options
 from .output.record import read_record, write_record
+from .output.stock_source import GENERATION, TOKENIZER_CONFIG, find_stock
 from .output.verify import compare
 from .plan.optimizer_slots import find_slots, with_optimizer
 from .plan.plan import Plan, check_agreement, check_known, check_space, check_weights, make_plan, without_decoder
 from .source.checkpoint import Checkpoint, local_copy, resolve
+from .source.kinds import STOCK
 from .source.remote import is_remote
 from .tensors import CheckpointReader, Variable
 
@@ -53,6 +55,7 @@ class Inspection:
         plan: every tensor's way.
         step: training step, if anything tells.
         notes: what was assumed or is set otherwise than in the checkpoint, one sentence each.
+        files: content of the files that a folder of transformers has and that are taken over, by name.
     """
 
     checkpoint: Checkpoint
@@ -64,6 +67,7 @@ class Inspection:
     plan: Plan
     step: int | None
     notes: tuple[str, ...]
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @cached_property
     def config(self) -> "T5ExperimentalConfig":
@@ -114,7 +118,7 @@ def inspect(
     """Finds out everything about a checkpoint and plans its conversion; reads no weight.
 
     Args:
-        source: a checkpoint's folder or prefix.
+        source: a checkpoint's folder or prefix, or a folder of transformers' T5.
         family: "t5.1.1", "t5.1.1.lm100k", "t5.1.th", "t5.1.n4w10", or "auto".
         dtype: dtype to write: "source", "float32", "bfloat16" or "float16".
         max_shard_size: bytes of tensors in one file.
@@ -131,20 +135,21 @@ def inspect(
     from .mesh.family import build_architecture, choose_family
     from .mesh.gin_reader import read_architecture
 
-    check_options(
-        {
-            "family": family,
-            "dtype": dtype,
-            "max_shard_size": max_shard_size,
-            "d_kv": d_kv,
-            "feed_forward_proj": feed_forward_proj,
-            "encoder_only": encoder_only,
-            "output_format": output_format,
-            "optimizer": optimizer,
-        }
-    )
+    options: dict[str, Any] = {
+        "family": family,
+        "dtype": dtype,
+        "max_shard_size": max_shard_size,
+        "d_kv": d_kv,
+        "feed_forward_proj": feed_forward_proj,
+        "encoder_only": encoder_only,
+        "output_format": output_format,
+        "optimizer": optimizer,
+    }
+    check_options(options)
     output = OutputFormat(output_format, encoder_only)
     checkpoint = source if isinstance(source, Checkpoint) else resolve(source, cache_dir)
+    if checkpoint.kind == STOCK:
+        return _inspect_stock(checkpoint, options)
     reader = open_reader(checkpoint)
     variables = reader.variables
     gin = checkpoint.gin_file
@@ -176,6 +181,24 @@ def inspect(
         plan = with_optimizer(plan, slots, step)
     notes = (*family_notes, *found.notes, *own_notes, *output.notes(architecture), *_moved(checkpoint))
     return Inspection(checkpoint, reader, chosen, architecture, written_dtype, output, plan, step, notes)
+
+
+def _inspect_stock(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Inspection:
+    """What `inspect` finds in a folder of transformers."""
+    found = find_stock(checkpoint, **options)
+    check_expressible(found.output, found.architecture)
+    return Inspection(
+        checkpoint=checkpoint,
+        reader=found.reader,
+        family=found.family,
+        architecture=found.architecture,
+        dtype=found.dtype,
+        output=found.output,
+        plan=found.plan,
+        step=None,
+        notes=(*found.notes, *found.output.notes(found.architecture)),
+        files=found.files,
+    )
 
 
 def _moved(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -359,6 +382,7 @@ def _make_texts(found: Inspection, vocabulary: "Vocabulary | None", title: str) 
     is the last. It is made before a weight is written, because much of it can fail."""
     from .output.model_card import model_card
 
+    taken = _taken_over(found, vocabulary)
     card = model_card(
         title=title,
         family=found.family,
@@ -367,8 +391,9 @@ def _make_texts(found: Inspection, vocabulary: "Vocabulary | None", title: str) 
         config=found.architecture,
         output=found.output,
         plan=found.plan,
-        has_tokenizer=vocabulary is not None,
+        has_tokenizer=vocabulary is not None or TOKENIZER_CONFIG in taken,
         notes=found.notes,
+        is_from_stock=found.checkpoint.kind == STOCK,
     )
     try:
         with TemporaryDirectory() as name:
@@ -383,7 +408,12 @@ def _make_texts(found: Inspection, vocabulary: "Vocabulary | None", title: str) 
             "another folder."
         ) from error
     config = made.pop("config.json")
-    return {"README.md": card.encode(), **made, "config.json": config}
+    return {"README.md": card.encode(), **made, **taken, "config.json": config}
+
+
+def _taken_over(found: Inspection, vocabulary: "Vocabulary | None") -> dict[str, bytes]:
+    """The source's own files for the output; a vocabulary that is given replaces its tokenizer."""
+    return {name: data for name, data in found.files.items() if vocabulary is None or name == GENERATION}
 
 
 def _peak_memory() -> int | None:

@@ -88,7 +88,8 @@ class CheckpointReader(TensorReader, Protocol):
     """Reads a checkpoint, which may be far away."""
 
     def checksums(self, name: str) -> tuple[int, ...]:
-        """CRC-32C of a variable's bytes, slice by slice if it is partitioned, as the index has it: reads no number."""
+        """What changes if a variable's bytes change, without reading a number: their CRC-32C, slice by slice if it is
+        partitioned, as the index has it; where there is none, what tells one state of the file from another."""
 
     def expect(self, names: Iterable[str]) -> None:
         """Announces which variables will be read, in this order, so that a storage far away can send them ahead."""

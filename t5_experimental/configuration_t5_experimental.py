@@ -116,6 +116,17 @@ class T5ExperimentalConfig(T5ExperimentalArchitecture, PreTrainedConfig):
         PreTrainedConfig.__post_init__(self, **kwargs)
         self._complete_layers()
 
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers; the fields of its T5 come as those of this class, which means the same by them, so that
+        there is no warning of another type of model."""
+        values, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if values.get("model_type") == "t5":
+            values = {**_own_fields(cls, values), "model_type": cls.model_type}
+        return values, rest
+
     def __init_subclass__(cls, *args: Any, **kwargs: Any) -> None:
         super().__init_subclass__(*args, **kwargs)
         _understand_other_configurations(cls)

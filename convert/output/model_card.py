@@ -21,14 +21,14 @@ _ABOUT: Mapping[str, str] = {
     "t5.1.n4w10": "T5 version 1.1 whose first layers are narrower than the others",
 }
 
+_ABOUT_STOCK = "A T5 of transformers, converted"
+
 _TEMPLATE = """---
-license: apache-2.0
-library_name: transformers
+{license}library_name: transformers
 tags:
 - t5
 - {family}
-{model_type}- mesh-tensorflow
----
+{model_type}{origin}---
 
 # {title}
 
@@ -37,7 +37,7 @@ tags:
 | | |
 |---|---|
 | family | {family} |
-| source | Mesh TensorFlow checkpoint {source} |
+| source | {kind} {source} |
 | training step | {step} |
 | parameters | {parameters:,} |
 | d_model | {d_model:,} |
@@ -92,6 +92,8 @@ parameters. Its header says which step it is of and which axes are factored."""
 
 _TOKENIZER = """The tokenizer is in this folder too: `AutoTokenizer.from_pretrained("path/to/this/folder")`. Its ids are
 those of the sentencepiece model; `<extra_id_0>` is the highest."""
+_STOCK_TOKENIZER = """The source's tokenizer is in this folder, too:
+`AutoTokenizer.from_pretrained("path/to/this/folder")`."""
 _NO_TOKENIZER = "This folder has no tokenizer: convert with `--vocab sentencepiece.model` to add it."
 
 
@@ -105,6 +107,7 @@ def model_card(
     plan: Plan,
     has_tokenizer: bool,
     notes: tuple[str, ...],
+    is_from_stock: bool = False,
 ) -> str:
     """Text of the card.
 
@@ -118,14 +121,22 @@ def model_card(
         plan: what was written.
         has_tokenizer: whether tokenizer files are in the folder.
         notes: what was assumed or set otherwise than in the checkpoint.
+        is_from_stock: the source is a folder of transformers, which may be of any training and license.
     """
     specs = {stack: config.layer_specs(stack) for stack in output.stacks}
     dtypes = Counter(entry.dtype for entry in plan.entries)
     released = "The released checkpoints of this family have seen raw text only: fine-tune them before use on a task."
+    about = _ABOUT[family]
+    if is_from_stock:
+        about = _ABOUT_STOCK
+        released = "License, training and limits are those of the source: see its own card."
     all_notes = (*notes, released)
     return _TEMPLATE.format(
         title=markdown(title),
-        about=_ABOUT[family] + (": the encoder alone" if output.encoder_only else ""),
+        license="" if is_from_stock else "license: apache-2.0\n",
+        origin="" if is_from_stock else "- mesh-tensorflow\n",
+        kind="folder of transformers" if is_from_stock else "Mesh TensorFlow checkpoint",
+        about=about + (": the encoder alone" if output.encoder_only else ""),
         family=family,
         model_type="" if output.is_stock else f"- {config.model_type}\n",
         class_name=output.class_name(config),
@@ -144,7 +155,7 @@ def model_card(
         dtype=", ".join(name for name, _ in dtypes.most_common()),
         gigabytes=plan.nbytes / 1e9,
         files="one file" if len(plan.shards) == 1 else f"{len(plan.shards)} files",
-        other_files="\n\n".join([*_optimizer(plan), _TOKENIZER if has_tokenizer else _NO_TOKENIZER]),
+        other_files="\n\n".join([*_optimizer(plan), _tokenizer(has_tokenizer, is_from_stock)]),
         notes="\n".join(f"- {markdown(note)}" for note in all_notes),
     )
 
@@ -155,6 +166,12 @@ def _loading(config: "T5ExperimentalArchitecture", output: OutputFormat) -> str:
     return _LOAD_NATIVE.format(
         auto_class="AutoModelForTextEncoding" if output.encoder_only else "AutoModelForSeq2SeqLM"
     )
+
+
+def _tokenizer(is_there: bool, is_from_stock: bool) -> str:
+    if not is_there:
+        return _NO_TOKENIZER
+    return _STOCK_TOKENIZER if is_from_stock else _TOKENIZER
 
 
 def _optimizer(plan: Plan) -> list[str]:

@@ -40,12 +40,14 @@ class _Place:
 
 
 class SafetensorsReader:
-    """`TensorReader` of safetensors files, which have no checksums; they must stay as they are while they are read.
+    """`CheckpointReader` of safetensors files, which have no checksums; they must stay as they are while they are read.
 
     Attributes:
         variables: all tensors by name, in the order of their bytes in the files.
         metadata: texts in the headers.
     """
+
+    _kind = "safetensors file"
 
     def __init__(self, paths: Iterable[Path]) -> None:
         """Reads and checks the headers.
@@ -65,7 +67,7 @@ class SafetensorsReader:
             except FileNotFoundError as error:
                 raise ConversionError(f"{path} is missing: copy all files of the folder.") from error
             except (OSError, ValueError) as error:
-                raise ConversionError(f"{path} is no complete safetensors file ({error}): save it again.") from error
+                raise ConversionError(f"{path} is no complete {self._kind} ({error}): save it again.") from error
 
     def read(self, name: str) -> np.ndarray:
         """See `TensorReader.read`."""
@@ -102,8 +104,34 @@ class SafetensorsReader:
         size = math.prod(variable.shape) * numpy_dtype(variable.dtype).itemsize
         return FileMatrix(self._files, place.path, place.offset, size // rows)
 
+    def is_same_place(self, name: str, other: str) -> bool:
+        """Whether two names are of the same bytes of a file."""
+        return self.variables[name].shape == self.variables[other].shape and self._places[name] == self._places[other]
+
+    def is_copy(self, name: str, other: str) -> bool:
+        """Whether two tensors are equal bit for bit; reads them until they are not."""
+        if self.is_same_place(name, other):
+            return True
+        one, two = self.variables[name], self.variables[other]
+        if (one.dtype, one.shape) != (two.dtype, two.shape):
+            return False
+        at, memory = 0, np.empty(_BLOCK_BYTES, np.uint8)
+        for block in self.blocks(name, _BLOCK_BYTES, lambda size: memory[:size]):
+            if not self.holds(other, at, block):
+                return False
+            at += block.nbytes
+        return True
+
     def check(self, name: str) -> None:
         """There is no checksum."""
+
+    def checksums(self, name: str) -> tuple[int, ...]:
+        """What changes if the tensor's file is written to or replaced, instead of the checksums that it lacks."""
+        identity = self._files.identity(self._places[name].path)
+        return identity.device, identity.inode, identity.size, identity.modified
+
+    def expect(self, names: Iterable[str]) -> None:
+        """A disk need not be told."""
 
     def _memory_for(self, size: int) -> np.ndarray:
         """uint8 [size]; what was there before is lost."""
@@ -192,6 +220,15 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{folder} has no {WEIGHTS_FILENAME}: save the model with `save_pretrained`, which writes it."
             )
         return [folder / WEIGHTS_FILENAME]
+    return indexed_files(index)
+
+
+def indexed_files(index: Path) -> list[Path]:
+    """The files of a model that is in several, of any format.
+
+    Raises:
+        ConversionError: the index is damaged.
+    """
     try:
         names = read_json(index).get("weight_map")
         if not names or not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
@@ -200,4 +237,4 @@ def weight_files(folder: Path) -> list[Path]:
             check_plain_name(name)
     except (OSError, ValueError) as error:
         raise ConversionError(f"{index} cannot be read ({error}): save the model again.") from error
-    return [folder / name for name in sorted(set(names.values()))]
+    return [index.parent / name for name in sorted(set(names.values()))]

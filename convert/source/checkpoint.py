@@ -1,5 +1,5 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Finding the Mesh TensorFlow checkpoint that the user means, on a disk or a server."""
+"""Finding the checkpoint that the user means: Mesh TensorFlow's on a disk or a server, or a folder of transformers."""
 
 import os
 import re
@@ -14,6 +14,7 @@ from ..errors import ConversionError
 from ..readable import joined
 from ..released import is_released, resolve_released
 from .download_cache import CachedStorage
+from .kinds import CONFIG, MESH, STOCK, check_far, check_file, check_index, recognize
 from .patience import Patience
 from .remote import RemoteStorage, is_remote, label
 from .storage import LocalStorage, Storage
@@ -34,13 +35,16 @@ class Checkpoint:
 
     Attributes:
         storage: the folder.
-        prefix_name: what the names of its files begin with, as "model.ckpt-1000000".
+        prefix_name: what the names of its files begin with, as "model.ckpt-1000000"; empty for a folder of
+            transformers.
         vocabulary: URL of the vocabulary, where the source implies it.
+        kind: `MESH`, or `STOCK` for a folder of transformers.
     """
 
     storage: Storage
     prefix_name: str
     vocabulary: str | None = None
+    kind: str = MESH
 
     @property
     def prefix(self) -> Path:
@@ -64,6 +68,8 @@ class Checkpoint:
         Raises:
             ConversionError: something else has this name.
         """
+        if self.kind == STOCK:  # its config.json tells more
+            return None
         if self.storage.exists(GIN_FILE):
             return GIN_FILE
         if self.storage.local_folder and os.path.lexists(self.storage.place(GIN_FILE)):
@@ -72,6 +78,11 @@ class Checkpoint:
                 "move it away to have the architecture deduced from the variables."
             )
         return None
+
+    @property
+    def told_by(self) -> str | None:
+        """Name of the file that describes the model; None if the variables' shapes have to. Raises as `gin_file`."""
+        return CONFIG if self.kind == STOCK else self.gin_file
 
     def gin_bytes(self, most: int) -> bytes:
         """The first bytes of `gin_file`, at most `most`.
@@ -113,7 +124,8 @@ def resolve(source: str | Path, cache_dir: str | Path | None = None, patience: P
 
     Args:
         source: a folder, where the file `checkpoint` names the newest one, or the prefix or one of the files of one, as
-            a path or a URL (gs://, s3://, https://); or the name of a released checkpoint.
+            a path or a URL (gs://, s3://, https://); a folder of transformers, as a path; or the name of a released
+            checkpoint.
         cache_dir: see `open_storage`.
         patience: see `open_storage`.
 
@@ -128,10 +140,16 @@ def resolve(source: str | Path, cache_dir: str | Path | None = None, patience: P
     cache = Path(cache_dir).expanduser() if cache_dir else None
     for folder, prefix in _guesses(source):
         storage = open_storage(folder, cache, patience)
+        if prefix is None and recognize(storage) == STOCK:
+            return Checkpoint(storage, "", kind=STOCK)
         found = _in_folder(storage) if prefix is None else (storage, prefix) if _has_index(storage, prefix) else None
         if found is not None:
             _check_shards(*found)
             return Checkpoint(*found, vocabulary)
+    if is_remote(source):
+        check_far(open_storage(str(source), cache, patience))
+    elif os.path.isfile(Path(source).expanduser()):
+        check_file(Path(source).expanduser())
     raise ConversionError(_why_nothing(source))
 
 
@@ -210,6 +228,7 @@ def _newest(storage: Storage) -> tuple[Storage, str]:
     text = storage.head("checkpoint", _MOST_STATE_BYTES).decode("utf-8", errors="replace")
     match = re.search(r'^[ \t]*model_checkpoint_path\s*:\s*"((?:[^"\\]|\\.)*)"', text, re.MULTILINE)
     if not match:
+        check_index(storage)
         raise ConversionError(f"{state} names no checkpoint: give the prefix of the one to convert.")
     named = re.sub(r"\\(.)", r"\1", match[1])
     prefix = re.split(r"[/\\]", named)[-1]

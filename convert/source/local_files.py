@@ -67,6 +67,11 @@ class LocalFiles:
             self._identities[path] = self._identity(path, path.stat())
         return self._identities[path].size
 
+    def identity(self, path: Path) -> Identity:
+        """What tells a file from what it would be if it were written to. Raises as `size` does."""
+        self.size(path)
+        return self._identities[path]
+
     def fill(self, path: Path, offset: int, target: np.ndarray) -> None:
         """Fills an array with the bytes of a file.
 

@@ -1,13 +1,17 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Fixtures of the converter's tests: checkpoints in memory and on disk, and the command."""
 
+import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -144,6 +148,56 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
         return SimpleNamespace(status=status, out=captured.out, err=captured.err)
 
     return call
+
+
+@pytest.fixture
+def complaints(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What transformers and Python warn of during a test."""
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        said.append(str(message))
+
+    logger = logging.getLogger("transformers")
+    listener = Listener(logging.WARNING)
+    monkeypatch.setattr(logger, "handlers", [*logger.handlers, listener])
+    monkeypatch.setattr(warnings, "showwarning", show)
+    return said
+
+
+@pytest.fixture(scope="session")
+def stock_sample(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Any]]:
+    """`stock_sample(name)`: a folder of one of the kinds, and transformers' model of it."""
+    from tests.support.stock_folders import KINDS, build, write
+
+    root, made = tmp_path_factory.mktemp("stock"), {}
+
+    def make(name: str) -> tuple[Path, Any]:
+        if name not in made:
+            model = build(KINDS[name])
+            write(root / name, model, KINDS[name])
+            made[name] = model
+        return root / name, made[name]
+
+    return make
+
+
+@pytest.fixture
+def spoiled_stock(stock_sample: Callable[[str], tuple[Path, Any]], tmp_path: Path) -> Callable[..., Path]:
+    """`spoiled_stock(name, **fields)`: a copy of a sample with other fields in its config.json."""
+
+    def make(name: str = "t5-v1_1", **fields: Any) -> Path:
+        folder = tmp_path / "source"
+        shutil.copytree(stock_sample(name)[0], folder)
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+        return folder
+
+    return make
 
 
 WITHOUT_PACKAGE = """

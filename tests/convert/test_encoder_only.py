@@ -2,9 +2,7 @@
 """`--encoder-only`: the folder holds the encoder and nothing else, and loads as if it had always been one."""
 
 import json
-import logging
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,25 +29,6 @@ CLASSES = {
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[..., Any]
-
-
-@pytest.fixture
-def complaints(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What transformers and Python warn of during a test."""
-    said: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
-
-    def show(message: Warning | str, *_: object, **__: object) -> None:
-        said.append(str(message))
-
-    logger = logging.getLogger("transformers")
-    listener = Listener(logging.WARNING)
-    monkeypatch.setattr(logger, "handlers", [*logger.handlers, listener])
-    monkeypatch.setattr(warnings, "showwarning", show)
-    return said
 
 
 def hidden_states(model: Any, arrays: Arrays) -> torch.Tensor:

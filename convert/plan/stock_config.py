@@ -1,0 +1,254 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""What a config.json of transformers' T5 means, and our configuration of the same model.
+
+Until transformers 4, `tie_word_embeddings` said two things: whether the classifier is the embedding, and whether the
+decoder's output is scaled before it. transformers 5 writes true for every T5, and keeps the second meaning alone, in
+`scale_decoder_outputs`; of mT5 it says neither, and never scales.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from t5_experimental.architecture_t5_experimental import T5ExperimentalArchitecture
+
+from ..errors import ConversionError
+from ..mesh.family import ARCHITECTURES
+from ..readable import joined, shown
+
+
+class Classifier(Enum):
+    """What of `lm_head.weight` is stored."""
+
+    ABSENT = "absent"
+    COPY = "a copy of the embedding"
+    OWN = "a matrix of its own"
+
+
+# What transformers' classes take for a field that config.json lacks.
+_T5_DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 32128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_heads": 8,
+    "feed_forward_proj": "relu",
+}
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "t5": _T5_DEFAULTS,
+    "mt5": {
+        **_T5_DEFAULTS,
+        "vocab_size": 250112,
+        "d_ff": 1024,
+        "num_layers": 8,
+        "num_heads": 6,
+        "feed_forward_proj": "gated-gelu",
+    },
+}
+
+# Fields that our configuration has, too, with the same meaning; `dense_act_fn` and `is_gated_act` repeat another.
+_TAKEN = (
+    *_T5_DEFAULTS,
+    "num_decoder_layers",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+    "dropout_rate",
+    "layer_norm_epsilon",
+    "initializer_factor",
+    "classifier_dropout",
+    "dense_act_fn",
+    "is_gated_act",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+    "decoder_start_token_id",
+)
+
+# Fields that are decided anew, are said elsewhere in the folder, or have no meaning for a T5.
+_PASSED_OVER = {
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "gradient_checkpointing",
+    "is_decoder",
+    "is_encoder_decoder",
+    "model_type",
+    "n_positions",
+    "output_past",
+    "scale_decoder_outputs",
+    "task_specific_params",
+    "tie_word_embeddings",
+    "tokenizer_class",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+}
+
+_RELATIVES = {
+    "umt5": "umT5, which has a table of relative position biases in every layer, where the layers of a T5 share one",
+    "longt5": "LongT5, whose encoder attends to near positions and to summaries of the others",
+    "switch_transformers": "Switch Transformers, whose feed-forward layers are mixtures of experts",
+    "t5gemma": "T5Gemma, which has the layers of Gemma",
+    "pix2struct": "Pix2Struct, whose encoder reads images",
+}
+
+
+@dataclass(frozen=True)
+class StockModel:
+    """What a config.json says.
+
+    Attributes:
+        family: "t5.1.1" or "t5.1.1.lm100k".
+        architecture: of our model.
+        notes: what is not as one might expect, one sentence each.
+    """
+
+    family: str
+    architecture: T5ExperimentalArchitecture
+    notes: tuple[str, ...]
+
+
+def check_type(fields: Mapping[str, Any], place: str) -> None:
+    """Raises unless a config.json is of transformers' T5 or mT5, which are one architecture.
+
+    Args:
+        fields: its content.
+        place: of the file, for messages.
+    """
+    kind = fields.get("model_type")
+    if isinstance(kind, str) and kind in _DEFAULTS:
+        if fields.get("quantization_config") is not None:
+            raise ConversionError(f"{place} says that the weights are quantized: convert the folder of the original.")
+        return
+    ours = [architecture.model_type for architecture in ARCHITECTURES.values()]
+    if kind in ours:
+        raise ConversionError(
+            f"{place} is of a model of this package (type {kind!r}), which needs no conversion: load its folder as it "
+            "is, or write a checkpoint of the original from it with `t5-experimental export`."
+        )
+    what = _RELATIVES.get(kind) if isinstance(kind, str) else None
+    raise ConversionError(
+        f"{place} is of {what or f'a model of type {shown(kind)}, not of a T5'}: these classes cannot express it, give "
+        "a folder of type 't5' or 'mt5'."
+    )
+
+
+def read_model(
+    fields: Mapping[str, Any],
+    place: str,
+    name: str,
+    classifier: Classifier,
+    dtype: str,
+    family: str = "auto",
+    d_kv: int | None = None,
+    feed_forward_proj: str | None = None,
+    encoder_only: bool = False,
+) -> StockModel:
+    """Our configuration of a model of transformers.
+
+    Args:
+        fields: content of its config.json, see `check_type`.
+        place: of that file, for messages.
+        name: of the folder, which alone tells T5's LM adaptation.
+        classifier: what is stored of one.
+        dtype: dtype of the weights that are written.
+        family: "auto", or one of the two whose layers are all alike.
+        d_kv: see `pipeline.inspect`.
+        feed_forward_proj: see `pipeline.inspect`.
+        encoder_only: describe the encoder alone.
+
+    Raises:
+        ConversionError: the fields describe no model, contradict the stored classifier, or are not what is asked for.
+    """
+    chosen = _family(family, name)
+    if d_kv is not None and d_kv != fields.get("d_kv", 64):
+        raise ConversionError(f"{place} says that d_kv is {shown(fields.get('d_kv', 64))}: leave out --d-kv.")
+    own = {key: fields[key] for key in _TAKEN if key in fields}
+    notes = _left_out(fields)
+    if feed_forward_proj is not None:
+        own = {key: value for key, value in own.items() if key not in ("dense_act_fn", "is_gated_act")}
+        own["feed_forward_proj"] = feed_forward_proj
+    tied, scaled, more = (True, False, ()) if encoder_only else _classifier(fields, place, classifier)
+    prefix = ARCHITECTURES[chosen].class_prefix
+    values: dict[str, Any] = {
+        **_DEFAULTS[fields["model_type"]],
+        **own,
+        # As transformers' own T5EncoderModel says.
+        "is_encoder_decoder": not encoder_only,
+        "use_cache": not encoder_only and fields.get("use_cache", True),
+        "architectures": [prefix + ("EncoderModel" if encoder_only else "ForConditionalGeneration")],
+        "tie_word_embeddings": tied and not encoder_only,
+        "scale_decoder_outputs": scaled,
+        "dtype": dtype,
+    }
+    if encoder_only:
+        values["num_decoder_layers"] = None
+    from t5_experimental import configuration_t5_experimental as configurations
+
+    try:
+        config = getattr(configurations, f"{prefix}Config")(**values)
+    except Exception as error:  # transformers raises any kind for the values of its own fields
+        # Around what the configuration says itself there may be an exception that says where it was said.
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ConversionError(f"{place} describes no model ({reason:.1000}): copy it again.") from error
+    # The configuration has checked types; the converter goes on with plain data.
+    own_class = ARCHITECTURES[chosen]
+    architecture = own_class(**{field.name: getattr(config, field.name) for field in dataclasses.fields(own_class)})
+    return StockModel(chosen, architecture, (*notes, *more))
+
+
+def _family(asked: str, name: str) -> str:
+    if asked == "auto":
+        return "t5.1.1.lm100k" if re.search("lm100k|lm[-_]?adapt", name.lower()) else "t5.1.1"
+    if asked not in ("t5.1.1", "t5.1.1.lm100k"):
+        raise ConversionError(
+            f"--family {asked} contradicts the folder: all layers of transformers' T5 are alike, use t5.1.1, "
+            "t5.1.1.lm100k or auto."
+        )
+    return asked
+
+
+def _left_out(fields: Mapping[str, Any]) -> tuple[str, ...]:
+    from transformers import PreTrainedConfig
+
+    known = {*_TAKEN, *_PASSED_OVER, *PreTrainedConfig().to_dict()}
+    names = sorted(fields.keys() - known)
+    return (f"Of config.json, these fields are not taken over: {joined(names)}.",) if names else ()
+
+
+def _classifier(fields: Mapping[str, Any], place: str, stored: Classifier) -> tuple[bool, bool, tuple[str, ...]]:
+    """Whether the classifier is the embedding, whether the decoder's output is scaled before it, and notes."""
+    said, scale = fields.get("tie_word_embeddings"), fields.get("scale_decoder_outputs")
+    if said not in (None, True, False) or scale not in (None, True, False):
+        raise ConversionError(
+            f"{place} has tie_word_embeddings = {shown(said)} and scale_decoder_outputs = {shown(scale)}: both must be "
+            "true or false."
+        )
+    is_mt5 = fields["model_type"] == "mt5"
+    # What transformers 5 has written says nothing about the classifier; what is stored does.
+    if said is not False and (scale is not None or (is_mt5 and _is_from_transformers_5(fields))):
+        tied, scaled = stored is not Classifier.OWN, bool(scale)
+        note = f"The classifier is {stored.value}: transformers 5 writes tie_word_embeddings = true of every T5."
+        return tied, scaled, () if tied == scaled else (note,)
+    tied = (not is_mt5) if said is None else said
+    if tied and stored is Classifier.OWN:
+        raise ConversionError(
+            f"{place} says that the classifier is the embedding (tie_word_embeddings), but lm_head.weight is stored "
+            "and differs from it: set tie_word_embeddings to false there if the stored classifier is right, or remove "
+            "lm_head.weight from the weights."
+        )
+    if not tied and stored is Classifier.ABSENT:
+        raise ConversionError(
+            f"lm_head.weight is missing, but {place} says that the classifier is a matrix of its own "
+            "(tie_word_embeddings is false): copy all files of the folder; --encoder-only converts the encoder alone."
+        )
+    return tied, tied if scale is None else scale, ()
+
+
+def _is_from_transformers_5(fields: Mapping[str, Any]) -> bool:
+    match = re.match(r"(\d{1,4})\.", str(fields.get("transformers_version", "")))
+    return match is not None and int(match[1]) >= 5

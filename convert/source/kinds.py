@@ -1,0 +1,154 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""What a folder or file is that holds no Mesh TensorFlow checkpoint: transformers' own, or something that is called by
+its name, because nothing here reads it."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ..errors import ConversionError
+from .storage import Storage
+
+
+MESH = "mesh"
+STOCK = "stock"
+
+CONFIG = "config.json"
+# Weights that are read, the first that is there; each with the index of its shards.
+STOCK_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+# Files and folders by which a kind is known -> what it is, and what to do. `*` stands for anything.
+_FROM_T5X = (
+    "save it for transformers with the script convert_t5x_checkpoint_to_pytorch.py of transformers 4 and convert that "
+    "folder, or convert the Mesh TensorFlow checkpoint of the same model (`t5-experimental presets` lists Google's)"
+)
+_T5X = ("a checkpoint of T5X (its file `checkpoint` is an index in MessagePack)", _FROM_T5X)
+_ORBAX = ("an Orbax checkpoint, as T5X and other JAX programs write it", _FROM_T5X)
+_FROM_TRANSFORMERS_4 = (
+    "load it with transformers 4, `T5ForConditionalGeneration.from_pretrained(FOLDER, from_{}=True)`, and convert the "
+    "folder that its `save_pretrained` writes"
+)
+_KINDS: Mapping[str, tuple[str, str]] = {
+    "manifest.ocdbt": _ORBAX,
+    "_METADATA": _ORBAX,
+    "_CHECKPOINT_METADATA": _ORBAX,
+    "target.*": _T5X,
+    "adapter_config.json": (
+        "an adapter of peft without the model that it changes",
+        "merge it into that model (`merge_and_unload`), save the model and convert that folder",
+    ),
+    "*.msgpack": ("Flax weights of transformers 4", _FROM_TRANSFORMERS_4.format("flax")),
+    "*.h5": ("TensorFlow 2 weights of transformers 4", _FROM_TRANSFORMERS_4.format("tf")),
+    "*.gguf": ("a GGUF file of llama.cpp", "convert the folder of transformers that it was made from"),
+    "*.onnx": ("an ONNX graph", "convert the folder of transformers that it was exported from"),
+    "saved_model.pb": ("a TensorFlow SavedModel", "convert the checkpoint that it was exported from"),
+}
+
+
+def recognize(storage: Storage) -> str | None:
+    """Whether a folder of this disk is Mesh TensorFlow's (`MESH`) or transformers' (`STOCK`); None if nothing tells.
+
+    Raises:
+        ConversionError: it is of a kind that cannot be read, and the message says which.
+    """
+    if storage.local_folder is None:
+        return None
+    names = storage.list() or []
+    if any(re.fullmatch(r".+\.index", name) for name in names):
+        return MESH
+    if CONFIG in names or any(_weights(names)):
+        return _stock(storage, names)
+    check_index(storage, names)
+    folders = _folders(storage.local_folder)
+    _check_kind(storage.place(), [*names, *folders])
+    for folder in folders:
+        inside = _names(storage.local_folder / folder)
+        if _kind(inside) in (_T5X, _ORBAX):
+            _check_kind(str(storage.local_folder / folder), inside)
+    return None
+
+
+def check_index(storage: Storage, names: Iterable[str] | None = None) -> None:
+    """Raises if the file `checkpoint`, which names a checkpoint in a folder of TensorFlow's, is that of T5X.
+
+    Args:
+        storage: the folder.
+        names: its files, if they are known.
+    """
+    if names is not None and "checkpoint" not in names:
+        return
+    # A map of MessagePack; no text begins so.
+    if re.match(rb"[\x80-\x8f\xde\xdf]", storage.head("checkpoint", 1)):
+        raise ConversionError(_sentence(storage.place(), _T5X))
+
+
+def check_file(path: Path) -> None:
+    """Raises if a file, given instead of a folder, is one of transformers' or of a kind that cannot be read."""
+    if re.fullmatch(r".*\.(safetensors|bin|safetensors\.index\.json|bin\.index\.json)|config\.json", path.name):
+        raise ConversionError(f"{path} is one file of a model: give the folder that it is in.")
+    _check_kind(str(path), [path.name])
+
+
+def check_far(storage: Storage) -> None:
+    """Raises, for a folder of a server that holds no Mesh TensorFlow checkpoint, if it holds something else."""
+    for name in (*STOCK_WEIGHTS, *(f"{name}.index.json" for name in STOCK_WEIGHTS)):
+        if storage.exists(name):
+            raise ConversionError(
+                f"{storage.place()} is a folder of transformers ({name}), which is read from this disk only: download "
+                "it and convert the copy."
+            )
+    for pattern in (*(name for name in _KINDS if "*" not in name), "flax_model.msgpack", "tf_model.h5"):
+        if storage.exists(pattern):
+            _check_kind(storage.place(), [pattern])
+
+
+def _stock(storage: Storage, names: list[str]) -> str:
+    if not any(_weights(names)):
+        _check_kind(storage.place(), [*names, *_folders(Path(storage.place()))])
+        raise ConversionError(
+            f"{storage.place()} has a {CONFIG} but no weights: copy model.safetensors (or pytorch_model.bin), or all "
+            "of its shards and their index, beside it."
+        )
+    if CONFIG not in names:
+        _check_kind(storage.place(), [name for name in names if name == "adapter_config.json"])
+        raise ConversionError(
+            f"{storage.place()} has weights of transformers but no {CONFIG}, which says what they mean: copy it there."
+        )
+    return STOCK
+
+
+def _weights(names: Iterable[str]) -> list[str]:
+    known = {*STOCK_WEIGHTS, *(f"{name}.index.json" for name in STOCK_WEIGHTS)}
+    return [name for name in names if name in known]
+
+
+def _check_kind(place: str, names: Iterable[str]) -> None:
+    kind = _kind(names)
+    if kind is not None:
+        raise ConversionError(_sentence(place, kind))
+
+
+def _sentence(place: str, kind: tuple[str, str]) -> str:
+    what, way_out = kind
+    return f"{place} is {what}, which cannot be read yet: {way_out}."
+
+
+def _kind(names: Iterable[str]) -> tuple[str, str] | None:
+    present = list(names)
+    for pattern, kind in _KINDS.items():
+        expression = ".+".join(map(re.escape, pattern.split("*")))
+        if any(re.fullmatch(expression, name, re.DOTALL) for name in present):
+            return kind
+    return None
+
+
+def _folders(folder: Path) -> list[str]:
+    return [name for name in _names(folder) if os.path.isdir(folder / name)]
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []

@@ -348,6 +348,11 @@ class Session:
         is_int8 = weights == "int8" and _can_compute_int8(model)
         has_decoder = hasattr(model, "lm_head") and is_ordinary(model)
         self.decode = StepDecoder(model, is_int8) if has_decoder else None
+        if is_int8 and hasattr(model, "lm_head") and self.decode is None:
+            logger.warning(
+                "The decoder is not computed in int8 but in its own dtype: something wraps or changes its modules, as "
+                "adapters or hooks do, or it is in training mode. Merge adapters, and call `eval()`."
+            )
         self.int8_linears = _int8_linears(model) if is_int8 else {}
 
     def __str__(self) -> str:

@@ -339,6 +339,20 @@ def test_int8_says_what_is_wrong(wide_model, inputs, monkeypatch, caplog):
     assert "has no operators for it that are right on this CPU" in caplog.text
 
 
+@needs_int8
+def test_a_decoder_that_stays_in_float_is_told(wide_model, inputs, caplog):
+    model = wide_model("t5.1.1")
+    logging.getLogger("t5_experimental").propagate = True
+    with decoding_session(model, weights="int8"):
+        pass
+    assert not caplog.text
+    model.lm_head.register_forward_hook(lambda *_: None)
+    with decoding_session(model, weights="int8") as session:
+        model.generate(**inputs, **LENGTH)
+    assert session.decode is None
+    assert "The decoder is not computed in int8" in caplog.text
+
+
 def hidden(right):
     """Looks up operators except those that multiply in 8 bits."""
 

@@ -20,8 +20,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .attention_t5_experimental import T5Attention, build_attention, dense_bias, shared_dropout
 from .calls_t5_experimental import is_untouched
 from .configuration_t5_experimental import LayerSpec, T5ExperimentalConfig
-from .linears_t5_experimental import apply_linear, in_chunks, int8_linear
-from .onednn_t5_experimental import are_bare, is_plain_inference, is_tanh_gelu, multiply_gated
+from .linears_t5_experimental import apply_linear, fuses_gate, gated_product, in_chunks, int8_linear
+from .onednn_t5_experimental import is_plain_inference, is_tanh_gelu
 from .unpadding_t5_experimental import Tokens
 from .visibility_t5_experimental import Visibility
 
@@ -94,7 +94,7 @@ class T5DenseActDense(nn.Module):
     def forward(self, hidden_states: torch.Tensor, tokens: Tokens | None = None) -> torch.Tensor:
         """`(b, n, d_model)` -> `(b, n, d_model)`, or unpadded `(1, tokens, d_model)` -> the same."""
         if self._is_fused(hidden_states):
-            return apply_linear(self.wo, multiply_gated(hidden_states, self.wi_0.weight, self.wi_1.weight))
+            return apply_linear(self.wo, gated_product(hidden_states, self.wi_0.weight, self.wi_1.weight))
         if not self.training and int8_linear(self.wo) is not None:
             return in_chunks(self._dense, hidden_states)
         return self._dense(hidden_states, tokens)
@@ -121,11 +121,9 @@ class T5DenseActDense(nn.Module):
         return (
             self.is_gated
             and not self.training
-            and is_plain_inference(hidden_states)
             and is_tanh_gelu(self.act)
             and is_untouched(self.dropout, T5Dropout)
-            and are_bare(hidden_states, self.wi_0, self.wi_1)
-            and int8_linear(self.wi_0) is None
+            and fuses_gate(hidden_states, self.wi_0, self.wi_1)
         )
 
 

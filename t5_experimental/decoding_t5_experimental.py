@@ -267,7 +267,9 @@ class StepDecoder:
             return [[linear_kernel(dtype)]]
         if dtype == torch.float16:
             return float_kernels(torch.float32)
-        return float_kernels(dtype, torch.float32) if can_be_copied(self.model, torch.float32) else float_kernels(dtype)
+        if dtype == torch.bfloat16 and can_be_copied(self.model, torch.float32):
+            return float_kernels(dtype, torch.float32)
+        return float_kernels(dtype)
 
     def _bias(self, head_count: int, position: int, decoder_mask: torch.Tensor | None) -> torch.Tensor:
         """Position bias and mask of a query at `position`, broadcastable to `(b, h, 1, position + 1)`."""
@@ -318,8 +320,9 @@ def is_ordinary(model: Any) -> bool:
 
 def _has_step_dtype(model: Any, dtypes: set[torch.dtype]) -> bool:
     """Whether all weights have one dtype; float16 models keep some in float32, and are computed in it on CPUs."""
-    if dtypes == {torch.float16} or dtypes == {torch.float16, torch.float32}:
-        return model.lm_head.weight.dtype == torch.float16 and can_be_copied(model, torch.float32)
+    head: torch.Tensor = model.lm_head.weight
+    if torch.float16 in dtypes:
+        return head.dtype == torch.float16 and head.device.type == "cpu" and dtypes <= {torch.float16, torch.float32}
     return len(dtypes) == 1 and dtypes <= {torch.float32, torch.bfloat16, torch.float64}
 
 
@@ -347,6 +350,9 @@ class Session:
         self.weights = weights
         is_int8 = weights == "int8" and _can_compute_int8(model)
         has_decoder = hasattr(model, "lm_head") and is_ordinary(model)
+        # Steps of float16 models need copies of the weights, as some of these are float32.
+        if has_decoder and model.lm_head.weight.dtype == torch.float16 and not is_int8:
+            has_decoder = can_be_copied(model, torch.float32)
         self.decode = StepDecoder(model, is_int8) if has_decoder else None
         if is_int8 and hasattr(model, "lm_head") and self.decode is None:
             logger.warning(

@@ -163,14 +163,14 @@ def int8_range(engine: str) -> int | None:
 
     A product whose sums are as large as they can be, and a random one, are compared with float64.
     """
-    if engine not in torch.backends.quantized.supported_engines:
-        return None
     generator = torch.Generator().manual_seed(0)
     extreme = torch.ones(48, 160), torch.ones(3, 160)
     random = torch.randn(48, 160, generator=generator), torch.randn(3, 160, generator=generator)
     with torch.no_grad():
         for bits in (8, 7):
             try:
+                if engine not in torch.backends.quantized.supported_engines:
+                    return None
                 errors = []
                 for weight, states in (extreme, random):
                     packed = quantize(weight, engine)

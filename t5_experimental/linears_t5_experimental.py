@@ -164,3 +164,23 @@ def apply_linear(module: nn.Module, states: torch.Tensor) -> torch.Tensor:
     if is_plain_inference(states) and is_emulated(states.dtype) and is_bare_linear(module):
         return linear_in_float32(states, cast(torch.Tensor, module.weight))
     return module(states)  # in bfloat16, `F.linear` itself uses oneDNN
+
+
+def fuses_gate(states: torch.Tensor, *linears: nn.Module) -> bool:
+    """Whether [`gated_product`] may compute many rows `states` with these modules: oneDNN multiplies in their dtype, or
+    in float32 where the CPU emulates it, and no session rounds them to 8 bits."""
+    return (
+        is_plain_inference(states)
+        and are_bare(states, *linears, computed_in=_computed_in(states.dtype))
+        and not any(int8_linear(linear) for linear in linears)
+    )
+
+
+def gated_product(states: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`gelu(states @ gate.T) * (states @ weight.T)` with the tanh approximation of GELU, where [`fuses_gate`]."""
+    dtype = _computed_in(states.dtype)
+    return multiply_gated(states.to(dtype), gate.to(dtype), weight.to(dtype)).to(states.dtype)
+
+
+def _computed_in(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if is_emulated(dtype) else dtype

@@ -80,11 +80,17 @@ def is_plain_inference(states: torch.Tensor) -> bool:
     return not torch.is_grad_enabled() and _has_many_rows(states)
 
 
-def are_bare(states: torch.Tensor, *linears: nn.Module) -> bool:
-    """Whether `states` are many rows and all of `linears` are bare linear layers that oneDNN supports."""
+def are_bare(states: torch.Tensor, *linears: nn.Module, computed_in: torch.dtype | None = None) -> bool:
+    """Whether `states` are many rows and all of `linears` are bare linear layers of their dtype that oneDNN supports.
+
+    Args:
+        states: `(..., in)`.
+        linears: modules.
+        computed_in: dtype of the product, if not that of the states.
+    """
     return (
         _has_many_rows(states)
-        and supports(states.dtype)
+        and supports(computed_in or states.dtype)
         and all(is_bare_linear(linear) and _is_on_cpu(linear.weight, states.dtype) for linear in linears)
     )
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM
 
-from t5_experimental import decoding_session
+from t5_experimental import decoding_session, onednn_t5_experimental
 from t5_experimental import kernels_t5_experimental as kernels
 from t5_experimental import linears_t5_experimental as linears
 from t5_experimental.kernels_t5_experimental import choose, float_kernels, int8_kernels, linear_kernel
@@ -194,13 +194,39 @@ def test_each_kernel_gives_the_logits_of_the_forward_pass(name, model, inputs, a
         for some in (inputs, {key: value[:1] for key, value in inputs.items()}, inputs):
             logits = logits_of_steps(model, some, 12)
             torch.testing.assert_close(logits, expected[: len(logits)], rtol=0, atol=1e-5)
-    assert {choice.kernel.name for choice in session.decode.choices} <= {name, "float32-linear", "float32-onednn"}
-    assert str(session).count("rows: ") == len(set(str(session).splitlines()))
+    there = name if onednn_t5_experimental.supports(torch.float32) else "float32-linear"
+    assert {choice.kernel.name for choice in session.decode.choices} == {there}
+    lines = str(session).splitlines()
+    assert len(lines) == len({choice.shape for choice in session.decode.choices})
+    assert all(line.endswith(f" rows: {there}") for line in lines)
+
+
+@pytest.mark.parametrize("names", ["", "float32-onednn,float32-linear"])
+def test_float64_stays_float64(names, wide_model, inputs, allow, monkeypatch):
+    """However fast float32 is."""
+    Clock(monkeypatch, {"float64-linear": 9.0, "float32-linear": 1.0, "float32-onednn": 1.0})
+    allow(names)
+    model = wide_model("t5.1.1").to(torch.float64)
+    expected = logits_of_steps(model, inputs, 8)
+    with decoding_session(model) as session:
+        logits = logits_of_steps(model, inputs, 8)
+    assert session.decode.steps == 7
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_that_is_emulated_is_computed_in_float32(dtype, wide_model, inputs, allow):
-    """No further from the exact logits than the float32 model of the same rounded weights, in encoder and steps."""
+def test_half_precision_that_is_emulated_is_computed_in_float32(dtype, wide_model, inputs, allow, monkeypatch):
+    """In encoder and steps: nearer to the exact logits than what its own dtype gives."""
+    monkeypatch.setattr(onednn_t5_experimental, "_MIN_ROWS", 1)
+    computed = []
+    for name in ("linear_in_float32", "multiply_gated"):
+        right = getattr(linears, name)
+
+        def noted(states, *weights, name=name, right=right):
+            computed.append((name, weights[0].dtype))
+            return right(states, *weights)
+
+        monkeypatch.setattr(linears, name, noted)
     half = wide_model("t5.1.1").to(dtype)
     exact = copy.deepcopy(half).to(torch.float64)
     expected = logits_of_steps(exact, inputs, 12)
@@ -215,9 +241,15 @@ def test_half_precision_that_is_emulated_is_computed_in_float32(dtype, wide_mode
     kernels._float32_is_faster.cache_clear()
     wide, decode = error()
     assert decode.dtype == torch.float32
+    encoder_layers = len(half.encoder.block)
+    assert computed.count(("linear_in_float32", dtype)) >= 5 * encoder_layers  # q, k, v, o, wo
+    if onednn_t5_experimental.supports(torch.float32):
+        assert computed.count(("multiply_gated", torch.float32)) >= encoder_layers
+    computed.clear()
     kernels._float32_is_faster.cache_clear()
     allow("bfloat16-linear,float16-linear")
     narrow, decode = error()
+    assert ("linear_in_float32", dtype) not in computed
     assert decode.dtype == (torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
     print(f"{dtype}: {wide:.1e} in float32, {narrow:.1e} in its own")
     assert wide <= narrow * 1.05
@@ -238,6 +270,10 @@ def test_float16_models_with_float32_outputs_take_steps(wide_model, inputs, tmp_
     with decoding_session(half) as session:
         assert torch.equal(logits_of_steps(half, inputs, 6), expected)
     assert session.decode is None
+    if int8_kernels():
+        with decoding_session(half, weights="int8") as session:  # which takes a quarter of that
+            assert relative_error(logits_of_steps(half, inputs, 6).float(), expected.float()) < INT8_ERROR
+        assert session.decode.steps == 5
 
 
 # Relative errors of logits were 1.0 to 3.7 percent; the less wide a model, the larger.

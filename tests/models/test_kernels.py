@@ -120,11 +120,17 @@ def test_a_kernel_that_overflows_is_found(monkeypatch):
     monkeypatch.setattr(torch.ops.quantized, "linear_dynamic", overflowing)
     try:
         assert kernels.int8_range(ENGINES[0]) == 7
+        kernels.int8_kernel.cache_clear()
+        kernel = kernels.int8_kernel(ENGINES[0])
+        for rows in (1, 3):
+            product = kernel.multiply(torch.ones(rows, 64), kernel.pack(torch.ones(8, 64)))
+            assert relative_error(product, torch.full((rows, 8), 64.0)) < 0.02
         kernels.int8_range.cache_clear()
         monkeypatch.setattr(torch.ops.quantized, "linear_dynamic", lambda *a, reduce_range: right(*a) * 1.1)
         assert kernels.int8_range(ENGINES[0]) is None
     finally:
         kernels.int8_range.cache_clear()
+        kernels.int8_kernel.cache_clear()
 
 
 class Clock:
@@ -154,6 +160,8 @@ def test_the_fastest_is_taken_and_timed_once(monkeypatch):
     assert len(clock.problems) == 2
     choose(two_groups(), shapes, 9)
     assert len(clock.problems) == 4
+    one_group = [[kernel for group in two_groups() for kernel in group]]
+    assert choose(one_group, shapes, 5)[0].kernel.name == "float32-linear"
     assert str(choices[2]) == "32 x 64, 8 rows: float32-linear (bfloat16-linear 3 ms, float32-linear 1 ms)"
 
 
@@ -389,6 +397,17 @@ def test_a_decoder_that_stays_in_float_is_told(wide_model, inputs, caplog):
     assert "The decoder is not computed in int8" in caplog.text
 
 
+@needs_int8
+def test_the_encoder_stays_in_int8_if_the_decoder_cannot(wide_model, inputs):
+    """Something observes the decoder since the session was opened."""
+    model = wide_model("t5.1.1")
+    with decoding_session(model, weights="int8"):
+        model.lm_head.register_forward_hook(lambda *_: None)
+        with decoding_session(model) as inner:
+            assert inner.decode is None
+            assert inner.int8_linears
+
+
 def hidden(right):
     """Looks up operators except those that multiply in 8 bits."""
 
@@ -410,23 +429,29 @@ def test_weights_that_are_no_numbers_are_refused(wide_model, inputs):
 
 
 @needs_int8
+@pytest.mark.parametrize("tokens", [[5, 7, 9], [7], [9]])
 @pytest.mark.parametrize("feature", [0, 3, 127])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_hidden_states_of_nan_give_logits_of_nan(engine, feature, wide_model, inputs, allow):
+def test_hidden_states_that_are_not_finite_give_logits_of_nan(
+    engine, value, feature, tokens, wide_model, inputs, allow
+):
     """In their row alone; integers know no NaN, and the operators skip it or raise."""
     allow(f"int8-{engine}")
     model = wide_model("t5.1.1")
-    outputs = model(**inputs, decoder_input_ids=torch.tensor([[0], [0], [0]]), use_cache=True)
+    inputs = {name: values[: len(tokens)] for name, values in inputs.items()}
+    outputs = model(**inputs, decoder_input_ids=torch.zeros(len(tokens), 1, dtype=torch.long), use_cache=True)
     with torch.no_grad():
-        model.shared.weight[7, feature] = float("nan")
-        with decoding_session(model, weights="int8"):
+        model.shared.weight[7, feature] = value
+        with decoding_session(model, weights="int8") as session:
             logits = model(
                 encoder_outputs=(outputs.encoder_last_hidden_state,),
                 attention_mask=inputs["attention_mask"],
-                decoder_input_ids=torch.tensor([[5], [7], [9]]),
+                decoder_input_ids=torch.tensor(tokens)[:, None],
                 past_key_values=outputs.past_key_values,
             ).logits
-    assert logits.isfinite().all(-1).flatten().tolist() == [True, False, True]
+    assert session.decode.steps == 1
+    assert logits.isfinite().all(-1).flatten().tolist() == [token != 7 for token in tokens]
 
 
 @needs_int8
@@ -449,10 +474,12 @@ def test_copies_in_int8_take_a_quarter(name, wide_model, inputs):
 def test_many_rows_in_chunks_are_those_of_few(name, wide_model, monkeypatch):
     """Only rounding differs: the operator's own zero point depends on the rows beside it."""
     torch.manual_seed(0)
+    monkeypatch.setattr(onednn_t5_experimental, "_MIN_ROWS", 1)  # the gate could be fused in float
     ids = torch.randint(3, 1000, (3, 40))
     encoder = wide_model(name).get_encoder()
-    with torch.no_grad(), decoding_session(encoder, weights="int8"):
+    with torch.no_grad(), decoding_session(encoder, weights="int8") as session:
         whole = encoder(ids).last_hidden_state
+        assert all(linear.choices for linear in session.int8_linears.values())
         monkeypatch.setattr(linears, "MOST_ROWS", 7)
         chunks = encoder(ids).last_hidden_state
     assert chunks.shape == whole.shape

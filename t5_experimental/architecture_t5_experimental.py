@@ -16,6 +16,33 @@ from typing import Any, ClassVar, Literal
 
 MULTI_HEAD: Literal["multi_head"] = "multi_head"
 TALKING_HEADS: Literal["talking_heads"] = "talking_heads"
+BIAS_SHARED: Literal["bias_shared"] = "bias_shared"
+BIAS: Literal["bias"] = "bias"
+
+# What transformers' classes of this architecture take for a field that config.json lacks, by their type.
+_STOCK_T5: Mapping[str, Any] = {
+    "vocab_size": 32128,
+    "d_model": 512,
+    "d_kv": 64,
+    "d_ff": 2048,
+    "num_layers": 6,
+    "num_heads": 8,
+    "feed_forward_proj": "relu",
+    "relative_attention_type": BIAS_SHARED,
+}
+_STOCK_MT5: Mapping[str, Any] = {
+    **_STOCK_T5,
+    "vocab_size": 250112,
+    "d_ff": 1024,
+    "num_layers": 8,
+    "num_heads": 6,
+    "feed_forward_proj": "gated-gelu",
+}
+STOCK_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "t5": _STOCK_T5,
+    "mt5": _STOCK_MT5,
+    "umt5": {**_STOCK_MT5, "relative_attention_type": BIAS},
+}
 STACKS = ("encoder", "decoder")
 
 # Common activations, to avoid importing transformers' list, which takes seconds.
@@ -82,6 +109,7 @@ class T5ExperimentalArchitecture:
     d_k: int | None = None
     d_v: int | None = None
     layer_overrides: dict[str, list[dict[str, Any]]] | None = None
+    relative_attention_type: Literal["bias_shared", "bias"] = BIAS_SHARED
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     feed_forward_proj: str = "gated-gelu"
@@ -155,6 +183,18 @@ class T5ExperimentalArchitecture:
             )
         return tuple(self._layer_spec(stack, index, override) for index, override in enumerate(overrides))
 
+    def bias_holders(self, stack: str) -> tuple[int, ...]:
+        """For every layer of a stack, the index of the layer that holds its table of relative position biases.
+
+        Args:
+            stack: `"encoder"` or `"decoder"`.
+        """
+        # The original caches a shared table under its number of heads.
+        counts = [spec.num_heads for spec in self.layer_specs(stack)]
+        return tuple(
+            i if self.relative_attention_type == BIAS else counts.index(heads) for i, heads in enumerate(counts)
+        )
+
     def _layer_spec(self, stack: str, index: int, override: Mapping[str, Any]) -> LayerSpec:
         if unknown := sorted(set(override) - set(LAYER_FIELDS)):
             raise ValueError(
@@ -201,6 +241,10 @@ class T5ExperimentalArchitecture:
                 raise ValueError(f"`{name}` is {getattr(self, name)}: it must be at least 0 and less than 1.")
         if not 0 <= self.layer_norm_epsilon < math.inf:
             raise ValueError(f"`layer_norm_epsilon` is {self.layer_norm_epsilon}: it must be finite and at least 0.")
+        if self.relative_attention_type not in (BIAS_SHARED, BIAS):
+            raise ValueError(
+                f"`relative_attention_type` is {self.relative_attention_type!r:.80}: use {BIAS_SHARED!r} or {BIAS!r}."
+            )
         # Each direction needs at least one bucket for single distances, and then logarithmic ones.
         buckets, distance = self.relative_attention_num_buckets, self.relative_attention_max_distance
         if buckets < 4 or not buckets // 2 < distance <= _LARGEST:

@@ -160,8 +160,8 @@ class T5Attention(nn.Module):
     Args:
         config: config of the model.
         spec: sizes of the layer.
-        has_relative_attention_bias: whether this layer holds the bias table for all layers of the stack with its head
-            count.
+        has_relative_attention_bias: whether this layer holds a bias table, see `relative_attention_type` of the
+            configuration.
         layer_idx: index of the layer in its stack, for the cache.
     """
 

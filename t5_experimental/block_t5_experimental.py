@@ -212,7 +212,7 @@ class BlockOutput(NamedTuple):
 
     Attributes:
         hidden_states: in the shape of the input.
-        diagonals: `(h, n + m - 1)`, position bias for later blocks with as many heads.
+        diagonals: `(h, n + m - 1)`, position bias for later blocks that share the table.
         attention_bias: the same bias with the mask, for every pair of positions, if a block needed it.
         self_weights: `(b, h, n, m)`, softmax weights of self-attention, if requested.
         cross_weights: the same of encoder-decoder attention.
@@ -261,10 +261,10 @@ class T5Block(GradientCheckpointingLayer):
 
         Args:
             hidden_states: `(b, n, d_model)`; `(1, tokens, d_model)` if `visible` has `query_tokens`.
-            diagonals: `(h, n + m - 1)`, position bias of self-attention, as an earlier block with as many heads
+            diagonals: `(h, n + m - 1)`, position bias of self-attention, as an earlier block with the same table
                 returned it; None for the block that holds the table.
             attention_bias: the same bias with the mask, for every pair of positions, broadcastable to `(b, h, n, m)`,
-                as an earlier block with as many heads returned it; None if no earlier block needed it.
+                as an earlier block with the same table returned it; None if no earlier block needed it.
             visible: mask of self-attention.
             encoder_hidden_states: `(b, m, d_model)`, or `(1, tokens, d_model)` if `encoder_visible` has `key_tokens`;
                 without it a decoder block skips encoder-decoder attention.

@@ -16,6 +16,7 @@ from .architecture_t5_experimental import (
     LAYER_FIELDS,  # noqa: F401 - here and below: names that this module has always had
     MULTI_HEAD,
     STACKS,  # noqa: F401
+    STOCK_DEFAULTS,
     TALKING_HEADS,  # noqa: F401
     LayerSpec,
     T5ExperimentalArchitecture,
@@ -37,18 +38,6 @@ _TANH_GELUS = {"gelu_new", "gelu_pytorch_tanh"}
 # Called when a configuration is created, until the list is cleared: registration.py adds the import of the model
 # classes. The copy of this file in a converted folder leaves it empty, because its `auto_map` names the classes.
 BEFORE_FIRST_USE: list[Callable[[], None]] = []
-
-# Defaults of transformers' T5Config, and of fields that it does not have.
-_STOCK_T5_DEFAULTS = {
-    "d_model": 512,
-    "d_kv": 64,
-    "d_ff": 2048,
-    "num_layers": 6,
-    "num_heads": 8,
-    "feed_forward_proj": "relu",
-    "attention_type": MULTI_HEAD,
-    "layer_overrides": {},
-}
 
 
 @strict
@@ -73,8 +62,10 @@ class T5ExperimentalConfig(T5ExperimentalArchitecture, PreTrainedConfig):
         d_k: talking heads only: size of one query or key head; `d_kv` by default.
         d_v: talking heads only: size of one value head; `d_kv` by default.
         layer_overrides: fields of single layers, one dictionary per layer, `{"encoder": [{"num_heads": 6, "d_ff":
-            1024}, {}, ...], "decoder": [...]}`. A missing stack has no overrides. Each stack has one relative position
-            bias for each number of softmax heads in it, held by the first layer with that number.
+            1024}, {}, ...], "decoder": [...]}`. A missing stack has no overrides.
+        relative_attention_type: `"bias_shared"`: each stack has one table of relative position biases for each number
+            of softmax heads in it, held by the first layer with that number; or `"bias"`: every layer has one, as in
+            umT5 (https://arxiv.org/abs/2304.09151). The names are the original's.
         relative_attention_num_buckets: buckets of the relative position bias.
         relative_attention_max_distance: this distance in tokens and all larger ones share the last bucket.
         feed_forward_proj: `"gated-gelu"` (GELU in its tanh approximation, as in the original), `"relu"` (t5.1.0), or
@@ -120,10 +111,10 @@ class T5ExperimentalConfig(T5ExperimentalArchitecture, PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | Path, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As in transformers; the fields of its T5 come as those of this class, which means the same by them, so that
-        there is no warning of another type of model."""
+        """As in transformers; the fields of its T5, mT5 and umT5 come as those of this class, which means the same by
+        them, so that there is no warning of another type of model."""
         values, rest = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if values.get("model_type") == "t5":
+        if values.get("model_type") in STOCK_DEFAULTS:
             values = {**_own_fields(cls, values), "model_type": cls.model_type}
         return values, rest
 
@@ -185,29 +176,46 @@ def _understand_other_configurations(cls: type[T5ExperimentalConfig]) -> None:
 
 
 def _own_fields(cls: type[T5ExperimentalConfig], values: dict[str, Any]) -> dict[str, Any]:
-    """Converts the fields of one of our configurations, or of transformers' T5Config.
-
-    transformers 5 writes `tie_word_embeddings: true` for every T5; whether the classifier is really tied follows from
-    `scale_decoder_outputs`, as the original scales the decoder's output only then. Earlier releases do not write
-    `scale_decoder_outputs`.
+    """Converts the fields of one of our configurations, or of transformers' T5Config, MT5Config or UMT5Config.
 
     Raises:
         ValueError: they belong to another type of model.
     """
     model_type = values.get("model_type") or cls.model_type
     values = {name: value for name, value in values.items() if name != "model_type"}
-    if model_type == "t5":
-        scales = values.get("scale_decoder_outputs")
-        tied = values.get("tie_word_embeddings", True) is not False and scales is not False
-        values = {**_STOCK_T5_DEFAULTS, **values, "tie_word_embeddings": tied}
-        return values | {"scale_decoder_outputs": tied if scales is None else scales}
+    if model_type in STOCK_DEFAULTS:
+        same = {"attention_type": MULTI_HEAD, "layer_overrides": {}}
+        return {**STOCK_DEFAULTS[model_type], **same, **values, **_stock_classifier(model_type, values)}
     ours = {cls.model_type, T5ExperimentalConfig.model_type, *(other.model_type for other in CONFIG_CLASSES)}
     if model_type not in ours:
         raise ValueError(
             f"These are the fields of a configuration of type {model_type!r}, which {cls.__name__} does not support: "
-            f"give those of transformers' T5 (type 't5') or of one of {sorted(ours)}."
+            f"give those of transformers' T5 (type 't5', 'mt5' or 'umt5') or of one of {sorted(ours)}."
         )
     return values
+
+
+def _stock_classifier(model_type: str, values: dict[str, Any]) -> dict[str, bool]:
+    """Whether the classifier of a model of transformers is tied, and the decoder's output scaled before it.
+
+    Before transformers 5, `tie_word_embeddings` says both, as the original scales the output only if it is tied; mT5
+    has neither. transformers 5 writes `tie_word_embeddings: true` of all, and whether the output is scaled in
+    `scale_decoder_outputs`, but of T5 alone.
+
+    Raises:
+        ValueError: transformers 5 has written the fields of a umT5, which say neither.
+    """
+    said, scales = values.get("tie_word_embeddings"), values.get("scale_decoder_outputs")
+    says_all = str(values.get("transformers_version", "")).startswith("5.") and said is not False and scales is None
+    if says_all and model_type == "umt5":
+        raise ValueError(
+            "These are the fields of a umT5 as transformers 5 writes them, which do not say whether the classifier is "
+            "the embedding: set tie_word_embeddings to what it was before, which is false for Google's umT5."
+        )
+    if said is None or says_all:
+        said = model_type != "mt5"
+    tied = said is not False and scales is not False
+    return {"tie_word_embeddings": tied, "scale_decoder_outputs": tied if scales is None else scales}
 
 
 _understand_other_configurations(T5ExperimentalConfig)

@@ -170,7 +170,7 @@ class StepDecoder:
         self.is_int8 = is_int8
         decoder: T5Stack = model.decoder
         self.embedding = decoder.embed_tokens.weight
-        self.head_counts = decoder.head_counts
+        self.bias_holders = decoder.bias_holders
         blocks: list[Any] = list(decoder.block)
         self.layers = [
             (SelfAttentionStep(block.layer[0]), CrossAttentionStep(block.layer[1]), FeedForwardStep(block.layer[2]))
@@ -184,7 +184,9 @@ class StepDecoder:
         self.choices: list[Choice] = []  # of kernels, for each linear layer
         self._bucket = 0  # number of rows that the kernels were chosen for, see `bucket`
         self.bias_dtype = storage_dtype(self.embedding.dtype, self.embedding.device)  # that of the keys
-        self._biases: dict[int, torch.Tensor] = {}  # by head count, (1, h, 1, distances), the largest first
+        self._biases: dict[
+            int, torch.Tensor
+        ] = {}  # by the layer with the table, (1, h, 1, distances), the largest first
         self._cache: Callable[[], Any] = lambda: None  # weak reference to the last one; the two below belong to it
         self._supports_cache = False
         self._encoder_masks: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)  # as given, as a bias
@@ -232,11 +234,11 @@ class StepDecoder:
         self.steps += 1
         states = F.embedding(input_ids, self.embedding).to(self.dtype)
         position = cache.get_seq_length()
-        biases = {count: self._bias(count, position, decoder_mask) for count in set(self.head_counts)}
+        biases = {holder: self._bias(holder, position, decoder_mask) for holder in set(self.bias_holders)}
         encoder_bias = self._encoder_bias(encoder_mask)
         self_layers, cross_layers = cache.self_attention_cache.layers, cache.cross_attention_cache.layers
         for index, (self_attention, cross_attention, feed_forward) in enumerate(self.layers):
-            states = self_attention(states, biases[self.head_counts[index]], self_layers[index])  # type: ignore[arg-type]
+            states = self_attention(states, biases[self.bias_holders[index]], self_layers[index])  # type: ignore[arg-type]
             states = cross_attention(states, encoder_bias, cross_layers[index])
             states = feed_forward(states)
         states = self.final_norm(states)
@@ -271,16 +273,17 @@ class StepDecoder:
             return float_kernels(dtype, torch.float32)
         return float_kernels(dtype)
 
-    def _bias(self, head_count: int, position: int, decoder_mask: torch.Tensor | None) -> torch.Tensor:
-        """Position bias and mask of a query at `position`, broadcastable to `(b, h, 1, position + 1)`."""
-        bias = self._biases.get(head_count)
+    def _bias(self, holder: int, position: int, decoder_mask: torch.Tensor | None) -> torch.Tensor:
+        """Position bias by the table of layer `holder`, and mask, of a query at `position`, broadcastable to `(b, h, 1,
+        position + 1)`."""
+        bias = self._biases.get(holder)
         if bias is None or bias.shape[-1] <= position:
             length = max(INITIAL_CAPACITY, 1 << position.bit_length())
             # Bias of the last of `length` positions; that of an earlier position is the end of it.
             last_position = Visibility(1, length, past_length=length - 1, causal=True)
-            attention = self.layers[self.head_counts.index(head_count)][0].attention
+            attention = self.layers[holder][0].attention
             bias = attention.self_attention_bias(last_position, bidirectional=False, device=self.embedding.device)
-            self._biases[head_count] = bias = bias[None, :, None].to(self.bias_dtype).contiguous()
+            self._biases[holder] = bias = bias[None, :, None].to(self.bias_dtype).contiguous()
         bias = bias.narrow(-1, bias.shape[-1] - position - 1, position + 1)
         if bias.device.type != "cpu":  # fused GPU kernels need aligned rows
             bias = bias.clone(memory_format=torch.contiguous_format)

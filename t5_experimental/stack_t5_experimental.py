@@ -202,10 +202,9 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         # A separate module, as in transformers' T5, so that device maps can place it; its weight is tied to `shared`.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         specs = config.layer_specs(stack)
-        self.head_counts = [spec.num_heads for spec in specs]
-        # The first layer with a head count holds the bias table for all layers with that count, as in the original.
+        self.bias_holders = config.bias_holders(stack)
         self.block = nn.ModuleList(
-            T5Block(config, spec, self.is_decoder, self.head_counts.index(spec.num_heads) == index, index)
+            T5Block(config, spec, self.is_decoder, self.bias_holders[index] == index, index)
             for index, spec in enumerate(specs)
         )
         self.final_layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
@@ -319,12 +318,12 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         """Returns the last block's hidden states, and the outputs of all blocks if the stack returns more than that."""
         keeps_outputs = stack_pass.output_attentions or stack_pass.output_hidden_states
         outputs: list[BlockOutput] = []
-        biases: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}  # by number of softmax heads
+        biases: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}  # by the layer with the table
         hidden_states = stack_pass.hidden_states
-        for block, num_heads in zip(self.block, self.head_counts, strict=True):
+        for block, holder in zip(self.block, self.bias_holders, strict=True):
             result = block(
                 hidden_states,
-                *biases.get(num_heads, (None, None)),
+                *biases.get(holder, (None, None)),
                 stack_pass.visible,
                 stack_pass.encoder_hidden_states,
                 stack_pass.encoder_attention_bias,
@@ -334,7 +333,7 @@ class T5Stack(T5ExperimentalPreTrainedModel):
             )
             output = BlockOutput(*result)  # reentrant checkpointing returns a plain tuple
             hidden_states = output.hidden_states
-            biases[num_heads] = output.diagonals, output.attention_bias
+            biases[holder] = output.diagonals, output.attention_bias
             if keeps_outputs:
                 outputs.append(output)
         return hidden_states, outputs

@@ -65,7 +65,7 @@ def _verbosity() -> Iterator[None]:
 
 
 def tiny_config(name: str, **overrides: object) -> T5ExperimentalConfig:
-    """A configuration of a few thousand parameters: one per family, and mixes that no released checkpoint has."""
+    """A configuration of a few thousand parameters: one per family, and others that its checkpoints lack."""
     if name == "t5.1.1":
         return t5_experimental.T5V11Config(**{**TINY, **overrides})
     if name == "t5.1.1.lm100k":
@@ -77,6 +77,8 @@ def tiny_config(name: str, **overrides: object) -> T5ExperimentalConfig:
         return t5_experimental.T5FirstLayersNarrowConfig(
             **{**TINY, "num_layers": 6, "num_decoder_layers": 5, **overrides}
         )
+    if name == "umt5":
+        return t5_experimental.T5V11Config(**{**TINY, "relative_attention_type": "bias", **overrides})
     assert name == "mixed", name
     layers = {
         "encoder": [{"num_heads": 2, "d_ff": 32}, {"attention_type": "multi_head"}, {"num_key_heads": 3, "d_v": 4}],
@@ -86,7 +88,7 @@ def tiny_config(name: str, **overrides: object) -> T5ExperimentalConfig:
 
 
 FAMILIES = ("t5.1.1", "t5.1.1.lm100k", "t5.1.th", "t5.1.n4w10")
-ARCHITECTURES = (*FAMILIES, "mixed")
+ARCHITECTURES = (*FAMILIES, "mixed", "umt5")
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ def make_config() -> Callable[..., T5ExperimentalConfig]:
 
 @pytest.fixture
 def architectures() -> tuple[str, ...]:
-    """Names for `make_config`: the families, and a mix that no released checkpoint has."""
+    """Names for `make_config`: the families, a mix that no released checkpoint has, and umT5."""
     return ARCHITECTURES
 
 

@@ -73,13 +73,11 @@ def _walk(config: "T5ExperimentalArchitecture") -> Iterator[Parameter]:
     }
     yield Parameter(EMBEDDING.ours, EMBEDDING, "common", sizes)
     for stack in SUBLAYERS:
-        seen: set[int] = set()
+        holders = config.bias_holders(stack)
         for i, spec in enumerate(config.layer_specs(stack)):
             has = {"", "gated" if config.is_gated_act else "ungated"}
-            # The original caches the bias table under its number of heads, so only the first layer of a width owns one.
-            if spec.num_heads not in seen:
+            if holders[i] == i:
                 has.add("bias")
-            seen.add(spec.num_heads)
             for section, rule, j in _layer_rules(stack, spec.attention_type):
                 if rule.needs in has:
                     name = rule.ours.format(stack=stack, i=i, j=j)

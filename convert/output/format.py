@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from t5_experimental.architecture_t5_experimental import BIAS_SHARED
 from t5_experimental.saved_code_t5_experimental import auto_map, copy_code
 
 from ..errors import ConversionError
@@ -108,6 +109,11 @@ def check_expressible(output: OutputFormat, config: "T5ExperimentalArchitecture"
         raise ConversionError(
             "stock T5 cannot express talking-heads attention: leave out --format, and load the folder with this "
             "package or with trust_remote_code=True."
+        )
+    if config.relative_attention_type != BIAS_SHARED:
+        raise ConversionError(
+            "stock T5 cannot express a table of position biases in every layer: leave out --format, and load the "
+            "folder with this package or with trust_remote_code=True."
         )
     if len(specs) > 1:
         raise ConversionError(

@@ -4,6 +4,7 @@ asks for (`weights_only`); the bytes are then read by position, as those of ever
 """
 
 import math
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -115,8 +116,7 @@ def _load(path: Path, in_place: bool) -> Mapping[str, "torch.Tensor"]:
     try:
         content = torch.load(path, weights_only=True, **options)
     except Exception as error:  # of any kind, by what is damaged
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ValueError(f"torch.load with weights_only says: {first:.300}") from error
+        raise ValueError(_why_not(error)) from error
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__} instead of tensors by name")
     for name, tensor in content.items():
@@ -124,7 +124,17 @@ def _load(path: Path, in_place: bool) -> Mapping[str, "torch.Tensor"]:
             raise ValueError(f"its {name!r:.200} is a {type(tensor).__name__}, not a tensor with a name")
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise ValueError(f"{name!r:.200} is sparse or quantized")
+        if in_place and tensor.untyped_storage()._checkpoint_offset is None:
+            raise ValueError(f"the numbers of {name!r:.200} are not in it: the tensor was on the device 'meta'")
     return content
+
+
+def _why_not(error: Exception) -> str:
+    """What `torch.load` met. Its own message proposes to load the file without `weights_only`."""
+    found = re.search(r"GLOBAL (\S{1,200})", str(error)) or re.search(r"Unsupported class (\S{1,200})", str(error))
+    if found:
+        return f"it asks for {found[1]}, but only tensors are read: no other objects are loaded"
+    return f"torch.load cannot read it, {type(error).__name__}"
 
 
 def _check_archive(path: Path) -> None:

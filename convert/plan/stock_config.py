@@ -3,7 +3,7 @@
 
 Until transformers 4, `tie_word_embeddings` said two things: whether the classifier is the embedding, and whether the
 decoder's output is scaled before it. transformers 5 writes true for every T5, and keeps the second meaning alone, in
-`scale_decoder_outputs`; of mT5 it says neither, and never scales.
+`scale_decoder_outputs`; of mT5 it says neither and never scales, of umT5 neither and always scales.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from t5_experimental.architecture_t5_experimental import T5ExperimentalArchitecture
+from t5_experimental.architecture_t5_experimental import STOCK_DEFAULTS, T5ExperimentalArchitecture
 
 from ..errors import ConversionError
 from ..mesh.family import ARCHITECTURES
@@ -28,31 +28,9 @@ class Classifier(Enum):
     OWN = "a matrix of its own"
 
 
-# What transformers' classes take for a field that config.json lacks.
-_T5_DEFAULTS: Mapping[str, Any] = {
-    "vocab_size": 32128,
-    "d_model": 512,
-    "d_kv": 64,
-    "d_ff": 2048,
-    "num_layers": 6,
-    "num_heads": 8,
-    "feed_forward_proj": "relu",
-}
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "t5": _T5_DEFAULTS,
-    "mt5": {
-        **_T5_DEFAULTS,
-        "vocab_size": 250112,
-        "d_ff": 1024,
-        "num_layers": 8,
-        "num_heads": 6,
-        "feed_forward_proj": "gated-gelu",
-    },
-}
-
 # Fields that our configuration has, too, with the same meaning; `dense_act_fn` and `is_gated_act` repeat another.
 _TAKEN = (
-    *_T5_DEFAULTS,
+    *STOCK_DEFAULTS["t5"],
     "num_decoder_layers",
     "relative_attention_num_buckets",
     "relative_attention_max_distance",
@@ -89,7 +67,6 @@ _PASSED_OVER = {
 }
 
 _RELATIVES = {
-    "umt5": "umT5, which has a table of relative position biases in every layer, where the layers of a T5 share one",
     "longt5": "LongT5, whose encoder attends to near positions and to summaries of the others",
     "switch_transformers": "Switch Transformers, whose feed-forward layers are mixtures of experts",
     "t5gemma": "T5Gemma, which has the layers of Gemma",
@@ -113,14 +90,14 @@ class StockModel:
 
 
 def check_type(fields: Mapping[str, Any], place: str) -> None:
-    """Raises unless a config.json is of transformers' T5 or mT5, which are one architecture.
+    """Raises unless a config.json is of transformers' T5, mT5 or umT5, which are nearly one architecture.
 
     Args:
         fields: its content.
         place: of the file, for messages.
     """
     kind = fields.get("model_type")
-    if isinstance(kind, str) and kind in _DEFAULTS:
+    if isinstance(kind, str) and kind in STOCK_DEFAULTS:
         if fields.get("quantization_config") is not None:
             raise ConversionError(f"{place} says that the weights are quantized: convert the folder of the original.")
         return
@@ -133,7 +110,7 @@ def check_type(fields: Mapping[str, Any], place: str) -> None:
     what = _RELATIVES.get(kind) if isinstance(kind, str) else None
     raise ConversionError(
         f"{place} is of {what or f'a model of type {shown(kind)}, not of a T5'}: these classes cannot express it, give "
-        "a folder of type 't5' or 'mt5'."
+        "a folder of type 't5', 'mt5' or 'umt5'."
     )
 
 
@@ -175,7 +152,7 @@ def read_model(
     tied, scaled, more = (True, False, ()) if encoder_only else _classifier(fields, place, classifier)
     prefix = ARCHITECTURES[chosen].class_prefix
     values: dict[str, Any] = {
-        **_DEFAULTS[fields["model_type"]],
+        **STOCK_DEFAULTS[fields["model_type"]],
         **own,
         # As transformers' own T5EncoderModel says.
         "is_encoder_decoder": not encoder_only,
@@ -234,6 +211,12 @@ def _classifier(fields: Mapping[str, Any], place: str, stored: Classifier) -> tu
         tied, scaled = stored is not Classifier.OWN, bool(scale)
         note = f"The classifier is {stored.value}: transformers 5 writes tie_word_embeddings = true of every T5."
         return tied, scaled, () if tied == scaled else (note,)
+    if fields["model_type"] == "umt5" and said is not False and _is_from_transformers_5(fields):
+        raise ConversionError(
+            f"{place} was written by transformers 5, which says tie_word_embeddings = true of every umT5 and scales "
+            "its output: set tie_word_embeddings there to what it was before (false for Google's umT5), and "
+            "scale_decoder_outputs to true if the model was trained with transformers 5, else to false."
+        )
     tied = (not is_mt5) if said is None else said
     if tied and stored is Classifier.OWN:
         raise ConversionError(

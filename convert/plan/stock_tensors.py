@@ -147,7 +147,7 @@ def _check_heads(names: Iterable[str]) -> None:
     if head is not None:
         raise ConversionError(
             f"{head} is stored, which no language model has: only folders of T5ForConditionalGeneration and "
-            "T5EncoderModel (and their MT5 namesakes) are converted."
+            "T5EncoderModel (and their MT5 and UMT5 namesakes) are converted."
         )
 
 
@@ -159,7 +159,7 @@ def _check_names(variables: Mapping[str, Variable], known: Collection[str]) -> N
     first, others = unknown[0], f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
     why = "so this is not the model that config.json describes"
     if first.name.endswith("SelfAttention.relative_attention_bias.weight"):
-        why = "which has one table of position biases per stack; umT5 has one in every layer and cannot be expressed"
+        why = "which has one table of position biases per stack; umT5 has one in every layer, but another model_type"
     elif first.name.endswith(".bias"):
         why = "whose layers have no biases: this is another architecture"
     raise UnknownVariables(

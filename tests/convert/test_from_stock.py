@@ -11,7 +11,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 import t5_experimental
 from t5_experimental.convert import convert, verify
-from tests.support.stock_folders import DIRECT, KINDS, assert_same_model
+from tests.support.stock_folders import KINDS, assert_same_model
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -29,7 +29,7 @@ def test_logits_are_those_of_transformers(
     assert verify(folder, tmp_path / "out").plan.nbytes == summary.nbytes
 
 
-@pytest.mark.parametrize("name", DIRECT)
+@pytest.mark.parametrize("name", KINDS)
 def test_our_class_loads_a_stock_folder_exactly_and_without_a_notice(
     name: str, stock_sample: Callable[[str], tuple[Path, Any]], complaints: list[str]
 ) -> None:

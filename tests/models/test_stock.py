@@ -9,11 +9,13 @@ import transformers
 from transformers import (
     AutoConfig,
     BertConfig,
+    LongT5Config,
     MT5Config,
     T5Config,
     T5EncoderModel,
     T5ForConditionalGeneration,
     T5ForSequenceClassification,
+    UMT5Config,
 )
 
 import t5_experimental
@@ -159,7 +161,7 @@ def test_fields_of_a_stock_configuration_mean_what_they_mean_there(config_class,
 
 
 def test_fields_of_other_models_are_refused():
-    for config_class, other in itertools.product(CONFIG_CLASSES, (MT5Config, BertConfig)):
+    for config_class, other in itertools.product(CONFIG_CLASSES, (LongT5Config, BertConfig)):
         with pytest.raises(ValueError, match=rf"of type '{other.model_type}', which {config_class.__name__} does not"):
             config_class(**other().to_dict())
     with pytest.raises(
@@ -167,6 +169,20 @@ def test_fields_of_other_models_are_refused():
     ):
         t5_experimental.T5V11Model(BertConfig())
     assert t5_experimental.T5V11Config(**t5_experimental.T5LMAdaptedConfig().to_dict()).model_type == "t5_v1_1"
+
+
+def test_fields_of_mt5_and_umt5_mean_what_they_meant_before_transformers_5():
+    mt5 = t5_experimental.T5V11Config(**MT5Config().to_dict())
+    assert (mt5.d_ff, mt5.num_heads, mt5.feed_forward_proj) == (1024, 6, "gated-gelu")
+    assert mt5.relative_attention_type == "bias_shared"
+    assert mt5.tie_word_embeddings is mt5.scale_decoder_outputs is False
+    fields = UMT5Config().to_dict()
+    with pytest.raises(ValueError, match="which do not say whether the classifier is the embedding: set tie_word_emb"):
+        t5_experimental.T5V11Config(**fields)
+    for said in ({"tie_word_embeddings": False}, {"transformers_version": "4.57.1"}):
+        umt5 = t5_experimental.T5V11Config(**{**fields, **said})
+        assert umt5.relative_attention_type == "bias"
+        assert umt5.tie_word_embeddings is umt5.scale_decoder_outputs is ("transformers_version" in said)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -38,6 +38,8 @@ EXTRAS = {
     ],
     # Logs of training go there where it is installed.
     "tensorboard": ["tensorboard>=2.18"],
+    # Files for llama.cpp.
+    "gguf": ["gguf>=0.17"],
     "deepspeed": ["deepspeed>=0.18"],
     # Needs an environment of its own: torch and torch_xla must be of the same release.
     "xla": ["torch_xla>=2.9"],
@@ -55,6 +57,7 @@ EXTRAS = {
         "ruff",
         "mypy",
         "ctranslate2>=4.6",
+        "gguf>=0.17",
         "matplotlib>=3.9",
         "triton>=3.7; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow-cpu>=2.16; sys_platform == 'linux' and platform_machine == 'x86_64'",

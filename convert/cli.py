@@ -18,7 +18,7 @@ from .errors import ConversionError, UnknownVariables
 from .generate import add_arguments, as_typed, generate
 from .mesh.rules import FAMILY_SECTIONS
 from .output.format import FORMATS, NATIVE
-from .output.options import DTYPES, parse_size
+from .output.options import DTYPES, GGUF_DTYPES, parse_size
 from .readable import say
 
 
@@ -131,6 +131,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--step", type=int, metavar="N", help="training step; default: that of the conversion")
     export.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new folder is complete")
     export.add_argument("--allow-nonfinite", action="store_true", help="export infinities and NaNs, too")
+    export_gguf = commands.add_parser("export-gguf", help="write a file for llama.cpp from a model's folder")
+    export_gguf.add_argument("folder", metavar="FOLDER", help="folder of t5.1.1, lm100k, t5.1.0, mT5 or umT5")
+    export_gguf.add_argument("output", metavar="OUTPUT", help="file to write, such as model.gguf")
+    export_gguf.add_argument(
+        "--dtype", choices=GGUF_DTYPES, default="float32", help="dtype of the matrices; default: float32"
+    )
+    export_gguf.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new file is complete")
     convert.add_argument(
         "--push-to-hub", metavar="USER/NAME", help="upload the finished folder to the Hugging Face hub"
     )
@@ -270,6 +277,17 @@ def _print_export(found: "Export") -> None:
     _print_rows(rows, found.notes)
 
 
+def _export_gguf(arguments: argparse.Namespace) -> None:
+    from .export_gguf import export_gguf
+
+    summary = export_gguf(
+        arguments.folder, arguments.output, dtype=arguments.dtype, overwrite=arguments.overwrite, progress=True
+    )
+    rows = {"Tensors": f"{summary.tensors:,} of {summary.dtype}", "Bytes": f"{summary.nbytes:,}"}
+    _print_rows(rows, summary.notes)
+    say("", f"Written to {summary.path} in {summary.seconds:.1f} seconds")
+
+
 def _presets(_: argparse.Namespace) -> None:
     from .presets_table import presets_table
 
@@ -280,6 +298,7 @@ _COMMANDS = {
     "convert": _convert,
     "inspect": _inspect,
     "export": _export,
+    "export-gguf": _export_gguf,
     "verify": _verify,
     "presets": _presets,
     "push": _push,

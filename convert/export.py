@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +22,11 @@ from .errors import ConversionError
 from .mesh.gin_writer import can_be_written, check_expressible, natural_layout, operative_config
 from .mesh.matching import mesh_name, sort_names
 from .mesh.parameters import Parameter, parameters
-from .mesh.rules import GLOBAL_STEP, SLOTS
+from .mesh.rules import GLOBAL_STEP
 from .mesh.scopes import Layout
 from .output.blocks import Transfer
 from .output.folder import check_output, finished_or_nothing, reclaimable
-from .output.json_files import read_json
+from .output.model_folder import WITHOUT_SLOTS, read_config, sort_tensors
 from .output.record import RECORD_FILENAME, load_record
 from .output.safetensors_reader import SafetensorsReader, weight_files
 from .plan.optimizer_slots import find_slots, slot_variables, with_optimizer
@@ -44,18 +43,6 @@ if TYPE_CHECKING:
 DTYPES = ("source", "float32", "bfloat16")
 
 _STEP_BYTES = np.int64().nbytes
-
-# What transformers may save beside the one matrix that these are, and a bias of old releases that nothing reads.
-_IGNORED = (
-    "encoder.embed_tokens.weight",
-    "decoder.embed_tokens.weight",
-    "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",
-)
-
-# What transformers' T5 says beside `feed_forward_proj`.
-_STOCK_FIELDS = ("dense_act_fn", "is_gated_act")
-
-_WITHOUT_SLOTS = f"convert again, or move {SLOTS_FILE} away to export the model alone"
 
 
 @dataclass(frozen=True)
@@ -116,7 +103,7 @@ def plan_export(folder: str | Path, dtype: str = "source", step: int | None = No
         ConversionError: it cannot be exported.
     """
     folder = Path(folder).expanduser()
-    config = _read_config(folder)
+    config = read_config(folder)
     try:
         check_expressible(config)
     except ConversionError as error:
@@ -126,7 +113,7 @@ def plan_export(folder: str | Path, dtype: str = "source", step: int | None = No
     optimizer = folder / SLOTS_FILE
     reader = SafetensorsReader([*weight_files(folder), *([optimizer] if optimizer.is_file() else [])])
     wanted = parameters(config)
-    slots = _sort_tensors(folder, reader.variables, wanted, config.tie_word_embeddings)
+    slots = sort_tensors(folder, reader.variables, wanted, config.tie_word_embeddings)
     if dtype == "source":
         dtype = "bfloat16" if {reader.variables[name].dtype for name in wanted} == {"bfloat16"} else "float32"
     record = _read_record(folder)
@@ -145,7 +132,7 @@ def plan_export(folder: str | Path, dtype: str = "source", step: int | None = No
         plan = with_optimizer(plan, find_slots(plan, by_name), step)
         assert plan.optimizer is not None
         if not _same_json(plan.optimizer.metadata["factored"], reader.metadata.get("factored", "")):
-            raise ConversionError(f"the header of {optimizer} does not fit the model: {_WITHOUT_SLOTS}.")
+            raise ConversionError(f"the header of {optimizer} does not fit the model: {WITHOUT_SLOTS}.")
     entries = [_exchanged(folder, entry, reader.variables) for shard in plan.files for entry in shard.entries]
     entries.sort(key=lambda entry: entry.name.encode())
     return Export(config, reader, tuple(entries), layout, dtype, step, sum(map(len, slots.values())), notes)
@@ -212,82 +199,13 @@ def _blocks(transfer: Transfer, entry: Entry, advance: Callable[[int], Any]) -> 
         advance(block.nbytes)
 
 
-def _read_config(folder: Path) -> "T5ExperimentalConfig":
-    from t5_experimental.configuration_t5_experimental import CONFIG_CLASSES, T5V11Config
-
-    path = folder / "config.json"
-    # A stock T5 is a t5.1.1, or a t5.1.0, which differs from it in what the configuration says.
-    classes = {config_class.model_type: config_class for config_class in CONFIG_CLASSES} | {"t5": T5V11Config}
-    try:
-        fields = read_json(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ConversionError(f"{folder} has no config.json: give a folder that the converter wrote.") from error
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{path} cannot be read ({error}): convert again.") from error
-    model_type = fields.get("model_type")
-    if not isinstance(model_type, str) or model_type not in classes:
-        raise ConversionError(
-            f"{folder} holds a model of type {model_type!r:.80}, which the original does not have: give a folder that "
-            "the converter wrote."
-        )
-    try:
-        return classes[model_type].from_dict(_known(fields))
-    except Exception as error:  # transformers raises any kind for the values of its own fields
-        # Around what the configuration says itself there may be an exception that says where it was said.
-        reason = " ".join(str(error.__cause__ or error).split())
-        reason = reason if reason.isprintable() else repr(reason)  # it may quote the file
-        raise ConversionError(f"{path} describes no model ({reason:.1000}): convert again.") from error
-
-
-def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that say what the model is; of any other, transformers makes an attribute."""
-    from t5_experimental.architecture_t5_experimental import T5ExperimentalArchitecture
-
-    known = {"model_type", *_STOCK_FIELDS, *(field.name for field in fields_of(T5ExperimentalArchitecture))}
-    return {name: value for name, value in fields.items() if name in known}
-
-
-def _sort_tensors(
-    folder: Path, tensors: Mapping[str, Variable], wanted: Mapping[str, Parameter], tied: bool
-) -> dict[str, list[str]]:
-    """Kinds of the optimizer's slots, by parameter; raises unless the tensors are those of the model and its slots."""
-    ignored = (*_IGNORED, *(("lm_head.weight",) if tied else ()))
-    slots: dict[str, list[str]] = {}
-    for name, parameter in wanted.items():
-        if name not in tensors:
-            raise ConversionError(
-                f"{folder} has no tensor {name}, which the model of its config.json has: save the whole model, with "
-                "adapters merged into it."
-            )
-        if tensors[name].shape != parameter.shape:
-            raise ConversionError(
-                f"{name} has the shape {list(tensors[name].shape)}, but {list(parameter.shape)} is expected: the "
-                f"config.json of {folder} contradicts the tensors."
-            )
-    for name in tensors:
-        owner, _, kind = name.rpartition(".")
-        if owner in wanted and kind in SLOTS.values():
-            slots.setdefault(owner, []).append(kind)
-        elif name not in wanted and name not in ignored:
-            raise ConversionError(
-                f"{folder} has a tensor {name!r:.200}, which the model of its config.json has not: only the language "
-                "model itself can be exported."
-            )
-    for name, parameter in wanted.items() if slots else ():
-        # Only of two dimensions or more, a state can be factored.
-        complete = ({"v"}, {"vr", "vc"}) if len(parameter.mesh_shape) > 1 else ({"v"},)
-        if {*slots.get(name, ())} - {"m"} not in complete:
-            raise ConversionError(f"{SLOTS_FILE} lacks a slot of {name}: {_WITHOUT_SLOTS}.")
-    return slots
-
-
 def _exchanged(folder: Path, entry: Entry, tensors: Mapping[str, Variable]) -> Entry:
     """The way back of a planned tensor: read as ours, written as Mesh's."""
     source = tensors[entry.name]
     if source.shape != entry.shape:
         raise ConversionError(
             f"{entry.name} of {folder} has the shape {list(source.shape)}, but {list(entry.shape)} is expected: "
-            f"{_WITHOUT_SLOTS}."
+            f"{WITHOUT_SLOTS}."
         )
     return Entry(entry.source.name, source, entry.our_axes, entry.mesh_axes, entry.sizes, entry.source.dtype)
 

@@ -12,6 +12,8 @@ from .format import FORMATS
 
 
 DTYPES = ("source", "float32", "bfloat16", "float16")
+# Of matrices in a GGUF file.
+GGUF_DTYPES = ("float32", "float16", "bfloat16", "q8_0")
 
 # Bytes of the units of a size.
 _UNITS = {"B": 1}

@@ -19,6 +19,9 @@ TALKING_HEADS: Literal["talking_heads"] = "talking_heads"
 BIAS_SHARED: Literal["bias_shared"] = "bias_shared"
 BIAS: Literal["bias"] = "bias"
 
+# Name of `d_kv` in the `config.json` of models that stock T5 must not load.
+HEAD_SIZE = "head_size"
+
 # What transformers' classes of this architecture take for a field that config.json lacks, by their type.
 _STOCK_T5: Mapping[str, Any] = {
     "vocab_size": 32128,
@@ -194,6 +197,18 @@ class T5ExperimentalArchitecture:
         return tuple(
             i if self.relative_attention_type == BIAS else counts.index(heads) for i, heads in enumerate(counts)
         )
+
+    def as_saved(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of `config.json`. If stock T5 would load the weights and leave out what it does not have,
+        `d_kv`, which it needs, is under another name, so that it refuses.
+
+        Args:
+            values: the fields by name.
+        """
+        attention = {spec.attention_type for stack in STACKS for spec in self.layer_specs(stack)}
+        if attention == {MULTI_HEAD} and self.relative_attention_type == BIAS_SHARED:
+            return dict(values)
+        return {**values, "d_kv": None, HEAD_SIZE: self.d_kv}
 
     def _layer_spec(self, stack: str, index: int, override: Mapping[str, Any]) -> LayerSpec:
         if unknown := sorted(set(override) - set(LAYER_FIELDS)):

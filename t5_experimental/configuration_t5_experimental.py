@@ -8,11 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import transformers
+
+
+# Before all that earlier releases do not have. Modules of a converted folder come here first, too.
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 17):
+    raise ImportError(
+        f"These models need transformers 5.17 or newer, and this is {transformers.__version__}: run "
+        "pip install --upgrade 'transformers>=5.17,<6'."
+    )
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
 from .architecture_t5_experimental import (
     FAMILIES,
+    HEAD_SIZE,
     LAYER_FIELDS,  # noqa: F401 - here and below: names that this module has always had
     MULTI_HEAD,
     STACKS,  # noqa: F401
@@ -103,6 +114,8 @@ class T5ExperimentalConfig(T5ExperimentalArchitecture, PreTrainedConfig):
         # transformers' T5 writes these two along with `feed_forward_proj`, and gives them precedence.
         self._take_activation(kwargs.pop("dense_act_fn", None), kwargs.pop("is_gated_act", None))
         self._complete()
+        # `AutoModel` iterates over it, and fails if it is None.
+        self.architectures = self.architectures or []
         # Not of the architecture, which checks itself there: a configuration is checked after its construction.
         PreTrainedConfig.__post_init__(self, **kwargs)
         self._complete_layers()
@@ -142,6 +155,11 @@ class T5ExperimentalConfig(T5ExperimentalArchitecture, PreTrainedConfig):
         if is_gated and name == "gelu":
             name = "gelu_python"  # the same function: "gated-gelu" is the tanh form
         self.feed_forward_proj = f"gated-{name}" if is_gated else name
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is saved, see [`T5ExperimentalArchitecture.as_saved`]."""
+        values = self.as_saved(super().to_diff_dict())
+        return {name: value for name, value in values.items() if (name, value) != ("architectures", [])}
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "T5ExperimentalConfig":
         """Returns this config; for the decoder alone, a copy with the decoder's `num_layers`, for static caches."""
@@ -192,6 +210,8 @@ def _own_fields(cls: type[T5ExperimentalConfig], values: dict[str, Any]) -> dict
             f"These are the fields of a configuration of type {model_type!r}, which {cls.__name__} does not support: "
             f"give those of transformers' T5 (type 't5', 'mt5' or 'umt5') or of one of {sorted(ours)}."
         )
+    if values.get("d_kv", 0) is None and HEAD_SIZE in values:
+        values["d_kv"] = values.pop(HEAD_SIZE)
     return values
 
 

@@ -10,19 +10,23 @@ prints its help, or converts a checkpoint, needs none of them. So:
    `BEFORE_FIRST_USE` in configuration_t5_experimental.py.
    Their fields alone, architecture_t5_experimental.py, import neither.
 3. Accessing a public name of the package imports the module that defines it, through `import_later`.
-4. `without_models` disables step 2, for code that only needs configurations.
+4. peft's tables learn our types of models when they are imported (adapters.py).
+5. `without_models` disables step 2, for code that only needs configurations.
 """
 
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from .adapters import PEFT_TABLES, add_to_peft
+from .architecture_t5_experimental import FAMILIES
 
 
 _PACKAGE = __name__.rpartition(".")[0]
@@ -90,17 +94,21 @@ def register_models() -> None:
     for auto, config_class, model_class in module.auto_classes():
         auto_class = getattr(transformers, auto)
         if config_class not in auto_class._model_mapping:
-            auto_class.register(config_class, model_class)
+            auto_class.register(config_class, _choices(module, model_class) if auto == "AutoModel" else model_class)
     configurations.BEFORE_FIRST_USE.clear()
+
+
+def _choices(module: ModuleType, model_class: type) -> tuple[type, ...]:
+    """Of several classes transformers takes the one that `architectures` in config.json names, or else the first: a
+    folder with an encoder alone must not become a model with a random decoder."""
+    return model_class, getattr(module, f"{model_class.__name__.removesuffix('Model')}EncoderModel")
 
 
 def register_configs() -> None:
     """Registers the configurations with `AutoConfig`, and the models as soon as a configuration is created: now if
-    transformers' table of configurations is imported, else when it or ours is."""
-    if _AUTO_CONFIG in sys.modules:
-        _register_now()
-    else:
-        sys.meta_path.insert(0, _Finder())
+    transformers' table of configurations is imported, else when it or ours is. Likewise with peft's tables."""
+    _after_import((_AUTO_CONFIG, _CONFIGURATIONS), _register_now)
+    _after_import((PEFT_TABLES,), _register_with_peft)
 
 
 def _register_now() -> None:
@@ -111,13 +119,29 @@ def _register_now() -> None:
     configurations.BEFORE_FIRST_USE.append(_before_first_use)
 
 
+def _register_with_peft() -> None:
+    add_to_peft([family.model_type for family in FAMILIES])
+
+
+def _after_import(names: tuple[str, ...], action: Callable[[], None]) -> None:
+    """Calls a function now if the first of some modules is imported, else as soon as one of them is."""
+    if names[0] in sys.modules:
+        action()
+    else:
+        sys.meta_path.insert(0, _Finder(names, action))
+
+
 class _Finder(MetaPathFinder):
-    """Leaves it to the other finders to find the two modules, and registers when the first one has been executed."""
+    """Leaves it to the other finders to find the modules, and calls a function when the first one has been executed."""
+
+    def __init__(self, names: tuple[str, ...], action: Callable[[], None]) -> None:
+        self._names = names
+        self._action = action
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in (_CONFIGURATIONS, _AUTO_CONFIG) or self not in sys.meta_path:
+        if fullname not in self._names or self not in sys.meta_path:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
@@ -129,9 +153,9 @@ class _Finder(MetaPathFinder):
             try:
                 execute(module)
             except BaseException:
-                register_configs()  # with the next attempt
+                _after_import(self._names, self._action)  # with the next attempt
                 raise
-            _register_now()
+            self._action()
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec

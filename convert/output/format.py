@@ -89,6 +89,10 @@ class OutputFormat:
         return (
             "On loading, transformers 5 warns that it will NOT tie lm_head.weight to shared.weight: that is right, the "
             "classifier of this model is a separate matrix.",
+            "Do not call tie_weights() or resize_token_embeddings() on it under transformers 5, nor use it with "
+            "programs that do, such as lm_eval for seq2seq models: its T5 then replaces the classifier by the "
+            "embedding without a word (transformers pull request 42815), and no field of a folder can prevent it. "
+            "Convert to the format of this package for that, or use transformers 4.",
             "CTranslate2's converter (4.8.5) takes every T5 that transformers 5 loads for one whose classifier is the "
             "embedding, and scales the decoder's output: greedy decoding is the same, scores and beam search are not. "
             "Under transformers 4 (4.57.3) it converts exactly.",
@@ -167,7 +171,7 @@ def _native_fields(config: "T5ExperimentalArchitecture", dtype: str, output: Out
     """config.json of our own model as transformers writes it, without its import, which takes most of the time of
     converting a small checkpoint. A test compares the two."""
     own = {"architectures": [output.class_name(config)], "dtype": dtype, "model_type": config.model_type}
-    return {**vars(config), **own, **_versions()}
+    return config.as_saved({**vars(config), **own, **_versions()})
 
 
 def _versions() -> dict[str, str]:

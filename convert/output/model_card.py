@@ -90,9 +90,12 @@ model = {class_name}.from_pretrained("path/to/this/folder")
 _OPTIMIZER = """`optimizer.safetensors` holds Adafactor's state ({slots:,} tensors, {gigabytes:.3f} GB), named after the
 parameters. Its header says which step it is of and which axes are factored."""
 
-_TOKENIZER = """The tokenizer is in this folder too: `AutoTokenizer.from_pretrained("path/to/this/folder")`. Its ids are
+# `AutoTokenizer` would ask whether to run the code of the folder, which it does not need.
+_TOKENIZER = """The tokenizer is in this folder too: `T5Tokenizer.from_pretrained("path/to/this/folder")`. Its ids are
 those of the sentencepiece model; `<extra_id_0>` is the highest."""
-_STOCK_TOKENIZER = """The source's tokenizer is in this folder, too:
+_STOCK_TOKENIZER = """The source's tokenizer is in this folder, too: after `import t5_experimental`,
+`AutoTokenizer.from_pretrained("path/to/this/folder")`."""
+_STOCK_IN_STOCK_TOKENIZER = """The source's tokenizer is in this folder, too:
 `AutoTokenizer.from_pretrained("path/to/this/folder")`."""
 _NO_TOKENIZER = "This folder has no tokenizer: convert with `--vocab sentencepiece.model` to add it."
 
@@ -155,7 +158,7 @@ def model_card(
         dtype=", ".join(name for name, _ in dtypes.most_common()),
         gigabytes=plan.nbytes / 1e9,
         files="one file" if len(plan.shards) == 1 else f"{len(plan.shards)} files",
-        other_files="\n\n".join([*_optimizer(plan), _tokenizer(has_tokenizer, is_from_stock)]),
+        other_files="\n\n".join([*_optimizer(plan), _tokenizer(has_tokenizer, is_from_stock, output)]),
         notes="\n".join(f"- {markdown(note)}" for note in all_notes),
     )
 
@@ -168,10 +171,12 @@ def _loading(config: "T5ExperimentalArchitecture", output: OutputFormat) -> str:
     )
 
 
-def _tokenizer(is_there: bool, is_from_stock: bool) -> str:
+def _tokenizer(is_there: bool, is_from_stock: bool, output: OutputFormat) -> str:
     if not is_there:
         return _NO_TOKENIZER
-    return _STOCK_TOKENIZER if is_from_stock else _TOKENIZER
+    if not is_from_stock:
+        return _TOKENIZER
+    return _STOCK_IN_STOCK_TOKENIZER if output.is_stock else _STOCK_TOKENIZER
 
 
 def _optimizer(plan: Plan) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t5_experimental.architecture_t5_experimental import STOCK_DEFAULTS
+from t5_experimental.architecture_t5_experimental import HEAD_SIZE, STOCK_DEFAULTS
 from t5_experimental.original import SLOTS_FILE
 
 from ..errors import ConversionError
@@ -73,6 +73,7 @@ def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
     known = {
         "model_type",
         "transformers_version",
+        HEAD_SIZE,
         *_STOCK_FIELDS,
         *(field.name for field in fields_of(T5ExperimentalArchitecture)),
     }

@@ -181,6 +181,23 @@ def test_the_folder_is_stock(encoder_only: bool, stock: Callable[..., Path]) -> 
     assert "trust_remote_code" not in card
 
 
+def test_what_transformers_5_does_to_the_classifier_is_on_the_card(stock: Callable[..., Path]) -> None:
+    """As soon as this fails, the note on the card and in docs/convert.md is out of date."""
+    folder = stock("t5.1.1.tiny")
+    model = T5ForConditionalGeneration.from_pretrained(folder)
+    model.tie_weights()
+    assert model.lm_head.weight is model.shared.weight
+    said = "then replaces the classifier by the embedding without a word"
+    assert said in (folder / "README.md").read_text()
+    # The one field that would prevent it takes the embedding from the stacks.
+    untied = T5ForConditionalGeneration.from_pretrained(folder).config
+    untied.tie_word_embeddings = False
+    other = T5ForConditionalGeneration.from_pretrained(folder, config=untied)
+    assert not torch.equal(other.encoder.embed_tokens.weight, other.shared.weight)
+    assert said not in (stock("t5.1.1.tiny", True) / "README.md").read_text()
+    assert said not in (stock("t5.1.0.tiny") / "README.md").read_text()
+
+
 def test_a_shared_classifier_is_shared(stock: Callable[..., Path]) -> None:
     model = T5ForConditionalGeneration.from_pretrained(stock("t5.1.0.tiny"))
     assert model.lm_head.weight is model.shared.weight

@@ -2,6 +2,8 @@
 """The model classes of the four families. They differ only in the defaults of their configuration, so each class only
 sets `config_class`."""
 
+from transformers import PreTrainedModel  # noqa: F401 - diffusers looks for it beside the class of a pipeline's part
+
 from .classification_t5_experimental import (
     T5ExperimentalForQuestionAnswering,
     T5ExperimentalForSequenceClassification,

@@ -16,7 +16,7 @@ STOCK = "stock"
 
 CONFIG = "config.json"
 # Weights that are read, the first that is there; each with the index of its shards.
-STOCK_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+STOCK_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack", "tf_model.h5")
 
 # Files and folders by which a kind is known -> what it is, and what to do. `*` stands for anything.
 _FROM_T5X = (
@@ -25,10 +25,7 @@ _FROM_T5X = (
 )
 _T5X = ("a checkpoint of T5X (its file `checkpoint` is an index in MessagePack)", _FROM_T5X)
 _ORBAX = ("an Orbax checkpoint, as T5X and other JAX programs write it", _FROM_T5X)
-_FROM_TRANSFORMERS_4 = (
-    "load it with transformers 4, `T5ForConditionalGeneration.from_pretrained(FOLDER, from_{}=True)`, and convert the "
-    "folder that its `save_pretrained` writes"
-)
+_BESIDE_CONFIG = "give the folder in which transformers saved it as {}, beside its config.json"
 _KINDS: Mapping[str, tuple[str, str]] = {
     "manifest.ocdbt": _ORBAX,
     "_METADATA": _ORBAX,
@@ -38,8 +35,8 @@ _KINDS: Mapping[str, tuple[str, str]] = {
         "an adapter of peft without the model that it changes",
         "merge it into that model (`merge_and_unload`), save the model and convert that folder",
     ),
-    "*.msgpack": ("Flax weights of transformers 4", _FROM_TRANSFORMERS_4.format("flax")),
-    "*.h5": ("TensorFlow 2 weights of transformers 4", _FROM_TRANSFORMERS_4.format("tf")),
+    "*.msgpack": ("a file of Flax under another name", _BESIDE_CONFIG.format("flax_model.msgpack")),
+    "*.h5": ("an HDF5 file under another name", _BESIDE_CONFIG.format("tf_model.h5")),
     "*.gguf": ("a GGUF file of llama.cpp", "convert the folder of transformers that it was made from"),
     "*.onnx": ("an ONNX graph", "convert the folder of transformers that it was exported from"),
     "saved_model.pb": ("a TensorFlow SavedModel", "convert the checkpoint that it was exported from"),
@@ -85,7 +82,7 @@ def check_index(storage: Storage, names: Iterable[str] | None = None) -> None:
 
 def check_file(path: Path) -> None:
     """Raises if a file, given instead of a folder, is one of transformers' or of a kind that cannot be read."""
-    if re.fullmatch(r".*\.(safetensors|bin|safetensors\.index\.json|bin\.index\.json)|config\.json", path.name):
+    if re.fullmatch(r".*\.(safetensors|bin)(\.index\.json)?|config\.json", path.name) or _weights([path.name]):
         raise ConversionError(f"{path} is one file of a model: give the folder that it is in.")
     _check_kind(str(path), [path.name])
 
@@ -98,7 +95,7 @@ def check_far(storage: Storage) -> None:
                 f"{storage.place()} is a folder of transformers ({name}), which is read from this disk only: download "
                 "it and convert the copy."
             )
-    for pattern in (*(name for name in _KINDS if "*" not in name), "flax_model.msgpack", "tf_model.h5"):
+    for pattern in (name for name in _KINDS if "*" not in name):
         if storage.exists(pattern):
             _check_kind(storage.place(), [pattern])
 

@@ -486,15 +486,14 @@ def test_damaged_json_is_refused(name: str, spoiled_stock: Spoiled) -> None:
 
 # --- sources of other kinds
 
-INDEX = b"\x82\xa7version\x03\xa9optimizer\x80"
-
 OTHERS: dict[str, tuple[dict[str, bytes], str]] = {
-    "T5X": ({"checkpoint": INDEX, "target.encoder.mlp/.zarray": b"{}"}, "a checkpoint of T5X"),
-    "T5X without folders": ({"checkpoint": INDEX}, "a checkpoint of T5X"),
-    "T5X, one above": ({"checkpoint_1000/checkpoint": INDEX, "checkpoint_1000/target.x/0": b""}, "a checkpoint of T5X"),
-    "Orbax": ({"_METADATA": b"{}", "manifest.ocdbt": b"", "d/x": b""}, "an Orbax checkpoint"),
-    "Orbax of today": ({"_CHECKPOINT_METADATA": b"{}"}, "an Orbax checkpoint"),
-    "Orbax, one above": ({"default/manifest.ocdbt": b""}, "an Orbax checkpoint"),
+    "T5X without its index": (
+        {"target.x/.zarray": b"{}"},
+        "a checkpoint of T5X without its index, the file `checkpoint`",
+    ),
+    "T5X, one above": ({"checkpoint_1000/target.x/0": b""}, "a checkpoint of T5X without its index"),
+    "Orbax without arrays": ({"_CHECKPOINT_METADATA": b"{}"}, "an Orbax checkpoint without an array, or without their"),
+    "Orbax, one above": ({"7/_CHECKPOINT_METADATA": b"{}"}, "an Orbax checkpoint without an array"),
     "Flax": ({"config.json": b"{}", "other.msgpack": b""}, "a file of Flax under another name"),
     "TF2": ({"config.json": b"{}", "other.h5": b""}, "an HDF5 file under another name"),
     "GGUF": ({"t5-q4.gguf": b"GGUF"}, "a GGUF file of llama.cpp"),

@@ -21,7 +21,15 @@ from .mesh.gin_syntax import MAX_GIN_BYTES, GinFile, decode
 from .mesh.matching import Sorted, sort_names
 from .mesh.rules import GLOBAL_STEP
 from .mesh.t5x_gin import with_t5x_gin, with_tables
-from .mesh.t5x_names import STEP, has_table_in_every_layer, sort_t5x, stacked
+from .mesh.t5x_names import (
+    STEP,
+    SortedT5X,
+    has_table_in_every_layer,
+    join_slot,
+    sort_t5x,
+    split_slot,
+    stacked,
+)
 from .output import resume as finished_files
 from .output import safetensors_writer as writer
 from .output.folder import check_output, finished_or_nothing, reclaimable
@@ -30,7 +38,7 @@ from .output.options import check_options
 from .output.record import read_record, write_record
 from .output.stock_source import GENERATION, TOKENIZER_CONFIG, find_stock
 from .output.verify import compare
-from .plan.optimizer_slots import find_slots, with_optimizer
+from .plan.optimizer_slots import ParameterState, SlotNames, find_slots, with_optimizer
 from .plan.plan import Plan, check_agreement, check_known, check_space, check_weights, make_plan, without_decoder
 from .source.checkpoint import Checkpoint, local_copy, resolve
 from .source.kinds import ARRAYS, STOCK
@@ -175,12 +183,7 @@ def inspect(
     written_dtype = _config_dtype(dtype, weights)
     architecture, own_notes = build_architecture(chosen, found, vocab_size)
     plan = make_plan(variables, names, architecture, dtype, max_shard_size, gin_name)
-    if optimizer and is_arrays:
-        raise ConversionError(
-            f"{checkpoint.location} is a checkpoint of T5X or Orbax, of which the model alone is converted: leave out "
-            "--with-optimizer."
-        )
-    slots = find_slots(plan, variables) if optimizer else None
+    slots = _slots(plan, reader, names) if optimizer else None
     if encoder_only:
         plan = without_decoder(plan, max_shard_size)
         architecture, own_notes = build_architecture(chosen, found, vocab_size, encoder_only=True)
@@ -205,6 +208,20 @@ def _open_arrays(checkpoint: Checkpoint) -> tuple[CheckpointReader, Sorted]:
     names = sort_t5x(reader.variables, reader.is_copy)
     reader.check_complete(match.mesh for match in names.matches.values())
     return reader, names
+
+
+def _slots(plan: Plan, reader: CheckpointReader, names: Sorted) -> dict[str, ParameterState]:
+    """The optimizer's state of every parameter."""
+    if not isinstance(names, SortedT5X) or not isinstance(reader, ArraysReader):
+        return find_slots(plan, reader.variables)
+    if names.scanned:
+        raise ConversionError(
+            "the layers of the checkpoint were scanned, and the optimizer's state of such a run is not converted: "
+            "leave out --with-optimizer."
+        )
+    found = find_slots(plan, reader.variables, SlotNames(split_slot, join_slot, is_t5x=True))
+    reader.check_complete(entry.source.name for state in found.values() for entry in state.entries)
+    return found
 
 
 def _inspect_stock(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Inspection:

@@ -22,11 +22,11 @@ _MOST_LAYERS = 1024
 
 
 class _Slice(NamedTuple):
-    """A variable as a part of an array; the whole of it without an index."""
+    """A variable as a part of an array; the whole of it without a layer."""
 
     array: str
     axis: int = 0
-    index: int | None = None
+    layer: int | None = None
 
 
 class ArraysReader:
@@ -100,11 +100,11 @@ class ArraysReader:
 
     def read(self, name: str) -> np.ndarray:
         """See `TensorReader.read`."""
-        path, axis, index = self._slices[name]
+        path, axis, layer = self._slices[name]
         array = self._whole(path)
-        if index is None:
+        if layer is None:
             return array
-        return np.ascontiguousarray(array[(slice(None),) * axis + (index,)])
+        return np.ascontiguousarray(array[(slice(None),) * axis + (layer,)])
 
     def blocks(self, name: str, max_bytes: int, memory: Memory | None = None) -> Iterator[np.ndarray]:
         """See `TensorReader.blocks`."""

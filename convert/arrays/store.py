@@ -18,15 +18,18 @@ from ..errors import ConversionError
 from ..source.array_folders import ArrayFolder
 from ..source.extras import import_extra
 from ..source.local_files import Identity
-from ..tensors import Variable
+from ..tensors import Variable, numpy_dtype
 
 
 # File that says what an array is -> tensorstore's driver for it.
 _METADATA = {".zarray": "zarr", "zarr.json": "zarr3"}
 _DATABASE = "manifest.ocdbt"
 
-# Whole arrays are read: more at a time would only take more memory.
-_CONTEXT = {"cache_pool": {"total_bytes_limit": 0}, "data_copy_concurrency": {"limit": 2}}
+# No part is needed twice.
+_CONTEXT = {"cache_pool": {"total_bytes_limit": 0}}
+
+# Of an array that are read at a time, or one row of its parts: they are in memory compressed, too, and twice.
+_READ_BYTES = 2**26
 
 
 class ArrayStore:
@@ -77,14 +80,16 @@ class ArrayStore:
 
     def read(self, name: str) -> np.ndarray:
         """A whole array. Raises a ConversionError if it cannot be read, or is not what it was."""
+        array, source = np.empty(self.variables[name].shape, numpy_dtype(self.variables[name].dtype)), self._open[name]
         try:
-            array = np.asarray(self._open[name].read().result())
+            for window in _windows(array, source.chunk_layout.read_chunk.shape or ()):
+                array[window] = source[window].read().result()
         except Exception as error:  # of any kind, by what is damaged
             raise ConversionError(
                 f"{name} in {self._folder} cannot be read ({_reason(error)}): copy the folder again."
             ) from error
         self._check_unchanged(name)
-        return np.ascontiguousarray(array)
+        return array
 
     def identity(self, name: str) -> tuple[int, ...]:
         """What changes if the files of an array are written to or replaced."""
@@ -144,6 +149,18 @@ class ArrayStore:
                 raise ConversionError(
                     f"{self._folder / path} changed while it was read: run the command again when nothing writes to it."
                 )
+
+
+def _windows(array: np.ndarray, parts: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Cuts an array across the axis on which it has the most parts, between them."""
+    counts = [-(-size // max(1, part)) for size, part in zip(array.shape, parts, strict=True)]
+    if not counts or array.nbytes <= _READ_BYTES:
+        yield (slice(None),) * array.ndim
+        return
+    axis = counts.index(max(counts))
+    rows = max(1, _READ_BYTES // max(1, array.nbytes // counts[axis])) * parts[axis]
+    for start in range(0, array.shape[axis], rows):
+        yield (*[slice(None)] * axis, slice(start, min(start + rows, array.shape[axis])))
 
 
 def _walk(folder: Path, prefix: str = "") -> Iterator[tuple[str, Identity]]:

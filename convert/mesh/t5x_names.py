@@ -56,6 +56,10 @@ TOP: Mapping[str, str] = {
 }
 
 _TARGET, _STATE, STEP = "target/", "state/", "state/step"
+_PARAMETER_STATES = "state/param_states/"
+
+# What T5X's Adafactor calls its slots -> what we call them (see `optimizer_slots`).
+SLOTS_T5X: Mapping[str, str] = {"v": "v", "v_row": "vr", "v_col": "vc", "m": "m"}
 _LAYER = re.compile(
     r"target/(?P<stack>encoder|decoder)/layers_(?P<i>0|[1-9][0-9]{0,5})/(?P<rest>[^\[]+)"
     r"|target/(?P<scanned>encoder|decoder)/(?:(?P=scanned)|layers)/(?P<rest2>[^\[]+)(?:\[:, (?P<i2>[0-9]+)\])?"
@@ -131,6 +135,20 @@ def sort_t5x(names: Iterable[str], is_copy: IsCopy) -> SortedT5X:
     for stack in LAYERS:
         drops |= _copied_tables(stack, matches, is_copy)
     return SortedT5X(Layout(), matches, drops, tuple(unknown), scanned)
+
+
+def split_slot(name: str) -> tuple[str, str] | None:
+    """The array of the model that a slot belongs to, and our name of the slot; None if Adafactor has none like it."""
+    owner, _, ending = name.removeprefix(_PARAMETER_STATES).rpartition("/")
+    if not name.startswith(_PARAMETER_STATES) or ending not in SLOTS_T5X:
+        return None
+    return _TARGET + owner, SLOTS_T5X[ending]
+
+
+def join_slot(array: str, kind: str) -> str:
+    """The inverse of `split_slot`."""
+    ending = next(theirs for theirs, ours in SLOTS_T5X.items() if ours == kind)
+    return f"{_PARAMETER_STATES}{array.removeprefix(_TARGET)}/{ending}"
 
 
 def has_table_in_every_layer(names: Sorted) -> bool:

@@ -164,13 +164,13 @@ def _joined(parts: Mapping[str, Any]) -> StoredArray:
     chunks, sizes = parts.get("chunks"), parts.get("shape")
     if not isinstance(chunks, dict) or not isinstance(sizes, dict):
         raise ValueError("an array in chunks does not say its shape or its chunks")
-    ordered = [chunks.get(str(k)) for k in range(len(chunks))]
+    arrays = [chunk for k in range(len(chunks)) if isinstance(chunk := chunks.get(str(k)), StoredArray)]
     shape = _shape([sizes.get(str(k)) for k in range(len(sizes))])
-    dtypes = {chunk.dtype if isinstance(chunk, StoredArray) else None for chunk in ordered}
-    found = sum(math.prod(chunk.shape) for chunk in ordered if isinstance(chunk, StoredArray))
-    if len(dtypes) != 1 or None in dtypes or found != math.prod(shape):
+    dtypes = {array.dtype for array in arrays}
+    found = sum(math.prod(array.shape) for array in arrays)
+    if len(arrays) != len(chunks) or len(dtypes) != 1 or found != math.prod(shape):
         raise ValueError(f"the chunks of an array of shape {[*shape]} are not all there, or not of one dtype")
-    return StoredArray(shape, dtypes.pop(), tuple(piece for chunk in ordered for piece in chunk.pieces))
+    return StoredArray(shape, dtypes.pop(), tuple(piece for array in arrays for piece in array.pieces))
 
 
 def _shape(sizes: Any) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoModelForTextEncoding, T5ForC
 
 import t5_experimental
 from t5_experimental.convert import ConversionError, convert, inspect, verify
+from t5_experimental.convert.arrays import store
 from tests.support.stock_folders import V10, V11, Kind, assert_same_model, build
 from tests.support.t5x_folders import Arrays, as_t5x, scanned, write_managed, write_orbax, write_t5x
 
@@ -241,3 +242,23 @@ def test_the_name_tells_the_step_where_nothing_else_does(tmp_path: Path) -> None
         as_t5x(build(Kind(V11))), tmp_path / "run" / "checkpoint_42", edit=lambda leaves: leaves.pop("state/step")
     )
     assert inspect(tmp_path / "run").step == 42
+
+
+@pytest.mark.parametrize("write", [legacy, orbax(use_zarr3=True)])
+def test_arrays_are_read_part_by_part(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a large array, more than one part is never in memory twice."""
+    theirs = build(Kind(V11))
+    write(scanned(as_t5x(theirs)), tmp_path / "run")
+    sizes: list[float] = []
+    real = store._windows
+
+    def windows(array: np.ndarray, parts: tuple[int, ...]) -> Any:
+        for window in real(array, parts):
+            sizes.append(array[window].nbytes / max(1, array.nbytes))
+            yield window
+
+    monkeypatch.setattr(store, "_windows", windows)
+    monkeypatch.setattr(store, "_READ_BYTES", 1)
+    convert(tmp_path / "run", tmp_path / "out")
+    assert_same_model(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out"), theirs)
+    assert min(sizes) == (0.5 if write is legacy else 1)

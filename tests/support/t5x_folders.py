@@ -106,7 +106,7 @@ def write_zarr(path: Path, array: np.ndarray, driver: str = "zarr") -> dict[str,
         "dtype": array.dtype.name,
         "kvstore": {"driver": "file", "path": f"{path}/"},
         "metadata": metadata,
-        # What is zero would else be left out, as of optimizer states that nobody reads.
+        # What is zero would else be left out, as of optimizer states that are not used.
         "store_data_equal_to_fill_value": True,
     }
     tensorstore.open(spec, create=True).result().write(array).result()

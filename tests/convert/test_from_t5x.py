@@ -3,6 +3,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,3 +264,25 @@ def test_arrays_are_read_part_by_part(write: Write, tmp_path: Path, monkeypatch:
     convert(tmp_path / "run", tmp_path / "out")
     assert_same_model(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out"), theirs)
     assert min(sizes) == (0.5 if write is legacy else 1)
+
+
+IMPORTS = """
+import sys
+from t5_experimental.convert.cli import main
+
+assert main([*sys.argv[2:]]) == 0
+print(sorted({"torch", "transformers", "jax", "flax", "orbax", "tensorstore", "msgpack", "h5py"} & {*sys.modules}))
+"""
+
+
+@pytest.mark.parametrize(("source", "packages"), [("t5x", ["msgpack", "tensorstore"]), ("mesh", [])])
+def test_only_what_reads_the_source_is_imported(
+    source: str, packages: list[str], reference: Path, tmp_path: Path
+) -> None:
+    folder = reference / "golden" / "t5.1.1.tiny"
+    if source == "t5x":
+        folder = write_t5x(as_t5x(build(Kind(V11))), tmp_path / "checkpoint_7")
+    command = [sys.executable, "-c", IMPORTS, "", "convert", str(folder), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(packages)

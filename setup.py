@@ -25,6 +25,10 @@ EXTRAS = {
     "convert": ["sentencepiece>=0.2.1", "protobuf"],
     # Checkpoints at gs://, s3:// and https://.
     "remote": ["fsspec>=2025.3", "aiohttp>=3.10", "gcsfs>=2025.3", "s3fs>=2025.3"],
+    # Weights of Flax and of TensorFlow 2 that transformers 4 wrote, and checkpoints of T5X and Orbax.
+    "flax": ["msgpack>=1.0"],
+    "tf2": ["h5py>=3.8"],
+    "t5x": ["msgpack>=1.0", "tensorstore>=0.1.60"],
     "training": [
         "accelerate>=1.10",
         "datasets>=4.0",
@@ -46,8 +50,8 @@ EXTRAS = {
     "peft": ["peft>=0.18"],
     # What generation is timed against, and the chart.
     "benchmarks": ["ctranslate2>=4.6", "matplotlib"],
-    # TensorFlow judges our reader of its checkpoints, CTranslate2 the folders that we write for it. `build` uses the
-    # setuptools of the environment, without a network.
+    # TensorFlow judges our reader of its checkpoints, CTranslate2 the folders that we write for it; Flax, h5py, Orbax
+    # and tensorstore write samples of other sources. `build` uses the setuptools of the environment, without a network.
     "dev": [
         "build>=1.2",
         "setuptools>=77",
@@ -59,6 +63,11 @@ EXTRAS = {
         "ctranslate2>=4.6",
         "gguf>=0.17",
         "matplotlib>=3.9",
+        "flax>=0.10",
+        "h5py>=3.8",
+        "msgpack>=1.0",
+        "orbax-checkpoint>=0.11",
+        "tensorstore>=0.1.60",
         "triton>=3.7; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow-cpu>=2.16; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.16; sys_platform != 'linux' or platform_machine != 'x86_64'",

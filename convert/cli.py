@@ -83,7 +83,7 @@ _GENERATE = (
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="t5-experimental",
-        description="Converts T5 checkpoints of Mesh TensorFlow and of transformers, and generates texts with them.",
+        description="Converts T5 checkpoints of Mesh TensorFlow, transformers and T5X, and generates texts with them.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     convert = commands.add_parser("convert", help="write a folder that from_pretrained loads")
@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "source",
             metavar="SOURCE",
-            help="checkpoint folder or prefix, also gs://, s3://, https://; folder of stock T5; or released name",
+            help="checkpoint folder or prefix, also gs://, s3://, https://; folder of stock T5, T5X, Orbax; or a name",
         )
         if command is convert:
             command.add_argument("output", metavar="OUTPUT", help="folder to write")

@@ -13,12 +13,23 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from .arrays.reader import ArraysReader
 from .bundle.reader import TensorBundleReader
 from .errors import ConversionError
 from .mesh.architecture import Shapes, deduce, with_options
 from .mesh.gin_syntax import MAX_GIN_BYTES, GinFile, decode
-from .mesh.matching import sort_names
+from .mesh.matching import Sorted, sort_names
 from .mesh.rules import GLOBAL_STEP
+from .mesh.t5x_gin import with_t5x_gin, with_tables
+from .mesh.t5x_names import (
+    STEP,
+    SortedT5X,
+    has_table_in_every_layer,
+    join_slot,
+    sort_t5x,
+    split_slot,
+    stacked,
+)
 from .output import resume as finished_files
 from .output import safetensors_writer as writer
 from .output.folder import check_output, finished_or_nothing, reclaimable
@@ -27,10 +38,10 @@ from .output.options import check_options
 from .output.record import read_record, write_record
 from .output.stock_source import GENERATION, TOKENIZER_CONFIG, find_stock
 from .output.verify import compare
-from .plan.optimizer_slots import find_slots, with_optimizer
+from .plan.optimizer_slots import ParameterState, SlotNames, find_slots, with_optimizer
 from .plan.plan import Plan, check_agreement, check_known, check_space, check_weights, make_plan, without_decoder
 from .source.checkpoint import Checkpoint, local_copy, resolve
-from .source.kinds import STOCK
+from .source.kinds import ARRAYS, STOCK
 from .source.remote import is_remote
 from .tensors import CheckpointReader, Variable
 
@@ -118,7 +129,7 @@ def inspect(
     """Finds out everything about a checkpoint and plans its conversion; reads no weight.
 
     Args:
-        source: a checkpoint's folder or prefix, or a folder of transformers' T5.
+        source: a checkpoint's folder or prefix, or a folder of transformers' T5, T5X or Orbax.
         family: "t5.1.1", "t5.1.1.lm100k", "t5.1.th", "t5.1.n4w10", or "auto".
         dtype: dtype to write: "source", "float32", "bfloat16" or "float16".
         max_shard_size: bytes of tensors in one file.
@@ -150,28 +161,29 @@ def inspect(
     checkpoint = source if isinstance(source, Checkpoint) else resolve(source, cache_dir)
     if checkpoint.kind == STOCK:
         return _inspect_stock(checkpoint, options)
-    reader = open_reader(checkpoint)
-    variables = reader.variables
-    gin = checkpoint.gin_file
+    gin_name = checkpoint.gin_file
+    gin = GinFile(decode(checkpoint.gin_bytes(MAX_GIN_BYTES + 1), gin_name), gin_name) if gin_name else None
+    is_arrays = checkpoint.kind == ARRAYS
     # The gin file comes first, because it can name the feature to which an unknown variable belongs.
-    said = None
-    if gin:
-        text = decode(checkpoint.gin_bytes(MAX_GIN_BYTES + 1), gin)
-        said = read_architecture(GinFile(text, gin))
-    names = sort_names(variables)
+    said = read_architecture(gin) if gin and not is_arrays else None
+    reader, names = _open_arrays(checkpoint) if is_arrays else _open_mesh(checkpoint)
+    variables = reader.variables
     check_known(names, variables)
     check_weights(names, variables)
     shapes = Shapes(variables, names)
     vocab_size = shapes.axes("shared.weight")["vocab_size"]
     if gin and said:
-        check_agreement(gin, said, shapes)
-    found = with_options(said or deduce(shapes, d_kv), shapes, d_kv, feed_forward_proj)
+        check_agreement(gin.name, said, shapes)
+    deduced = said or deduce(shapes, d_kv)
+    if is_arrays:
+        deduced = with_t5x_gin(with_tables(deduced, has_table_in_every_layer(names)), gin)
+    found = with_options(deduced, shapes, d_kv, feed_forward_proj)
     chosen, family_notes = choose_family(family, found, checkpoint.name)
     weights = [variables[match.mesh] for match in names.matches.values()]
     written_dtype = _config_dtype(dtype, weights)
     architecture, own_notes = build_architecture(chosen, found, vocab_size)
-    plan = make_plan(variables, names, architecture, dtype, max_shard_size, gin)
-    slots = find_slots(plan, variables) if optimizer else None
+    plan = make_plan(variables, names, architecture, dtype, max_shard_size, gin_name)
+    slots = _slots(plan, reader, names) if optimizer else None
     if encoder_only:
         plan = without_decoder(plan, max_shard_size)
         architecture, own_notes = build_architecture(chosen, found, vocab_size, encoder_only=True)
@@ -181,6 +193,35 @@ def inspect(
         plan = with_optimizer(plan, slots, step)
     notes = (*family_notes, *found.notes, *own_notes, *output.notes(architecture), *_moved(checkpoint))
     return Inspection(checkpoint, reader, chosen, architecture, written_dtype, output, plan, step, notes)
+
+
+def _open_mesh(checkpoint: Checkpoint) -> tuple[CheckpointReader, Sorted]:
+    reader = open_reader(checkpoint)
+    return reader, sort_names(reader.variables)
+
+
+def _open_arrays(checkpoint: Checkpoint) -> tuple[CheckpointReader, Sorted]:
+    """The reader of a checkpoint of T5X or Orbax, in which every layer has variables of its own."""
+    assert checkpoint.arrays is not None
+    reader = ArraysReader(checkpoint.arrays)
+    reader.unstack(stacked(reader.variables))
+    names = sort_t5x(reader.variables, reader.is_copy)
+    reader.check_complete(match.mesh for match in names.matches.values())
+    return reader, names
+
+
+def _slots(plan: Plan, reader: CheckpointReader, names: Sorted) -> dict[str, ParameterState]:
+    """The optimizer's state of every parameter."""
+    if not isinstance(names, SortedT5X) or not isinstance(reader, ArraysReader):
+        return find_slots(plan, reader.variables)
+    if names.scanned:
+        raise ConversionError(
+            "the layers of the checkpoint were scanned, and the optimizer's state of such a run is not converted: "
+            "leave out --with-optimizer."
+        )
+    found = find_slots(plan, reader.variables, SlotNames(split_slot, join_slot, is_t5x=True))
+    reader.check_complete(entry.source.name for state in found.values() for entry in state.entries)
+    return found
 
 
 def _inspect_stock(checkpoint: Checkpoint, options: Mapping[str, Any]) -> Inspection:
@@ -214,6 +255,9 @@ def _config_dtype(dtype: str, weights: list[Variable]) -> str:
 
 
 def _step(checkpoint: Checkpoint, reader: CheckpointReader) -> int | None:
+    if isinstance(reader, ArraysReader):
+        step = reader.number(STEP)
+        return checkpoint.named_step if step is None else step
     variable = reader.variables.get(GLOBAL_STEP)
     if variable is None:
         return checkpoint.named_step
@@ -393,7 +437,7 @@ def _make_texts(found: Inspection, vocabulary: "Vocabulary | None", title: str) 
         plan=found.plan,
         has_tokenizer=vocabulary is not None or TOKENIZER_CONFIG in taken,
         notes=found.notes,
-        is_from_stock=found.checkpoint.kind == STOCK,
+        origin=found.checkpoint.kind,
     )
     try:
         with TemporaryDirectory() as name:

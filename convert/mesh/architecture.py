@@ -4,13 +4,14 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from t5_experimental.architecture_t5_experimental import MULTI_HEAD, TALKING_HEADS, LayerSpec
+from t5_experimental.architecture_t5_experimental import BIAS_SHARED, MULTI_HEAD, TALKING_HEADS, LayerSpec
 
 from ..errors import ConversionError
 from ..readable import joined
 from ..tensors import Variable
-from .matching import Sorted, mesh_name
+from .matching import Sorted
 from .scopes import SUBLAYERS
 
 
@@ -57,6 +58,7 @@ class Architecture:
         tied: the classifier is the embedding.
         dropout_rate: the training run's; None if nothing tells.
         layer_norm_epsilon: added to the mean square in the norms.
+        relative_attention_type: whether every layer has a table of position biases, see the configuration.
         notes: what was assumed, one sentence each.
     """
 
@@ -67,6 +69,7 @@ class Architecture:
     tied: bool
     dropout_rate: float | None = None
     layer_norm_epsilon: float = 1e-6
+    relative_attention_type: Literal["bias_shared", "bias"] = BIAS_SHARED
     notes: tuple[str, ...] = ()
 
 
@@ -95,7 +98,7 @@ class Shapes:
             ConversionError: the checkpoint lacks the variable, or it has another number of axes.
         """
         if our_name not in self:
-            name = mesh_name(our_name, section, self.names.layout)
+            name = self.names.stored_name(our_name, section)
             raise ConversionError(f"{name} is missing from the checkpoint: a model cannot be without it.")
         match = self.names.matches[our_name]
         shape = self._variables[match.mesh].shape
@@ -121,7 +124,7 @@ class Shapes:
             )
         missing = next((i for i in range(len(present)) if i not in present), None)
         if missing is not None:
-            name = mesh_name(f"{stack}.block.{missing}.layer.0.layer_norm.weight", MULTI_HEAD, self.names.layout)
+            name = self.names.stored_name(f"{stack}.block.{missing}.layer.0.layer_norm.weight", MULTI_HEAD)
             raise ConversionError(
                 f"{name} is missing from the checkpoint, as is all of layer {missing} of the {stack}, though it has "
                 f"layer {max(present)}."

@@ -108,6 +108,7 @@ def build_architecture(
         num_decoder_layers=None if encoder_only else len(architecture.layers["decoder"]),
         **_fields(base),
         layer_overrides=_overrides(family, architecture, base, stacks),
+        relative_attention_type=architecture.relative_attention_type,
         relative_attention_num_buckets=architecture.buckets,
         feed_forward_proj=architecture.feed_forward_proj,
         dropout_rate=dropout_rate,

@@ -35,6 +35,10 @@ class Sorted:
     drops: Mapping[str, str]
     unknown: tuple[str, ...]
 
+    def stored_name(self, our_name: str, attention_section: str) -> str:
+        """Name that the checkpoint's variable of our parameter would have; see `mesh_name`."""
+        return mesh_name(our_name, attention_section, self.layout)
+
 
 # Rules by what the names end in, which no placeholder is part of: few are left to be tried.
 _BY_LAST_PART: dict[str, list[tuple[str, Rule]]] = {}

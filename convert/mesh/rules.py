@@ -54,6 +54,10 @@ class Rule:
         numbers = {"i": r"(?P<i>0|[1-9][0-9]{0,5})", "j": r"(?P<j>[0-9])"}
         return _compile(self.ours, {"stack": "(?P<stack>encoder|decoder)", **numbers}, "")
 
+    def is_for(self, our_name: str) -> bool:
+        """Whether it is the rule of our parameter, as far as its name tells."""
+        return self._our_pattern.fullmatch(our_name) is not None
+
     def to_ours(self, mesh_name: str, layout: Layout) -> str | None:
         """Our name of a Mesh variable, or None if the rule is not for it."""
         match = self._mesh_pattern.fullmatch(mesh_name)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..plan.plan import Plan
 from ..readable import markdown, markdown_code
+from ..source.kinds import ARRAYS, MESH, STOCK
 from .format import OutputFormat
 
 
@@ -21,7 +22,15 @@ _ABOUT: Mapping[str, str] = {
     "t5.1.n4w10": "T5 version 1.1 whose first layers are narrower than the others",
 }
 
-_ABOUT_STOCK = "A T5 of transformers, converted"
+_ABOUT_OTHERS: Mapping[str, str] = {
+    STOCK: "A T5 of transformers, converted",
+    ARRAYS: "A T5 of T5X, converted",
+}
+_SOURCES: Mapping[str, str] = {
+    MESH: "Mesh TensorFlow checkpoint",
+    STOCK: "folder of transformers",
+    ARRAYS: "checkpoint of T5X or Orbax",
+}
 
 _TEMPLATE = """---
 {license}library_name: transformers
@@ -110,7 +119,7 @@ def model_card(
     plan: Plan,
     has_tokenizer: bool,
     notes: tuple[str, ...],
-    is_from_stock: bool = False,
+    origin: str = MESH,
 ) -> str:
     """Text of the card.
 
@@ -124,21 +133,21 @@ def model_card(
         plan: what was written.
         has_tokenizer: whether tokenizer files are in the folder.
         notes: what was assumed or set otherwise than in the checkpoint.
-        is_from_stock: the source is a folder of transformers, which may be of any training and license.
+        origin: what the source is, `MESH`, or a kind of which nothing tells training and license.
     """
     specs = {stack: config.layer_specs(stack) for stack in output.stacks}
     dtypes = Counter(entry.dtype for entry in plan.entries)
     released = "The released checkpoints of this family have seen raw text only: fine-tune them before use on a task."
     about = _ABOUT[family]
-    if is_from_stock:
-        about = _ABOUT_STOCK
+    if origin != MESH:
+        about = _ABOUT_OTHERS[origin]
         released = "License, training and limits are those of the source: see its own card."
     all_notes = (*notes, released)
     return _TEMPLATE.format(
         title=markdown(title),
-        license="" if is_from_stock else "license: apache-2.0\n",
-        origin="" if is_from_stock else "- mesh-tensorflow\n",
-        kind="folder of transformers" if is_from_stock else "Mesh TensorFlow checkpoint",
+        license="license: apache-2.0\n" if origin == MESH else "",
+        origin="- mesh-tensorflow\n" if origin == MESH else "",
+        kind=_SOURCES[origin],
         about=about + (": the encoder alone" if output.encoder_only else ""),
         family=family,
         model_type="" if output.is_stock else f"- {config.model_type}\n",
@@ -158,7 +167,7 @@ def model_card(
         dtype=", ".join(name for name, _ in dtypes.most_common()),
         gigabytes=plan.nbytes / 1e9,
         files="one file" if len(plan.shards) == 1 else f"{len(plan.shards)} files",
-        other_files="\n\n".join([*_optimizer(plan), _tokenizer(has_tokenizer, is_from_stock, output)]),
+        other_files="\n\n".join([*_optimizer(plan), _tokenizer(has_tokenizer, origin == STOCK, output)]),
         notes="\n".join(f"- {markdown(note)}" for note in all_notes),
     )
 

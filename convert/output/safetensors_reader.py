@@ -45,6 +45,7 @@ class SafetensorsReader:
     Attributes:
         variables: all tensors by name, in the order of their bytes in the files.
         metadata: texts in the headers.
+        transposed: names of matrices whose shape in `variables` is that of the transpose of ours.
     """
 
     _kind = "safetensors file"
@@ -58,6 +59,7 @@ class SafetensorsReader:
         """
         self.variables: dict[str, Variable] = {}
         self.metadata: dict[str, str] = {}
+        self.transposed: set[str] = set()
         self._places: dict[str, _Place] = {}
         self._files = LocalFiles()
         self._memory = np.empty(0, np.uint8)
@@ -68,6 +70,15 @@ class SafetensorsReader:
                 raise ConversionError(f"{path} is missing: copy all files of the folder.") from error
             except (OSError, ValueError) as error:
                 raise ConversionError(f"{path} is no complete {self._kind} ({error}): save it again.") from error
+
+    def our_name(self, name: str) -> str:
+        """What transformers' classes of PyTorch call a tensor; the name itself if they have none like it."""
+        return name
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a tensor."""
+        variable = self.variables[name]
+        return math.prod(variable.shape) * numpy_dtype(variable.dtype).itemsize
 
     def read(self, name: str) -> np.ndarray:
         """See `TensorReader.read`."""
@@ -83,33 +94,39 @@ class SafetensorsReader:
         """See `TensorReader.blocks`."""
         variable, place = self.variables[name], self._places[name]
         itemsize = numpy_dtype(variable.dtype).itemsize
-        size = math.prod(variable.shape) * itemsize
+        size = self.nbytes(name)
         step = max(1, max_bytes // itemsize) * itemsize
         for start in range(0, size, step):
             block = (memory or self._memory_for)(min(step, size - start))
-            self._files.fill(place.path, place.offset + start, block)
+            self.fill(name, start, block)
             self._files.will_need(place.path, place.offset + start + step, min(step, size - start - step))
             yield block
 
     def holds(self, name: str, at: int, block: np.ndarray) -> bool:
         """Whether a tensor has these bytes (uint8 [bytes]) from its byte `at` on."""
-        place = self._places[name]
         found = self._memory_for(block.nbytes)
-        self._files.fill(place.path, place.offset + at, found)
+        self.fill(name, at, found)
         return np.array_equal(found, block)
+
+    def fill(self, name: str, at: int, target: np.ndarray) -> None:
+        """Fills an array (uint8 [bytes]) with the bytes of a tensor from its byte `at` on."""
+        place = self._places[name]
+        self._files.fill(place.path, place.offset + at, target)
 
     def open_matrix(self, name: str, rows: int) -> Matrix:
         """See `TensorReader.open_matrix`."""
-        variable, place = self.variables[name], self._places[name]
-        size = math.prod(variable.shape) * numpy_dtype(variable.dtype).itemsize
-        return FileMatrix(self._files, place.path, place.offset, size // rows)
+        place = self._places[name]
+        return FileMatrix(self._files, place.path, place.offset, self.nbytes(name) // rows)
 
     def is_same_place(self, name: str, other: str) -> bool:
         """Whether two names are of the same bytes of a file."""
         return self.variables[name].shape == self.variables[other].shape and self._places[name] == self._places[other]
 
     def is_copy(self, name: str, other: str) -> bool:
-        """Whether two tensors are equal bit for bit; reads them until they are not."""
+        """Whether two tensors are equal bit for bit as matrices of ours; reads them until they are not."""
+        if (name in self.transposed) != (other in self.transposed):
+            mine, theirs = self.read(name), self.read(other).T
+            return (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape) and mine.tobytes() == theirs.tobytes()
         if self.is_same_place(name, other):
             return True
         one, two = self.variables[name], self.variables[other]

@@ -19,10 +19,12 @@ from ..plan.stock_tensors import classifier_of, copies_of_embedding, is_encoder,
 from ..readable import joined
 from ..source.checkpoint import Checkpoint
 from ..source.kinds import CONFIG, STOCK_WEIGHTS
+from ..tensors import Variable
+from .flax_reader import FlaxReader
 from .format import OutputFormat
 from .json_files import parse_json, read_json
-from .safetensors_format import INDEX_FILENAME
 from .safetensors_reader import SafetensorsReader, indexed_files
+from .tf2_reader import Tf2Reader
 from .torch_reader import TorchReader
 
 
@@ -101,7 +103,7 @@ def find_stock(
     if optimizer:
         raise ConversionError(f"{folder} has no optimizer's state that could be written: leave out --with-optimizer.")
     reader = open_weights(folder)
-    variables = reader.variables
+    variables = _by_our_names(reader)
     is_alone = is_encoder(variables)
     output = OutputFormat(output_format, encoder_only or is_alone)
     copies = copies_of_embedding(variables, reader.is_copy)
@@ -119,9 +121,8 @@ def find_stock(
         feed_forward_proj=feed_forward_proj,
         encoder_only=output.encoder_only,
     )
-    transposed = reader.transposed if isinstance(reader, TorchReader) else set()
     built = model.architecture
-    plan = plan_stock(variables, transposed, built, copies, output.encoder_only, place, dtype, max_shard_size)
+    plan = plan_stock(variables, reader.transposed, built, copies, output.encoder_only, place, dtype, max_shard_size)
     files, file_notes = _taken_over(folder, output)
     notes = [*model.notes, *file_notes]
     if is_alone and not encoder_only:
@@ -132,19 +133,31 @@ def find_stock(
 
 
 def open_weights(folder: Path) -> SafetensorsReader:
-    """The weights of a folder: safetensors before `torch.save`'s, several files before one, as transformers has it.
+    """The weights of a folder, in the first form that is there; several files before one, as transformers has it.
 
     Raises:
-        ConversionError: a file is missing or damaged.
+        ConversionError: a file is missing or damaged, or a package that reads it is.
     """
-    safetensors, pickled = STOCK_WEIGHTS
-    if (folder / safetensors).is_file():
-        return SafetensorsReader([folder / safetensors])
-    if (folder / INDEX_FILENAME).is_file():
-        return SafetensorsReader(indexed_files(folder / INDEX_FILENAME))
-    if (folder / pickled).is_file():
-        return TorchReader([folder / pickled])
-    return TorchReader(indexed_files(folder / f"{pickled}.index.json"))
+    readers = dict(zip(STOCK_WEIGHTS, (SafetensorsReader, TorchReader, FlaxReader, Tf2Reader), strict=True))
+    for name, reader in readers.items():
+        if (folder / name).is_file():
+            return reader([folder / name])
+        if (folder / f"{name}.index.json").is_file():
+            return reader(indexed_files(folder / f"{name}.index.json"))
+    raise ConversionError(f"{folder} has no weights any more: copy all of its files again.")
+
+
+def _by_our_names(reader: SafetensorsReader) -> dict[str, Variable]:
+    """All that is stored, by our names. Raises if two tensors are one parameter."""
+    found: dict[str, Variable] = {}
+    for name, variable in reader.variables.items():
+        ours = reader.our_name(name)
+        if ours in found:
+            raise ConversionError(
+                f"{found[ours].name} and {name} are both {ours}: the weights are not those of one T5."
+            )
+        found[ours] = variable
+    return found
 
 
 def _read_fields(path: Path) -> dict[str, Any]:

@@ -24,15 +24,14 @@ class TorchReader(SafetensorsReader):
     """`CheckpointReader` of files of `torch.save`.
 
     Attributes:
-        transposed: names of matrices that are stored column by column, as those that were made of TensorFlow's are:
-            their shape in `variables` is that of the transpose, whose rows are stored one after the other.
+        transposed: here, matrices that are stored column by column, as those that were made of TensorFlow's are: the
+            rows of the transpose are stored one after the other.
         loaded: names of files of PyTorch before 1.6, which have to be held in memory.
     """
 
     _kind = "file of weights that torch.save wrote"
 
     def __init__(self, paths: list[Path]) -> None:
-        self.transposed: set[str] = set()
         self.loaded: list[str] = []
         self._arrays: dict[str, np.ndarray] = {}
         super().__init__(paths)
@@ -61,13 +60,6 @@ class TorchReader(SafetensorsReader):
         if name not in self._arrays:
             return super().open_matrix(name, rows)
         return ArrayMatrix(self._arrays[name].view(numpy_dtype(self.variables[name].dtype)).reshape(rows, -1))
-
-    def is_copy(self, name: str, other: str) -> bool:
-        """See `SafetensorsReader.is_copy`."""
-        if (name in self.transposed) == (other in self.transposed):
-            return super().is_copy(name, other)
-        one, two = self.read(name), self.read(other).T
-        return (one.dtype, one.shape) == (two.dtype, two.shape) and one.tobytes() == two.tobytes()
 
     def _add(self, path: Path) -> None:
         size = self._files.size(path)  # from here on the file must stay what it is

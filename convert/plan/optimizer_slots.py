@@ -1,7 +1,11 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""The slots of a checkpoint, planned for `optimizer.safetensors`, whose form t5_experimental/original.py describes."""
+"""The slots of a checkpoint, planned for `optimizer.safetensors`, whose form t5_experimental/original.py describes.
 
-from collections.abc import Iterable, Mapping
+The Adafactor of T5X computes what Mesh TensorFlow's does. It differs in which axis it takes for the largest: of equal
+ones the last, and of a kernel with an axis for the heads all but d_model's. Source: t5x/adafactor.py.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,12 +32,39 @@ class ParameterState:
     factored: Mapping[str, Any] | None
 
 
-def find_slots(plan: Plan, variables: Mapping[str, Variable]) -> dict[str, ParameterState]:
+@dataclass(frozen=True)
+class SlotNames:
+    """How a program names its slots.
+
+    Attributes:
+        split: the variable that a slot belongs to, and the kind of slot; None for one of another optimizer.
+        join: the slot's name, of a variable and a kind of slot.
+        is_t5x: the program is T5X.
+    """
+
+    split: Callable[[str], tuple[str, str] | None]
+    join: Callable[[str, str], str]
+    is_t5x: bool = False
+
+
+def _split_mesh(name: str) -> tuple[str, str]:
+    # The longest ending, as "_slot_v" does not end what "_slot_vr" ends.
+    ending = next(ending for ending in SLOTS if name.endswith(ending))
+    return name.removesuffix(ending), SLOTS[ending]
+
+
+MESH_SLOTS = SlotNames(_split_mesh, lambda variable, kind: f"{variable}_slot_{kind}")
+
+
+def find_slots(
+    plan: Plan, variables: Mapping[str, Variable], names: SlotNames = MESH_SLOTS
+) -> dict[str, ParameterState]:
     """Slots of every parameter.
 
     Args:
         plan: of the whole model.
         variables: all variables of the checkpoint.
+        names: how its slots are named.
 
     Returns:
         Slots by our parameter name, in the plan's order.
@@ -44,20 +75,26 @@ def find_slots(plan: Plan, variables: Mapping[str, Variable]) -> dict[str, Param
     by_parameter: dict[str, dict[str, Variable]] = {entry.source.name: {} for entry in plan.entries}
     for name, reason in plan.drops.items():
         if reason == SLOT_DROP:
-            # The longest ending, as "_slot_v" does not end what "_slot_vr" ends.
-            ending = next(ending for ending in SLOTS if name.endswith(ending))
-            owner = name.removesuffix(ending)
+            found = names.split(name)
+            if found is None:
+                raise ConversionError(
+                    f"{name} is no slot of Adafactor, the only optimizer that is known: leave out --with-optimizer."
+                )
+            owner, kind = found
+            # Of the four that it always has, T5X leaves those that it does not use empty.
+            if names.is_t5x and variables[name].shape == (1,) and owner in variables and variables[owner].shape != (1,):
+                continue
             if owner not in by_parameter:
                 raise ConversionError(
                     f"{name} is a slot of {owner}, which is not in the checkpoint: leave out --with-optimizer, or "
                     "convert one that a single run wrote."
                 )
-            by_parameter[owner][SLOTS[ending]] = variables[name]
+            by_parameter[owner][kind] = variables[name]
     if not any(by_parameter.values()):
         raise ConversionError(
             "the checkpoint has no slots of Adafactor, the only optimizer that is known: leave out --with-optimizer."
         )
-    return {entry.name: _state(entry, by_parameter[entry.source.name]) for entry in plan.entries}
+    return {entry.name: _state(entry, by_parameter[entry.source.name], names) for entry in plan.entries}
 
 
 def with_optimizer(plan: Plan, states: Mapping[str, ParameterState], step: int | None) -> Plan:
@@ -83,19 +120,20 @@ def with_optimizer(plan: Plan, states: Mapping[str, ParameterState], step: int |
     )
 
 
-def _state(parameter: Entry, slots: Mapping[str, Variable]) -> ParameterState:
+def _state(parameter: Entry, slots: Mapping[str, Variable], names: SlotNames) -> ParameterState:
     variable = parameter.source.name
     kinds = set(slots) - {"m"}
     if kinds not in ({"v"}, {"vr", "vc"}):
         wanted = {"v"} if kinds <= {"v"} else {"vr", "vc"}
-        missing = " and ".join(f"{variable}_slot_{kind}" for kind in sorted(wanted - kinds))
+        missing = " and ".join(names.join(variable, kind) for kind in sorted(wanted - kinds))
         if missing:
             raise ConversionError(
                 f"{missing} is missing from the checkpoint, so the state of {parameter.name} cannot be resumed: leave "
                 "out --with-optimizer."
             )
+        both = (names.join(variable, kind).removeprefix(variable) for kind in ("v", "vr"))
         raise ConversionError(
-            f"{variable} has both _slot_v and _slot_vr, but Adafactor keeps one or the other: the checkpoint mixes two "
+            f"{variable} has both {' and '.join(both)}, but Adafactor keeps one or the other: the checkpoint mixes two "
             "runs, leave out --with-optimizer."
         )
     full = {
@@ -105,7 +143,7 @@ def _state(parameter: Entry, slots: Mapping[str, Variable]) -> ParameterState:
     }
     if "v" in kinds:
         return ParameterState(tuple(full.values()), None)
-    factored, (d0, d1), view = _factored(parameter)
+    factored, (d0, d1), view = _factored(parameter, names.is_t5x)
     rest = {
         kind: _slot(parameter, kind, slots[kind], _without(parameter.mesh_axes, axis), _without(view, axis))
         for kind, axis in (("vr", d0), ("vc", d1))
@@ -113,7 +151,7 @@ def _state(parameter: Entry, slots: Mapping[str, Variable]) -> ParameterState:
     return ParameterState((*rest.values(), *full.values()), factored)
 
 
-def _factored(parameter: Entry) -> tuple[dict[str, Any], tuple[str, str], str]:
+def _factored(parameter: Entry, is_t5x: bool) -> tuple[dict[str, Any], tuple[str, str], str]:
     """What the header says, the axes d0 and d1 by label, and all axes of ours among which those two are."""
     axes, shape = parameter.mesh_axes.split(), parameter.source.shape
     if len(axes) < 2:
@@ -121,7 +159,12 @@ def _factored(parameter: Entry) -> tuple[dict[str, Any], tuple[str, str], str]:
             f"{parameter.source.name} has the slots of a factored state, but is of shape {list(shape)}: only two "
             "dimensions can be factored."
         )
-    d0, d1 = (axes[k] for k in largest_dimensions(shape)[:2])
+    if is_t5x and len(axes) > 2:
+        d0, d1 = "*".join(axis for axis in axes if axis != "d_model"), "d_model"
+    elif is_t5x:
+        d1, d0 = (axes[k] for k in sorted(range(2), key=lambda k: shape[k]))
+    else:
+        d0, d1 = (axes[k] for k in largest_dimensions(shape)[:2])
     view = parameter.our_axes
     if not {d0, d1} <= set(view.split()):
         view = " ".join(labels_of(view))
@@ -150,7 +193,8 @@ def slot_variables(variable: Variable, kinds: Iterable[str], dtype: str) -> list
 
 
 def _without(axes: str, axis: str) -> str:
-    return " ".join(other for other in axes.split() if other != axis)
+    labels = {*labels_of(axis)}
+    return " ".join(other for other in axes.split() if not {*labels_of(other)} <= labels)
 
 
 def _slot(parameter: Entry, kind: str, source: Variable, mesh_axes: str, our_axes: str) -> Entry:

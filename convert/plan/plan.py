@@ -12,7 +12,7 @@ from t5_experimental.original import shape_of
 from ..errors import ConversionError, UnknownVariables
 from ..mesh.architecture import Architecture, Shapes
 from ..mesh.axes import fits
-from ..mesh.matching import Sorted, mesh_name
+from ..mesh.matching import Sorted
 from ..mesh.parameters import Parameter, field_name, parameters
 from ..mesh.rules import EMBEDDING
 from ..mesh.scopes import SUBLAYERS
@@ -162,7 +162,7 @@ def make_plan(
     expected = parameters(config)
     for name, parameter in expected.items():
         if name not in names.matches:
-            mesh = mesh_name(name, parameter.section, names.layout)
+            mesh = names.stored_name(name, parameter.section)
             raise ConversionError(
                 f"{mesh} is missing from the checkpoint: {name} of shape {list(parameter.shape)} cannot be filled."
             )

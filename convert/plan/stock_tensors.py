@@ -1,6 +1,10 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""The plan of a conversion from transformers' T5, whose tensors have our names: what is a copy, what is left out."""
+"""The plan of a conversion from transformers' T5: what is a copy, what is left out.
 
+Tensors are given by our names, which PyTorch's classes have, too; what a file calls them is in `Variable.name`.
+"""
+
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -43,17 +47,17 @@ def embedding_of(variables: Mapping[str, Variable]) -> str:
 
 
 def copies_of_embedding(variables: Mapping[str, Variable], is_copy: IsCopy) -> dict[str, str]:
-    """Reasons to leave out the other names of the embedding.
+    """Reasons to leave out the other tensors that are the embedding, by what the file calls them.
 
     Args:
-        variables: all that is stored.
+        variables: all that is stored, by our names.
         is_copy: whether two tensors are equal bit for bit.
 
     Raises:
         ConversionError: one differs from the others.
     """
-    first = embedding_of(variables)
-    others = [name for name in EMBEDDINGS if name in variables and name != first]
+    first = variables[embedding_of(variables)].name
+    others = [variables[name].name for name in EMBEDDINGS if name in variables and variables[name].name != first]
     for name in others:
         if not is_copy(first, name):
             raise ConversionError(
@@ -66,7 +70,8 @@ def classifier_of(variables: Mapping[str, Variable], is_copy: IsCopy) -> Classif
     """What is stored of a classifier."""
     if CLASSIFIER.ours not in variables:
         return Classifier.ABSENT
-    return Classifier.COPY if is_copy(embedding_of(variables), CLASSIFIER.ours) else Classifier.OWN
+    embedding, classifier = variables[embedding_of(variables)], variables[CLASSIFIER.ours]
+    return Classifier.COPY if is_copy(embedding.name, classifier.name) else Classifier.OWN
 
 
 def is_encoder(variables: Collection[str]) -> bool:
@@ -89,10 +94,10 @@ def plan_stock(
     """Plans a conversion.
 
     Args:
-        variables: all that is stored, in the order in which they are to be read.
-        transposed: names of those that are stored as their transpose.
+        variables: all that is stored, by our names, in the order in which they are to be read.
+        transposed: names, in the file, of those that are stored as their transpose.
         config: the architecture of our model.
-        copies: reasons to leave out other names of the embedding.
+        copies: see `copies_of_embedding`.
         encoder_only: leave out what belongs to decoder and classifier.
         place: of config.json, for messages.
         dtype: dtype to write, or "source".
@@ -102,25 +107,26 @@ def plan_stock(
         ConversionError: a tensor is missing, too many, or of another shape than the configuration says.
     """
     expected = parameters(config)
-    sources = {EMBEDDING.ours: embedding_of(variables)}
-    drops = {name: reason for name, reason in _UNUSED.items() if name in variables} | dict(copies)
+    embedding = embedding_of(variables)
+    stored = {EMBEDDING.ours: variables[embedding], **variables}
+    drops = {stored[name].name: reason for name, reason in _UNUSED.items() if name in variables} | dict(copies)
     if encoder_only:
         expected = {name: p for name, p in expected.items() if name.startswith(("shared.", "encoder."))}
         rest = (name for name in variables if name.startswith("decoder.") or name == CLASSIFIER.ours)
-        drops |= dict.fromkeys((name for name in rest if name not in {*drops, *sources.values()}), DECODER_DROP)
+        unused = [variables[name].name for name in rest if name != embedding]
+        drops |= dict.fromkeys((name for name in unused if name not in drops), DECODER_DROP)
     elif config.tie_word_embeddings and CLASSIFIER.ours in variables:
-        drops[CLASSIFIER.ours] = f"copy of {sources[EMBEDDING.ours]}, equal bit for bit"
-    _check_names(variables, {*expected, *sources.values(), *drops})
+        drops[variables[CLASSIFIER.ours].name] = f"copy of {variables[embedding].name}, equal bit for bit"
+    _check_names(variables, {*expected, embedding}, drops)
     entries = []
     for name, parameter in expected.items():
-        source = sources.get(name, name)
-        if source not in variables:
+        if name not in stored:
             raise ConversionError(
-                f"{source} of shape {list(parameter.shape)} is missing from the weights, but {place} describes a model "
+                f"{name} of shape {list(parameter.shape)} is missing from the weights, but {place} describes a model "
                 "with it: copy all files of the folder."
             )
-        entries.append(_entry(parameter, variables[source], source in transposed, place, dtype))
-    order = {name: k for k, name in enumerate(variables)}
+        entries.append(_entry(parameter, stored[name], stored[name].name in transposed, place, dtype))
+    order = {variable.name: k for k, variable in enumerate(variables.values())}
     return _with_entries(Plan((), (), drops, order), entries, max_shard_size)
 
 
@@ -151,16 +157,17 @@ def _check_heads(names: Iterable[str]) -> None:
         )
 
 
-def _check_names(variables: Mapping[str, Variable], known: Collection[str]) -> None:
-    unknown = [variable for name, variable in variables.items() if name not in known]
+def _check_names(variables: Mapping[str, Variable], known: Collection[str], drops: Collection[str]) -> None:
+    by_name = {name: v for name, v in variables.items() if name not in known and v.name not in drops}
+    unknown = list(by_name.values())
     if not unknown:
         return
-    _check_heads(variable.name for variable in unknown)
+    _check_heads(by_name)
     first, others = unknown[0], f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
     why = "so this is not the model that config.json describes"
-    if first.name.endswith("SelfAttention.relative_attention_bias.weight"):
+    if next(iter(by_name)).endswith("SelfAttention.relative_attention_bias.weight"):
         why = "which has one table of position biases per stack; umT5 has one in every layer, but another model_type"
-    elif first.name.endswith(".bias"):
+    elif re.search(r"[./]bias(:0)?\Z", first.name):
         why = "whose layers have no biases: this is another architecture"
     raise UnknownVariables(
         f"{first.name}{others}, of shape {list(first.shape)}, is a tensor that this T5 does not have, {why}.",

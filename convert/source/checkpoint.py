@@ -1,5 +1,6 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Finding the checkpoint that the user means: Mesh TensorFlow's on a disk or a server, or a folder of transformers."""
+"""Finding the checkpoint that the user means: Mesh TensorFlow's on a disk or a server, or a folder of transformers, T5X
+or Orbax."""
 
 import os
 import re
@@ -13,14 +14,16 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from ..errors import ConversionError
 from ..readable import joined
 from ..released import is_released, resolve_released
+from .array_folders import ArrayFolder, find_arrays
 from .download_cache import CachedStorage
-from .kinds import CONFIG, MESH, STOCK, check_far, check_file, check_index, recognize
+from .kinds import ARRAYS, CONFIG, MESH, STOCK, check_far, check_file, check_index, recognize
 from .patience import Patience
 from .remote import RemoteStorage, is_remote, label
 from .storage import LocalStorage, Storage
 
 
 GIN_FILE = "operative_config.gin"
+T5X_GIN_FILE = "config.gin"
 
 _SUFFIX = re.compile(r"(?<=.)\.(index|meta|data-\d{5}-of-\d{5})\Z")
 _MAX_COPY_BYTES = 2**26
@@ -38,13 +41,15 @@ class Checkpoint:
         prefix_name: what the names of its files begin with, as "model.ckpt-1000000"; empty for a folder of
             transformers.
         vocabulary: URL of the vocabulary, where the source implies it.
-        kind: `MESH`, or `STOCK` for a folder of transformers.
+        kind: `MESH`, `STOCK` for a folder of transformers, or `ARRAYS` for one of T5X or Orbax.
+        arrays: the last of these.
     """
 
     storage: Storage
     prefix_name: str
     vocabulary: str | None = None
     kind: str = MESH
+    arrays: ArrayFolder | None = None
 
     @property
     def prefix(self) -> Path:
@@ -54,6 +59,8 @@ class Checkpoint:
     @property
     def name(self) -> str:
         """Folder and prefix without what is above them: says which checkpoint it is, but not whose disk it was on."""
+        if self.arrays is not None:
+            return self.arrays.name
         return "/".join(filter(None, (self.storage.describe(), self.prefix_name)))
 
     @property
@@ -70,6 +77,8 @@ class Checkpoint:
         """
         if self.kind == STOCK:  # its config.json tells more
             return None
+        if self.arrays is not None:
+            return T5X_GIN_FILE if (self.arrays.run / T5X_GIN_FILE).is_file() else None
         if self.storage.exists(GIN_FILE):
             return GIN_FILE
         if self.storage.local_folder and os.path.lexists(self.storage.place(GIN_FILE)):
@@ -90,11 +99,15 @@ class Checkpoint:
         Raises:
             ConversionError: it cannot be read.
         """
+        if self.arrays is not None:
+            return LocalStorage(self.arrays.run).head(T5X_GIN_FILE, most)
         return self.storage.head(GIN_FILE, most)
 
     @property
     def named_step(self) -> int | None:
         """Training step in the prefix's name."""
+        if self.arrays is not None:
+            return self.arrays.step
         match = re.search(r"-([0-9]{1,18})\Z", self.prefix_name)
         return int(match[1]) if match else None
 
@@ -124,8 +137,8 @@ def resolve(source: str | Path, cache_dir: str | Path | None = None, patience: P
 
     Args:
         source: a folder, where the file `checkpoint` names the newest one, or the prefix or one of the files of one, as
-            a path or a URL (gs://, s3://, https://); a folder of transformers, as a path; or the name of a released
-            checkpoint.
+            a path or a URL (gs://, s3://, https://); a folder of transformers, T5X or Orbax, as a path; or a released
+            checkpoint's name.
         cache_dir: see `open_storage`.
         patience: see `open_storage`.
 
@@ -140,8 +153,13 @@ def resolve(source: str | Path, cache_dir: str | Path | None = None, patience: P
     cache = Path(cache_dir).expanduser() if cache_dir else None
     for folder, prefix in _guesses(source):
         storage = open_storage(folder, cache, patience)
-        if prefix is None and recognize(storage) == STOCK:
-            return Checkpoint(storage, "", kind=STOCK)
+        kind = recognize(storage) if prefix is None else None
+        if kind == STOCK:
+            return Checkpoint(storage, "", kind=kind)
+        if kind == ARRAYS:
+            arrays = find_arrays(Path(folder))
+            assert arrays is not None
+            return Checkpoint(LocalStorage(arrays.folder), "", kind=kind, arrays=arrays)
         found = _in_folder(storage) if prefix is None else (storage, prefix) if _has_index(storage, prefix) else None
         if found is not None:
             _check_shards(*found)

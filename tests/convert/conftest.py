@@ -172,14 +172,14 @@ def complaints(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture(scope="session")
 def stock_sample(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Any]]:
     """`stock_sample(name)`: a folder of one of the kinds, and transformers' model of it."""
-    from tests.support.stock_folders import KINDS, build, write
+    from tests.support.stock_folders import FRAMEWORK_KINDS, KINDS, build, write
 
-    root, made = tmp_path_factory.mktemp("stock"), {}
+    root, made, kinds = tmp_path_factory.mktemp("stock"), {}, {**KINDS, **FRAMEWORK_KINDS}
 
     def make(name: str) -> tuple[Path, Any]:
         if name not in made:
-            model = build(KINDS[name])
-            write(root / name, model, KINDS[name])
+            model = build(kinds[name])
+            write(root / name, model, kinds[name])
             made[name] = model
         return root / name, made[name]
 

@@ -11,20 +11,21 @@ from transformers import AutoModelForSeq2SeqLM
 
 import t5_experimental
 from t5_experimental.convert import convert, verify
-from tests.support.stock_folders import KINDS, assert_same_model
+from tests.support.stock_folders import FRAMEWORK_KINDS, KINDS, assert_same_model
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", {**KINDS, **FRAMEWORK_KINDS})
 def test_logits_are_those_of_transformers(
     name: str, stock_sample: Callable[[str], tuple[Path, Any]], tmp_path: Path
 ) -> None:
     folder, theirs = stock_sample(name)
+    kind = {**KINDS, **FRAMEWORK_KINDS}[name]
     summary = convert(folder, tmp_path / "out", verify=True)
     ours, info = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert type(ours) is t5_experimental.T5V11ForConditionalGeneration
     assert not any(info.values())
-    assert ours.config.tie_word_embeddings is ours.config.scale_decoder_outputs is KINDS[name].is_tied
-    assert len(summary.inspection.plan.drops) == KINDS[name].left_out
+    assert ours.config.tie_word_embeddings is ours.config.scale_decoder_outputs is kind.is_tied
+    assert len(summary.inspection.plan.drops) == kind.left_out
     assert_same_model(ours, theirs)
     assert verify(folder, tmp_path / "out").plan.nbytes == summary.nbytes
 

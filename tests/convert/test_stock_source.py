@@ -486,17 +486,16 @@ def test_damaged_json_is_refused(name: str, spoiled_stock: Spoiled) -> None:
 
 # --- sources of other kinds
 
-INDEX = b"\x82\xa7version\x03\xa9optimizer\x80"
-
 OTHERS: dict[str, tuple[dict[str, bytes], str]] = {
-    "T5X": ({"checkpoint": INDEX, "target.encoder.mlp/.zarray": b"{}"}, "a checkpoint of T5X"),
-    "T5X without folders": ({"checkpoint": INDEX}, "a checkpoint of T5X"),
-    "T5X, one above": ({"checkpoint_1000/checkpoint": INDEX, "checkpoint_1000/target.x/0": b""}, "a checkpoint of T5X"),
-    "Orbax": ({"_METADATA": b"{}", "manifest.ocdbt": b"", "d/x": b""}, "an Orbax checkpoint"),
-    "Orbax of today": ({"_CHECKPOINT_METADATA": b"{}"}, "an Orbax checkpoint"),
-    "Orbax, one above": ({"default/manifest.ocdbt": b""}, "an Orbax checkpoint"),
-    "Flax": ({"config.json": b"{}", "flax_model.msgpack": b""}, "Flax weights of transformers 4"),
-    "TF2": ({"config.json": b"{}", "tf_model.h5": b""}, "TensorFlow 2 weights of transformers 4"),
+    "T5X without its index": (
+        {"target.x/.zarray": b"{}"},
+        "a checkpoint of T5X without its index, the file `checkpoint`",
+    ),
+    "T5X, one above": ({"checkpoint_1000/target.x/0": b""}, "a checkpoint of T5X without its index"),
+    "Orbax without arrays": ({"_CHECKPOINT_METADATA": b"{}"}, "an Orbax checkpoint without an array, or without their"),
+    "Orbax, one above": ({"7/_CHECKPOINT_METADATA": b"{}"}, "an Orbax checkpoint without an array"),
+    "Flax": ({"config.json": b"{}", "other.msgpack": b""}, "a file of Flax under another name"),
+    "TF2": ({"config.json": b"{}", "other.h5": b""}, "an HDF5 file under another name"),
     "GGUF": ({"t5-q4.gguf": b"GGUF"}, "a GGUF file of llama.cpp"),
     "ONNX": ({"config.json": b"{}", "encoder_model.onnx": b""}, "an ONNX graph"),
     "SavedModel": ({"saved_model.pb": b"", "variables/variables.index": b""}, "a TensorFlow SavedModel"),
@@ -530,8 +529,12 @@ def test_what_cannot_be_read_is_called_by_its_name(name: str, run: Run, tmp_path
     ("name", "message"),
     [
         ("model.gguf", "a GGUF file of llama.cpp, which cannot be read yet"),
-        ("flax_model.msgpack", "Flax weights of transformers 4"),
-        ("tf_model.h5", "TensorFlow 2 weights"),
+        ("flax_model.msgpack", "is one file of a model: give the folder that it is in"),
+        ("tf_model.h5", "is one file of a model: give the folder that it is in"),
+        (
+            "other.h5",
+            "an HDF5 file under another name, which cannot be read yet: give the folder in which transformers",
+        ),
         ("model.safetensors", "is one file of a model: give the folder that it is in"),
         ("pytorch_model.bin", "is one file of a model: give the folder that it is in"),
         ("config.json", "is one file of a model: give the folder that it is in"),

@@ -18,6 +18,8 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
+from .framework_weights import save_flax, save_flax_in_chunks, save_flax_in_shards, save_tf2, save_tf2_in_shards
+
 
 SIZES = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_decoder_layers": 3}
 CROSS_BIAS = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
@@ -127,6 +129,23 @@ KINDS = {
         left_out=3,
     ),
     "mt5, bin": Kind({"feed_forward_proj": "gated-gelu"}, with_copies, save_bin, model_type="mt5", left_out=3),
+}
+# The same in the files of Flax and TensorFlow 2, which transformers 5 does not load.
+FRAMEWORK_KINDS = {
+    "t5-v1_1, Flax": Kind(V11, save=save_flax),
+    "t5-v1_1, Flax in shards": Kind(V11, save=save_flax_in_shards),
+    "t5-v1_1, Flax in chunks": Kind(V11, save=save_flax_in_chunks),
+    "t5-v1_1, Flax, bfloat16": Kind(V11, save=save_flax, dtype=torch.bfloat16),
+    "t5-v1_1, Flax, float16": Kind(V11, save=save_flax, dtype=torch.float16),
+    "t5-base, Flax": Kind(V10, tied, save_flax, is_tied=True),
+    "t5-base, Flax with a copy": Kind(V10, whole, save_flax, is_tied=True, left_out=1),
+    "mt5, Flax": Kind(
+        {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, save=save_flax, model_type="mt5"
+    ),
+    "t5-v1_1, TensorFlow 2": Kind(V11, save=save_tf2),
+    "t5-v1_1, TensorFlow 2 in shards": Kind(V11, save=save_tf2_in_shards),
+    "t5-v1_1, TensorFlow 2 with copies": Kind(V11, dict, save_tf2, left_out=2),
+    "t5-base, TensorFlow 2": Kind(V10, tied, save_tf2, is_tied=True),
 }
 CLASSES = {
     "t5": (T5Config, T5ForConditionalGeneration),

@@ -1,0 +1,161 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""`--with-optimizer` of a checkpoint of T5X: from the file, a step is that of T5X's Adafactor."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from t5_experimental.convert import ConversionError, convert, inspect, verify
+from tests.support.stock_folders import V11, Kind, build
+from tests.support.t5x_folders import Arrays, as_t5x, scanned, write_orbax, write_t5x
+
+
+Run = Callable[..., Any]
+
+# Kernels of the sample are factored from this size on, as T5X does from 128 on.
+SMALLEST = 16
+Q = "encoder/layers_0/attention/query/kernel"
+
+
+def factored_dims(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """d1 and d0 of t5x/adafactor.py: for two dimensions by size, for three by the logical axes of the kernel."""
+    if len(shape) == 3:
+        return ((0,), (1, 2)) if shape[1] < shape[0] else ((2,), (0, 1))
+    order = np.argsort(shape)
+    return ((int(order[-2]),), (int(order[-1]),)) if len(shape) > 1 and shape[order[-2]] >= SMALLEST else None
+
+
+def with_state(arrays: Arrays, momentum: bool = False) -> Arrays:
+    generator, state = np.random.default_rng(1), {}
+    for name, array in arrays.items():
+        if not name.startswith("target/"):
+            continue
+        dims, empty = factored_dims(array.shape), np.zeros(1, np.float32)
+        slots = {"v_row": empty, "v_col": empty, "v": empty, "m": empty}
+        if dims is None:
+            slots["v"] = generator.random(array.shape, np.float32)
+        else:
+            slots["v_row"] = generator.random(tuple(np.delete(array.shape, dims[1])), np.float32)
+            slots["v_col"] = generator.random(tuple(np.delete(array.shape, dims[0])), np.float32)
+        if momentum:
+            slots["m"] = generator.random(array.shape, np.float32)
+        where = name.replace("target/", "state/param_states/")
+        state |= {f"{where}/{kind}": slot for kind, slot in slots.items()}
+    return {**arrays, **state}
+
+
+def update_of_t5x(gradient: np.ndarray, v_row: np.ndarray, v_col: np.ndarray, decay: float) -> np.ndarray:
+    """As `apply_param_gradient` of t5x/adafactor.py scales a gradient."""
+    d1, d0 = factored_dims(gradient.shape)  # type: ignore[misc]
+    square = gradient * gradient + 1e-30
+    v_row = decay * v_row + (1 - decay) * square.mean(d0)
+    v_col = decay * v_col + (1 - decay) * square.mean(d1)
+    reduced = tuple(len([e for e in range(d) if e not in d0]) for d in d1)
+    row = (v_row / v_row.mean(reduced, keepdims=True)) ** -0.5
+    return gradient * np.expand_dims(row, d0) * np.expand_dims(v_col**-0.5, d1)
+
+
+def update_of_file(gradient: np.ndarray, vr: np.ndarray, vc: np.ndarray, d0: int, d1: int, decay: float) -> np.ndarray:
+    """As t5_experimental/original.py says that the file is used."""
+    square = gradient * gradient + 1e-30
+    row = decay * np.expand_dims(vr, d0) + (1 - decay) * square.mean(d0, keepdims=True)
+    column = decay * np.expand_dims(vc, d1) + (1 - decay) * square.mean(d1, keepdims=True)
+    return gradient * (row / row.mean(d1, keepdims=True)) ** -0.5 * column**-0.5
+
+
+@pytest.mark.parametrize("write", [write_t5x, write_orbax])
+@pytest.mark.parametrize("heads", [None, 4])
+def test_a_step_from_the_file_is_that_of_t5x(heads: int | None, write: Any, tmp_path: Path) -> None:
+    arrays = with_state(as_t5x(build(Kind(V11)), heads=heads))
+    write(arrays, tmp_path / "source", step=9)
+    summary = convert(tmp_path / "source", tmp_path / "out", optimizer=True, verify=True)
+    path = tmp_path / "out" / "optimizer.safetensors"
+    slots = load_file(path)
+    with safe_open(path, "np") as file:
+        header = file.metadata()
+    assert header["step"] == "9"
+    factored, generator, decay, checked = json.loads(header["factored"]), np.random.default_rng(2), 0.7, 0
+    for entry in summary.inspection.plan.entries:
+        theirs = entry.source.name.replace("target/", "state/param_states/")
+        if entry.name not in factored:
+            np.testing.assert_array_equal(slots[f"{entry.name}.v"], entry.to_ours(arrays[f"{theirs}/v"]))
+            continue
+        gradient = generator.standard_normal(entry.source.shape).astype(np.float32)
+        expected = update_of_t5x(gradient, arrays[f"{theirs}/v_row"], arrays[f"{theirs}/v_col"], decay)
+        said = factored[entry.name]
+        ours = entry.to_ours(gradient).reshape(said["shape"])
+        vr, vc = slots[f"{entry.name}.vr"], slots[f"{entry.name}.vc"]
+        update = update_of_file(ours, vr, vc, said["d0"], said["d1"], decay).reshape(entry.shape)
+        np.testing.assert_allclose(update, entry.to_ours(expected), rtol=1e-5)
+        checked += 1
+    assert checked > 20
+    assert len(slots) == 2 * checked + len(summary.inspection.plan.entries) - checked
+    verify(tmp_path / "source", tmp_path / "out")
+
+
+def test_momentum_comes_along(run: Run, tmp_path: Path) -> None:
+    arrays = with_state(as_t5x(build(Kind(V11))), momentum=True)
+    write_t5x(arrays, tmp_path / "source")
+    result = run("inspect", tmp_path / "source", "--with-optimizer")
+    assert result.status == 0
+    assert "slots of Adafactor" in result.out
+    assert f"state/param_states/{Q}/m" in result.out
+    convert(tmp_path / "source", tmp_path / "out", optimizer=True)
+    slots = load_file(tmp_path / "out" / "optimizer.safetensors")
+    expected = arrays[f"state/param_states/{Q}/m"].T
+    np.testing.assert_array_equal(slots["encoder.block.0.layer.0.SelfAttention.q.weight.m"], expected)
+
+
+STATE = f"state/param_states/{Q}"
+EDITS: dict[str, tuple[Callable[[Arrays], object], str]] = {
+    "missing": (lambda a: a.pop(f"{STATE}/v_col"), f"{STATE}/v_col is missing from the checkpoint, so the state of"),
+    "both": (lambda a: a.update({f"{STATE}/v": np.ones((32, 32))}), f"has both {STATE}/v and {STATE}/v_row"),
+    "wrong shape": (
+        lambda a: a.update({f"{STATE}/v_row": np.ones(33, np.float32)}),
+        rf"{STATE}/v_row has the shape \[33\], but \[32\] is expected",
+    ),
+    "another optimizer": (
+        lambda a: a.update({f"{STATE}/mu": np.ones(2)}),
+        f"{STATE}/mu is no slot of Adafactor, the on",
+    ),
+    "of nothing": (
+        lambda a: a.update({"state/param_states/extra/v": np.ones(2)}),
+        "state/param_states/extra/v is a slot of target/extra, which is not in the checkpoint",
+    ),
+    "none at all": (
+        lambda a: [a.pop(name) for name in [*a] if name.startswith("state/")],
+        "the checkpoint has no slots of Adafactor",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_states_that_cannot_be_resumed_are_refused(name: str, tmp_path: Path) -> None:
+    edit, message = EDITS[name]
+    arrays = with_state(as_t5x(build(Kind(V11))))
+    edit(arrays)
+    write_t5x(arrays, tmp_path / "source", inline=lambda name: True)
+    with pytest.raises(ConversionError, match=message):
+        convert(tmp_path / "source", tmp_path / "out", optimizer=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+    assert convert(tmp_path / "source", tmp_path / "out").inspection.plan.optimizer is None
+
+
+def test_a_part_of_a_slot_that_is_missing(tmp_path: Path) -> None:
+    write_t5x(with_state(as_t5x(build(Kind(V11)))), tmp_path / "source")
+    (tmp_path / "source" / f"{STATE.replace('/', '.')}.v_row" / "1").unlink()
+    inspect(tmp_path / "source")
+    with pytest.raises(ConversionError, match="has 1 of the 2 files that its numbers are in"):
+        inspect(tmp_path / "source", optimizer=True)
+
+
+def test_the_state_of_scanned_layers_is_refused(tmp_path: Path) -> None:
+    write_t5x(scanned(as_t5x(build(Kind(V11)))), tmp_path / "source")
+    with pytest.raises(ConversionError, match=r"layers of the checkpoint were scanned, .*: leave out --with-optimizer"):
+        inspect(tmp_path / "source", optimizer=True)

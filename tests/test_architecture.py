@@ -29,6 +29,8 @@ ROOMS = {
         "export_gguf.py": {"mesh", "plan", "output"},
         "hub.py": {"plan", "output"},
         "generate.py": set(),
+        "onnx": set(),
+        "export_onnx.py": {"plan", "output", "onnx"},
         "cli.py": {
             "mesh",
             "plan",
@@ -39,6 +41,7 @@ ROOMS = {
             "export_gguf.py",
             "hub.py",
             "generate.py",
+            "export_onnx.py",
         },
     },
     "training": {

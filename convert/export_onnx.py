@@ -93,6 +93,8 @@ def plan_onnx(folder: str | Path, unmerged: bool = False) -> OnnxExport:
         )
     name = architectures[0] if isinstance(architectures, list) and len(architectures) == 1 else None
     own = _STOCK.get(str(model_type), prefix)
+    if architectures is None:  # the weights will tell whether it is one
+        name = own + _SUFFIXES[0]
     suffix = next((suffix for suffix in _SUFFIXES if name == own + suffix), None)
     if suffix is None:
         raise ConversionError(

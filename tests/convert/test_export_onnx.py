@@ -327,7 +327,7 @@ def test_a_package_is_missing(
             "encoder (T5V11EncoderModel) is exported to ONNX",
         ),
         ({"architectures": ["T5V11Model"]}, "holds 'T5V11Model': only a language model"),
-        ({"architectures": None}, "holds None: only a language model"),
+        ({"architectures": None}, "has no tensor for decoder."),
         ({"architectures": ["T5V11EncoderModel", 3]}, "holds ['T5V11EncoderModel', 3]: only a language model"),
         ({"architectures": ["T5EncoderModel"]}, "holds 'T5EncoderModel': only a language model"),
         ({"model_type": "bert"}, "holds a model of type 'bert', which is none of these families"),

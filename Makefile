@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := convert,remote,training,deepspeed,peft,dev
 
-.PHONY: install demo test fuzz test-peers test-oldest test-xla bench package style format types reference reference-export reference-real-size clean
+.PHONY: install demo test fuzz test-peers test-oldest test-xla test-ecosystem bench package style format types reference reference-export reference-real-size clean
 
 install: $(VENV)/.installed
 
@@ -66,6 +66,17 @@ $(VENV)-xla/.installed: setup.py constraints-xla.txt
 	$(VENV)-xla/bin/python -m pip install --quiet --constraint constraints-xla.txt --editable ".[training,peft,xla]" pytest
 	touch $@
 
+# Other people's programs that need versions of their own, on what we write for them.
+test-ecosystem: install $(VENV)-ecosystem-onnx/.installed
+	ECOSYSTEM_ONNX_PYTHON=$(abspath $(VENV))-ecosystem-onnx/bin/python $(BIN)/python -m pytest tests/ecosystem
+
+$(VENV)-ecosystem-onnx/.installed: constraints-ecosystem-onnx.txt
+	$(PYTHON) -m venv $(VENV)-ecosystem-onnx
+	$(VENV)-ecosystem-onnx/bin/python -m pip install --quiet --constraint constraints-ecosystem-onnx.txt torch
+	$(VENV)-ecosystem-onnx/bin/python -m pip install --quiet --constraint constraints-ecosystem-onnx.txt \
+	    transformers optimum optimum-onnx onnx onnxruntime
+	touch $@
+
 # Times everything that runs on a CPU, side by side with its rivals.
 bench: install
 	$(BIN)/python -m benchmarks.encode --rounds 3 --output benchmarks/results/encode
@@ -110,4 +121,4 @@ reference-real-size: install
 	bash tests/reference/real_size.sh build/reference $(abspath $(BIN))
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-xla build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-xla $(VENV)-ecosystem-onnx build dist *.egg-info

@@ -20,6 +20,9 @@ REQUIREMENTS = [
     "tqdm",
 ]
 
+# The two in the middle are what torch's exporter to ONNX is made of.
+ONNX = ["onnx>=1.19", "onnx-ir>=1.1", "onnxscript>=0.7", "onnxruntime>=1.20"]
+
 EXTRAS = {
     # What converting a vocabulary takes; all else needs nothing more. Before 0.2.1, a damaged file can end the process.
     "convert": ["sentencepiece>=0.2.1", "protobuf"],
@@ -45,6 +48,8 @@ EXTRAS = {
     # Files for llama.cpp.
     "gguf": ["gguf>=0.17"],
     "deepspeed": ["deepspeed>=0.18"],
+    # `t5-experimental export-onnx`; onnxruntime compares what was written with torch.
+    "onnx": ONNX,
     # Needs an environment of its own: torch and torch_xla must be of the same release.
     "xla": ["torch_xla>=2.9"],
     "peft": ["peft>=0.18"],
@@ -60,6 +65,7 @@ EXTRAS = {
         "hypothesis",
         "ruff",
         "mypy",
+        *ONNX,
         "ctranslate2>=4.6",
         "gguf>=0.17",
         "matplotlib>=3.9",

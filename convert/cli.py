@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from t5_experimental import without_models
 
 from .errors import ConversionError, UnknownVariables
+from .export_onnx import DTYPES as ONNX_DTYPES
+from .export_onnx import OPSET, OPSETS
 from .generate import add_arguments, as_typed, generate
 from .mesh.rules import FAMILY_SECTIONS
 from .output.format import FORMATS, NATIVE
@@ -24,6 +26,7 @@ from .readable import say
 
 if TYPE_CHECKING:
     from .export import Export
+    from .export_onnx import OnnxExport
     from .pipeline import Inspection, Summary
 
 
@@ -138,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype", choices=GGUF_DTYPES, default="float32", help="dtype of the matrices; default: float32"
     )
     export_gguf.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new file is complete")
+    _add_export_onnx(commands)
     convert.add_argument(
         "--push-to-hub", metavar="USER/NAME", help="upload the finished folder to the Hugging Face hub"
     )
@@ -156,6 +160,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands.add_parser("presets", help="list the released checkpoints and the disk that they need")
     return parser
+
+
+def _add_export_onnx(commands: Any) -> None:
+    parser = commands.add_parser("export-onnx", help="write ONNX graphs for optimum, transformers.js and ONNX Runtime")
+    parser.add_argument("folder", metavar="FOLDER", help="folder of a language model or of an encoder")
+    parser.add_argument("output", metavar="OUTPUT", help="folder to write")
+    parser.add_argument("--dtype", choices=ONNX_DTYPES, default="float32", help="of the weights; default: float32")
+    parser.add_argument("--opset", type=int, choices=OPSETS, default=OPSET, help=f"of the operators; default: {OPSET}")
+    parser.add_argument("--unmerged", action="store_true", help="one decoder for the first step and one for the others")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new folder is complete")
 
 
 def _positive(text: str) -> int:
@@ -288,6 +302,26 @@ def _export_gguf(arguments: argparse.Namespace) -> None:
     say("", f"Written to {summary.path} in {summary.seconds:.1f} seconds")
 
 
+def _export_onnx(arguments: argparse.Namespace) -> None:
+    from .export_onnx import export_onnx
+
+    summary = export_onnx(
+        arguments.folder,
+        arguments.output,
+        dtype=arguments.dtype,
+        opset=arguments.opset,
+        unmerged=arguments.unmerged,
+        overwrite=arguments.overwrite,
+        report=_print_onnx_export,
+    )
+    say(f"{'Checked:':<12}{summary.checked}")
+    say("", f"Written to {summary.output}: {summary.nbytes:,} bytes in {summary.seconds:.1f} seconds")
+
+
+def _print_onnx_export(found: "OnnxExport") -> None:
+    _print_rows({"Model": found.class_name, "Graphs": ", ".join(found.graphs)}, ())
+
+
 def _presets(_: argparse.Namespace) -> None:
     from .presets_table import presets_table
 
@@ -299,6 +333,7 @@ _COMMANDS = {
     "inspect": _inspect,
     "export": _export,
     "export-gguf": _export_gguf,
+    "export-onnx": _export_onnx,
     "verify": _verify,
     "presets": _presets,
     "push": _push,

@@ -228,6 +228,7 @@ class T5Attention(nn.Module):
             and not output_attentions
             and self.config._attn_implementation == "sdpa"
             and not is_transformed()
+            and not torch.compiler.is_exporting()  # a graph for all sizes, of torch's own operators
             and visible.query_length >= _MIN_QUERIES
             and visible.query_length * visible.key_length >= _MIN_PAIRS
             and self._gains_from_blocks(states, diagonals)

@@ -36,7 +36,8 @@ class GrowingLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Appends `(b, h, n, dk)` and `(b, h, n, dv)`; returns all keys and values."""
-        if torch.is_grad_enabled():  # a backward pass may need the current buffers
+        # A backward pass may need the current buffers, and an exported graph has no numbers for their capacity.
+        if torch.is_grad_enabled() or torch.compiler.is_exporting():
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

@@ -72,6 +72,8 @@ def is_eager_on_cpu(states: torch.Tensor) -> bool:
 
 
 def _has_many_rows(states: torch.Tensor) -> bool:
+    if torch.compiler.is_compiling():  # before sizes are compared: an exported graph takes all of them
+        return False
     return states.shape[:-1].numel() >= _MIN_ROWS and is_eager_on_cpu(states) and not is_observed()
 
 

@@ -30,6 +30,8 @@ ROOMS = {
         "export_gguf.py": {"mesh", "plan", "output"},
         "hub.py": {"plan", "output"},
         "generate.py": set(),
+        "onnx": set(),
+        "export_onnx.py": {"plan", "output", "onnx"},
         "cli.py": {
             "mesh",
             "plan",
@@ -40,6 +42,7 @@ ROOMS = {
             "export_gguf.py",
             "hub.py",
             "generate.py",
+            "export_onnx.py",
         },
     },
     "training": {

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 MOST_BYTES = 9_000
 DOCS = ("convert", "use", "train", "engines", "memory", "exactness", "performance", "architecture", "adding-a-family")
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / f"{name}.md" for name in DOCS)]
-COMMANDS = ("convert", "inspect", "export", "export-gguf", "push", "verify", "presets")
+COMMANDS = ("convert", "inspect", "export", "export-gguf", "export-onnx", "push", "verify", "presets")
 ENTRY_POINTS = ("evaluate", "finetune", "pretrain", "prompt_tune")
 # Words that a reader of the field stumbles over.
 FOREIGN = r"\b(whoever|nobody|somebody|anybody|whatever|whole numbers?|not a number|so many|neighbours?|in vain)\b"

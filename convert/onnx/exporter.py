@@ -72,7 +72,7 @@ def transpose_weights(model: ir.Model) -> ir.Model:
         value = ir.Value(
             name=f"{name}.transposed",
             type=weight.type,
-            shape=ir.Shape(tuple(tensor.shape)[::-1]),
+            shape=ir.Shape(tensor.shape.numpy()[::-1]),
             const_value=_transposed(tensor),
         )
         graph.register_initializer(value)
@@ -102,7 +102,7 @@ def _transposed(tensor: ir.TensorProtocol) -> ir.LazyTensor:
     def transposed() -> ir.Tensor:
         return ir.Tensor(tensor.numpy().T.copy(), dtype=tensor.dtype)
 
-    return ir.LazyTensor(transposed, tensor.dtype, ir.Shape(tuple(tensor.shape)[::-1]))
+    return ir.LazyTensor(transposed, tensor.dtype, ir.Shape(tensor.shape.numpy()[::-1]))
 
 
 def _forget_the_source(model: ir.Model) -> None:

@@ -67,8 +67,17 @@ $(VENV)-xla/.installed: setup.py constraints-xla.txt
 	touch $@
 
 # Other people's programs that need versions of their own, on what we write for them.
-test-ecosystem: install $(VENV)-ecosystem-onnx/.installed
-	ECOSYSTEM_ONNX_PYTHON=$(abspath $(VENV))-ecosystem-onnx/bin/python $(BIN)/python -m pytest tests/ecosystem
+test-ecosystem: $(VENV)-ecosystem/.installed $(VENV)-ecosystem-onnx/.installed
+	ECOSYSTEM_ONNX_PYTHON=$(abspath $(VENV))-ecosystem-onnx/bin/python HF_HUB_OFFLINE=1 \
+	    $(VENV)-ecosystem/bin/python -m pytest tests/ecosystem
+
+# llama-cpp-python is compiled, which takes some minutes.
+$(VENV)-ecosystem/.installed: setup.py constraints.txt constraints-ecosystem.txt
+	$(PYTHON) -m venv $(VENV)-ecosystem
+	$(VENV)-ecosystem/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)-ecosystem/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-ecosystem.txt \
+	    --editable ".[convert,gguf,onnx,training]" pytest sentence-transformers lm_eval diffusers llama-cpp-python tensorboard wandb
+	touch $@
 
 $(VENV)-ecosystem-onnx/.installed: constraints-ecosystem-onnx.txt
 	$(PYTHON) -m venv $(VENV)-ecosystem-onnx
@@ -121,4 +130,4 @@ reference-real-size: install
 	bash tests/reference/real_size.sh build/reference $(abspath $(BIN))
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-xla $(VENV)-ecosystem-onnx build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-xla $(VENV)-ecosystem $(VENV)-ecosystem-onnx build dist *.egg-info

@@ -95,7 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "source",
             metavar="SOURCE",
-            help="checkpoint folder or prefix, also gs://, s3://, https://; folder of stock T5, T5X, Orbax; or a name",
+            help="checkpoint folder or prefix, also gs://, s3://, https://; folder of stock T5, T5X, Orbax; released "
+            "name; or ORGANIZATION/NAME on the hub",
         )
         if command is convert:
             command.add_argument("output", metavar="OUTPUT", help="folder to write")

@@ -16,6 +16,7 @@ from ..readable import joined
 from ..released import is_released, resolve_released
 from .array_folders import ArrayFolder, find_arrays
 from .download_cache import CachedStorage
+from .hub_folder import download, is_hub_name
 from .kinds import ARRAYS, CONFIG, MESH, STOCK, check_far, check_file, check_index, recognize
 from .patience import Patience
 from .remote import RemoteStorage, is_remote, label
@@ -137,8 +138,8 @@ def resolve(source: str | Path, cache_dir: str | Path | None = None, patience: P
 
     Args:
         source: a folder, where the file `checkpoint` names the newest one, or the prefix or one of the files of one, as
-            a path or a URL (gs://, s3://, https://); a folder of transformers, T5X or Orbax, as a path; or a released
-            checkpoint's name.
+            a path or a URL (gs://, s3://, https://); a folder of transformers, T5X or Orbax, as a path; a repository of
+            the Hugging Face hub, as ORGANIZATION/NAME; or a released checkpoint's name.
         cache_dir: see `open_storage`.
         patience: see `open_storage`.
 
@@ -151,6 +152,8 @@ def resolve(source: str | Path, cache_dir: str | Path | None = None, patience: P
         released = resolve_released(str(source))
         source, vocabulary = released.source, released.vocabulary
     cache = Path(cache_dir).expanduser() if cache_dir else None
+    if is_hub_name(source):
+        return _in_repository(str(source), cache)
     for folder, prefix in _guesses(source):
         storage = open_storage(folder, cache, patience)
         kind = recognize(storage) if prefix is None else None
@@ -169,6 +172,16 @@ def resolve(source: str | Path, cache_dir: str | Path | None = None, patience: P
     elif os.path.isfile(Path(source).expanduser()):
         check_file(Path(source).expanduser())
     raise ConversionError(_why_nothing(source))
+
+
+def _in_repository(source: str, cache_dir: Path | None) -> Checkpoint:
+    storage = download(source, cache_dir)
+    if recognize(storage) != STOCK:
+        raise ConversionError(
+            f"{source} is a repository of the Hugging Face hub without a model of transformers: give one of a T5, or "
+            "download it and give the folder of the checkpoint in it."
+        )
+    return Checkpoint(storage, "", kind=STOCK)
 
 
 def split_url(url: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForTextEncoding, T5Config
+from transformers import AutoModelForTextEncoding, LongT5Config
 
 from t5_experimental.training import finetune
 from t5_experimental.training.cli import entry_point as commandline
@@ -347,8 +347,8 @@ def test_model_folders(model, train_file, tmp_path):
 
     stock = tmp_path / "stock"
     shutil.copytree(model, stock, ignore=shutil.ignore_patterns("config.json", "*.safetensors", "*.py"))
-    T5Config(architectures=["T5ForConditionalGeneration"]).save_pretrained(stock)
-    assert "holds a model of type 't5'" in refusal(stock)
+    LongT5Config(architectures=["LongT5ForConditionalGeneration"]).save_pretrained(stock)
+    assert "holds a model of type 'longt5', which is no T5" in refusal(stock)
 
 
 @pytest.mark.slow

@@ -40,6 +40,44 @@ def batch_loss(folder: Path) -> float:
         return model(**batch, labels=labels.masked_fill(labels == 0, -100)).loss.item()
 
 
+def as_stock(model: Path, folder: Path, model_type: str, **fields: object) -> Path:
+    """A folder of t5.1.1 as transformers 4 would have saved it."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.py", "config.json"))
+    config = json.loads((model / "config.json").read_text())
+    names = (
+        "vocab_size",
+        "d_model",
+        "d_kv",
+        "d_ff",
+        "num_layers",
+        "num_decoder_layers",
+        "num_heads",
+        "feed_forward_proj",
+    )
+    stock = {name: config[name] for name in names} | {"tie_word_embeddings": False, "transformers_version": "4.40.0"}
+    (folder / "config.json").write_text(json.dumps({**stock, "model_type": model_type, **fields}))
+    return folder
+
+
+def test_folders_of_transformers_train_as_what_they_are(tiny_models, forked, tmp_path):
+    """Under transformers 5, its own T5 would train with a classifier that is tied as soon as something ties it."""
+    native = tiny_models["t5_v1_1"]
+    stock = as_stock(native, tmp_path / "stock", "t5")
+    results = [
+        forked(model_name_or_path=model, output_dir=tmp_path / name, max_steps=2, logging_steps=1)
+        for name, model in (("from_native", native), ("from_stock", stock))
+    ]
+    assert logged_losses(results[0]) == logged_losses(results[1])
+    assert batch_loss(tmp_path / "from_native") == batch_loss(tmp_path / "from_stock")
+    assert json.loads((tmp_path / "from_stock" / "config.json").read_text())["model_type"] == "t5_v1_1"
+    fewer = as_stock(native, tmp_path / "fewer", "t5", num_layers=1)
+    refused = forked(model_name_or_path=fewer, output_dir=tmp_path / "none", max_steps=2)
+    assert (
+        "has 9 weights that the model of its config.json does not have, such as encoder.block.1.layer.0"
+        in refused.stderr
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["t5_v1_1", "t5_lm_adapted", "t5_talking_heads", "t5_first_layers_narrow"])
 def test_every_family_trains_and_reloads(model_type, tiny_models, forked, tmp_path):

@@ -18,7 +18,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
+from t5_experimental.architecture_t5_experimental import STOCK_DEFAULTS
+from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig, T5V11Config
 from t5_experimental.presets import preset_config
 
 from ..errors import TrainingError, in_a_line
@@ -65,17 +66,20 @@ def config_to_estimate(options: ModelArguments) -> T5ExperimentalConfig:
 
 
 def load_config(folder: str, **fields: Any) -> T5ExperimentalConfig:
-    """Configuration of a model's folder, with some fields replaced."""
+    """Configuration of a model's folder, with some fields replaced. That of transformers' T5, mT5 or umT5 becomes
+    t5.1.1's, which loads the same weights and keeps a classifier of its own."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, **fields)
+        if config.model_type in STOCK_DEFAULTS:
+            config = T5V11Config.from_pretrained(folder, local_files_only=True, **fields)
     except Exception as error:  # transformers raises many types for bad values
         # The configuration's own error may be wrapped in one that only says where it happened.
         reason = in_a_line(error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error)
         raise TrainingError(f"The config.json of {folder} does not describe a model: {reason}") from error
     if not isinstance(config, T5ExperimentalConfig):
         raise TrainingError(
-            f"{folder} holds a model of type {config.model_type!r}, which this package does not have: fine-tune it "
-            "with transformers' own examples."
+            f"{folder} holds a model of type {config.model_type!r}, which is no T5: fine-tune it with transformers' "
+            "own examples."
         )
     return config
 
@@ -146,5 +150,10 @@ def load_model(
     if missing := sorted(report["missing_keys"]):
         raise TrainingError(
             f"{folder} lacks {len(missing)} weights, such as {missing[0]}: give a complete encoder-decoder model."
+        )
+    if unexpected := sorted(report["unexpected_keys"]):
+        raise TrainingError(
+            f"{folder} has {len(unexpected)} weights that the model of its config.json does not have, such as "
+            f"{unexpected[0]}: copy both from the same model, or convert it again."
         )
     return model

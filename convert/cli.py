@@ -15,12 +15,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from t5_experimental import without_models
 
 from .errors import ConversionError, UnknownVariables
-from .export_onnx import DTYPES as ONNX_DTYPES
-from .export_onnx import OPSET, OPSETS
 from .generate import add_arguments, as_typed, generate
 from .mesh.rules import FAMILY_SECTIONS
 from .output.format import FORMATS, NATIVE
-from .output.options import DTYPES, GGUF_DTYPES, parse_size
+from .output.options import DTYPES, GGUF_DTYPES, ONNX_DTYPES, OPSET, OPSETS, parse_size
 from .readable import say
 
 

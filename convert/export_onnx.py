@@ -17,13 +17,11 @@ from .errors import ConversionError
 from .output.folder import check_output, finished_or_nothing, reclaimable
 from .output.json_files import read_json
 from .output.onnx_files import copy_tokenizer, write_card, write_config
+from .output.options import ONNX_DTYPES, OPSET, OPSETS
 from .plan.plan import check_space
 from .readable import shown
 
 
-DTYPES = ("float32", "float16")
-OPSETS = range(18, 24)
-OPSET = 20
 """Unless another one is asked for: it has GELU as one operator."""
 
 _SUFFIXES = ("ForConditionalGeneration", "EncoderModel")
@@ -123,7 +121,7 @@ def export_onnx(
     Args:
         folder: see `plan_onnx`.
         output: folder to write; it must not exist unless `overwrite`.
-        dtype: of weights, logits and cache, one of `DTYPES`.
+        dtype: of weights, logits and cache, one of `ONNX_DTYPES`.
         opset: version of ONNX's operators, one of `OPSETS`.
         unmerged: see `plan_onnx`.
         overwrite: replace the output, once the new one is complete.
@@ -205,8 +203,8 @@ def _fields(folder: Path) -> Mapping[str, Any]:
 
 
 def _check_options(dtype: str, opset: int) -> None:
-    if dtype not in DTYPES:
-        raise ConversionError(f"the dtype {shown(dtype)} is none of those that are written: {', '.join(DTYPES)}.")
+    if dtype not in ONNX_DTYPES:
+        raise ConversionError(f"the dtype {shown(dtype)} is none of those that are written: {', '.join(ONNX_DTYPES)}.")
     if isinstance(opset, bool) or opset not in OPSETS:
         raise ConversionError(f"the opset {shown(opset)} is none of {OPSETS[0]} to {OPSETS[-1]}: use {OPSET}.")
 

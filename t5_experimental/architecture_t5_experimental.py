@@ -19,6 +19,9 @@ TALKING_HEADS: Literal["talking_heads"] = "talking_heads"
 BIAS_SHARED: Literal["bias_shared"] = "bias_shared"
 BIAS: Literal["bias"] = "bias"
 
+# Two names in transformers of the same function, the tanh approximation of GELU.
+_TANH_GELUS = {"gelu_new", "gelu_pytorch_tanh"}
+
 # Name of `d_kv` in the `config.json` of models that stock T5 must not load.
 HEAD_SIZE = "head_size"
 
@@ -158,6 +161,17 @@ class T5ExperimentalArchitecture:
         if self.feed_forward_proj == "gated-gelu":
             return "gelu_pytorch_tanh"
         return self.feed_forward_proj.removeprefix("gated-")
+
+    def take_activation(self, dense_act_fn: str | None, is_gated_act: bool | None) -> None:
+        """Updates `feed_forward_proj` if one of the two fields that transformers' T5 writes beside it, and gives
+        precedence, is given and differs from it."""
+        name = self.dense_act_fn if dense_act_fn is None else dense_act_fn
+        is_gated = self.is_gated_act if is_gated_act is None else is_gated_act
+        if is_gated == self.is_gated_act and (name == self.dense_act_fn or {name, self.dense_act_fn} <= _TANH_GELUS):
+            return
+        if is_gated and name == "gelu":
+            name = "gelu_python"  # the same function: "gated-gelu" is the tanh form
+        self.feed_forward_proj = f"gated-{name}" if is_gated else name
 
     def _num_layers_of(self, stack: str) -> int:
         name = "num_layers" if stack == "encoder" or self.num_decoder_layers is None else "num_decoder_layers"

@@ -43,9 +43,6 @@ from .saved_code_t5_experimental import (
 )
 
 
-# Two names in transformers of the same function, the tanh approximation of GELU.
-_TANH_GELUS = {"gelu_new", "gelu_pytorch_tanh"}
-
 # Called when a configuration is created, until the list is cleared: registration.py adds the import of the model
 # classes. The copy of this file in a converted folder leaves it empty, because its `auto_map` names the classes.
 BEFORE_FIRST_USE: list[Callable[[], None]] = []
@@ -112,7 +109,7 @@ class T5ExperimentalConfig(T5ExperimentalArchitecture, PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         # transformers' T5 writes these two along with `feed_forward_proj`, and gives them precedence.
-        self._take_activation(kwargs.pop("dense_act_fn", None), kwargs.pop("is_gated_act", None))
+        self.take_activation(kwargs.pop("dense_act_fn", None), kwargs.pop("is_gated_act", None))
         self._complete()
         # `AutoModel` iterates over it, and fails if it is None.
         self.architectures = self.architectures or []
@@ -145,16 +142,6 @@ class T5ExperimentalConfig(T5ExperimentalArchitecture, PreTrainedConfig):
         ours = cls(**config.to_dict())
         ours._attn_implementation = config._attn_implementation
         return ours
-
-    def _take_activation(self, dense_act_fn: str | None, is_gated_act: bool | None) -> None:
-        """Updates `feed_forward_proj` if one of the arguments is given and differs from it."""
-        name = self.dense_act_fn if dense_act_fn is None else dense_act_fn
-        is_gated = self.is_gated_act if is_gated_act is None else is_gated_act
-        if is_gated == self.is_gated_act and (name == self.dense_act_fn or {name, self.dense_act_fn} <= _TANH_GELUS):
-            return
-        if is_gated and name == "gelu":
-            name = "gelu_python"  # the same function: "gated-gelu" is the tanh form
-        self.feed_forward_proj = f"gated-{name}" if is_gated else name
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What is saved, see [`T5ExperimentalArchitecture.as_saved`]."""

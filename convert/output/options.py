@@ -12,6 +12,10 @@ from .format import FORMATS
 
 
 DTYPES = ("source", "float32", "bfloat16", "float16")
+# Of the weights in ONNX graphs, and versions of their operators.
+ONNX_DTYPES = ("float32", "float16")
+OPSETS = range(18, 24)
+OPSET = 20
 # Of matrices in a GGUF file.
 GGUF_DTYPES = ("float32", "float16", "bfloat16", "q8_0")
 

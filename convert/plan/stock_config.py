@@ -6,12 +6,11 @@ decoder's output is scaled before it. transformers 5 writes true for every T5, a
 `scale_decoder_outputs`; of mT5 it says neither and never scales, of umT5 neither and always scales.
 """
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, get_type_hints
 
 from t5_experimental.architecture_t5_experimental import STOCK_DEFAULTS, T5ExperimentalArchitecture
 
@@ -64,6 +63,23 @@ _PASSED_OVER = {
     "torch_dtype",
     "transformers_version",
     "use_cache",
+}
+
+# What transformers writes of any model; a test compares it with the release that is installed.
+_OF_ANY_MODEL = {
+    "_name_or_path",
+    "architectures",
+    "chunk_size_feed_forward",
+    "dtype",
+    "id2label",
+    "is_encoder_decoder",
+    "label2id",
+    "model_type",
+    "output_attentions",
+    "output_hidden_states",
+    "problem_type",
+    "return_dict",
+    "transformers_version",
 }
 
 _RELATIVES = {
@@ -150,32 +166,39 @@ def read_model(
         own = {key: value for key, value in own.items() if key not in ("dense_act_fn", "is_gated_act")}
         own["feed_forward_proj"] = feed_forward_proj
     tied, scaled, more = (True, False, ()) if encoder_only else _classifier(fields, place, classifier)
-    prefix = ARCHITECTURES[chosen].class_prefix
     values: dict[str, Any] = {
         **STOCK_DEFAULTS[fields["model_type"]],
         **own,
         # As transformers' own T5EncoderModel says.
         "is_encoder_decoder": not encoder_only,
         "use_cache": not encoder_only and fields.get("use_cache", True),
-        "architectures": [prefix + ("EncoderModel" if encoder_only else "ForConditionalGeneration")],
         "tie_word_embeddings": tied and not encoder_only,
         "scale_decoder_outputs": scaled,
-        "dtype": dtype,
     }
     if encoder_only:
         values["num_decoder_layers"] = None
-    from t5_experimental import configuration_t5_experimental as configurations
-
     try:
-        config = getattr(configurations, f"{prefix}Config")(**values)
-    except Exception as error:  # transformers raises any kind for the values of its own fields
-        # Around what the configuration says itself there may be an exception that says where it was said.
-        reason = " ".join(str(error.__cause__ or error).split())
+        architecture = _build(ARCHITECTURES[chosen], values)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
         raise ConversionError(f"{place} describes no model ({reason:.1000}): copy it again.") from error
-    # The configuration has checked types; the converter goes on with plain data.
-    own_class = ARCHITECTURES[chosen]
-    architecture = own_class(**{field.name: getattr(config, field.name) for field in dataclasses.fields(own_class)})
     return StockModel(chosen, architecture, (*notes, *more))
+
+
+def _build(architecture: type[T5ExperimentalArchitecture], values: Mapping[str, Any]) -> T5ExperimentalArchitecture:
+    """An architecture from the fields of a file, whose types are checked as those of a configuration are: importing
+    that would take longer than converting a small model."""
+    from huggingface_hub.dataclasses import type_validator
+
+    types = get_type_hints(architecture)
+    activation = {"dense_act_fn": str | None, "is_gated_act": bool | None}
+    for name, value in values.items():
+        type_validator(name, value, {**types, **activation}[name])
+    own = {name: value for name, value in values.items() if name not in activation}
+    built = architecture(**own)
+    built.take_activation(values.get("dense_act_fn"), values.get("is_gated_act"))
+    built.validate_architecture()
+    return built
 
 
 def _family(asked: str, name: str) -> str:
@@ -190,10 +213,7 @@ def _family(asked: str, name: str) -> str:
 
 
 def _left_out(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    from transformers import PreTrainedConfig
-
-    known = {*_TAKEN, *_PASSED_OVER, *PreTrainedConfig().to_dict()}
-    names = sorted(fields.keys() - known)
+    names = sorted(fields.keys() - {*_TAKEN, *_PASSED_OVER, *_OF_ANY_MODEL})
     return (f"Of config.json, these fields are not taken over: {joined(names)}.",) if names else ()
 
 

@@ -18,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     ByT5Tokenizer,
     LongT5Config,
+    PreTrainedConfig,
     SwitchTransformersConfig,
     T5Config,
     T5EncoderModel,
@@ -30,6 +31,7 @@ import t5_experimental
 from t5_experimental.convert import ConversionError, convert, inspect, verify
 from t5_experimental.convert.output import safetensors_writer
 from t5_experimental.convert.output.torch_reader import TorchReader
+from t5_experimental.convert.plan import stock_config
 from tests.support.stock_folders import SIZES, V11, Kind, build, in_shards, save_bin, with_copies, write
 
 
@@ -97,6 +99,10 @@ def test_every_field_means_what_it_meant(spoiled_stock: Spoiled, tmp_path: Path)
     assert found.config.layer_norm_epsilon == 1e-5
     assert found.config.relative_attention_max_distance == 64
     assert "Of config.json, these fields are not taken over: rope_theta." in found.notes
+
+
+def test_fields_of_any_model_are_those_of_transformers() -> None:
+    assert {*PreTrainedConfig().to_dict()} <= stock_config._OF_ANY_MODEL
 
 
 def test_generation_settings_and_tokenizer_are_taken_over(

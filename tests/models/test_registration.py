@@ -195,10 +195,12 @@ def test_commands_start_without_torch(tmp_path: Path) -> None:
         ["convert", golden / "t5.1.th.tiny", tmp_path / "native", "--verify"],
         ["convert", golden / "t5.1.1.tiny", tmp_path / "stock", "--format", "stock-t5", "--dtype", "bfloat16"],
         ["verify", golden / "t5.1.th.tiny", tmp_path / "native"],
+        ["convert", tmp_path / "stock", tmp_path / "again", "--verify"],
+        ["verify", tmp_path / "stock", tmp_path / "again"],
     ]
     lines = in_a_process(COMMANDS, json.dumps(commands, default=str), json.dumps(HEAVY)).splitlines()
     assert lines[:4] == ["0", "0", "0,numpy", "2,numpy"]
-    assert lines[4:] == ["0,numpy"] * 4
+    assert lines[4:] == ["0,numpy"] * 4 + ["0,numpy,huggingface_hub"] * 2
 
 
 def test_the_package_is_imported_before_transformers(tmp_path: Path) -> None:

@@ -143,6 +143,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., SimpleNamespace]:
     """`run("inspect", source, ...)`: the command's exit status, output and errors."""
 
     def call(*arguments: object) -> SimpleNamespace:
+        capsys.readouterr()  # what came before, such as a bar of transformers
         status = main([str(argument) for argument in arguments])
         captured = capsys.readouterr()
         return SimpleNamespace(status=status, out=captured.out, err=captured.err)

@@ -110,6 +110,7 @@ def test_no_process_holds_a_copy_of_the_whole_model(tmp_path: Path) -> None:
     whole = 4 * found["settings"]["parameters"]
     assert len(found["ways"]["ours"]) == 2
     for rank in found["ways"]["ours"]:
-        assert whole / 2 < rank["peak"] < 0.8 * whole
+        # A half, and what is imported meanwhile: scipy, for one, if it is installed.
+        assert whole / 2 < rank["peak"] < 0.9 * whole
     for rank in found["ways"]["whole"]:
         assert rank["peak"] > whole

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutput
 # Batch, length, and positions that are cached: below and above the length from which attention is computed in blocks,
 # the pairs from which it is, the rows from which oneDNN computes, the buckets and `relative_attention_max_distance`.
 SIZES = [(1, 1, 1), (3, 5, 2), (1, 15, 16), (3, 16, 15), (2, 40, 33), (1, 128, 129), (3, 150, 150)]
-FAMILIES = ["t5.1.1", "t5.1.1.lm100k", "t5.1.th", "t5.1.n4w10"]
+FAMILIES = ["t5.1.1", "t5.1.th", "t5.1.n4w10"]
 
 BATCH, LENGTH, PAST = Dim("batch"), Dim("length"), Dim("past")
 

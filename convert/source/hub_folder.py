@@ -38,7 +38,11 @@ class HubFolder(LocalStorage):
 def is_hub_name(source: str | Path) -> bool:
     """Whether a source can only be meant as the name of a repository: a path whose folder exists is one."""
     text = str(source)
-    return bool(_NAME.fullmatch(text)) and not os.path.lexists(text) and not os.path.isdir(os.path.dirname(text))
+    match = _NAME.fullmatch(text)
+    # What the hub allows in no name is a path: two dots or hyphens in a row, and either of them at an end.
+    if match is None or re.search(r"\.\.|--|[.-](/|\Z)", match[1]):
+        return False
+    return not os.path.lexists(text) and not os.path.isdir(os.path.dirname(text))
 
 
 def download(source: str, cache_dir: Path | None = None) -> HubFolder:

@@ -179,5 +179,9 @@ def test_what_is_a_path_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "runs").mkdir()
     for path in ("runs/model.ckpt-1000", "/a/b", "./a/b", "../a", "a", "a/b/c", "gs://a/b", "a/b ", "~/b"):
         assert not is_hub_name(path)
+    for path in ("a/b--c", "a/b..c", "a/b.", "a-/b", "a/b-"):
+        assert not is_hub_name(path)
+        result = run("inspect", path)
+        assert (result.status, "does not exist: give a checkpoint's folder" in result.err) == (1, True)
     assert is_hub_name("google/t5-v1_1-base")
     assert "runs/model.ckpt-1000 does not exist" in run("inspect", "runs/model.ckpt-1000").err

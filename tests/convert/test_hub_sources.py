@@ -120,10 +120,11 @@ def test_a_repository_is_converted(name: str, hub: Hub, stock_sample: Sample, tm
     assert run("verify", name, "out").status == 0
 
 
-def test_one_form_of_the_weights_is_downloaded(hub: Hub, stock_sample: Sample, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ["", ", shards"])
+def test_one_form_of_the_weights_is_downloaded(ending: str, hub: Hub, stock_sample: Sample, tmp_path: Path) -> None:
     folder = tmp_path / "repository"
     folder.mkdir()
-    for name in ("t5-v1_1, bin in shards", "t5-v1_1, shards"):
+    for name in ("t5-v1_1, bin in shards", "t5-v1_1, bin", f"t5-v1_1{ending}"):
         for path in stock_sample(name)[0].iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
     for name in ("tf_model.h5", "flax_model.msgpack", "rust_model.ot", "model.onnx", "notes.md"):
@@ -131,7 +132,8 @@ def test_one_form_of_the_weights_is_downloaded(hub: Hub, stock_sample: Sample, t
     hub.repositories["me/t5"] = folder
     convert("me/t5", tmp_path / "out", cache_dir=tmp_path / "kept")
     shards = {f"model-0000{shard}-of-00003.safetensors" for shard in (1, 2, 3)}
-    assert {name for name in hub.sent if not name.endswith(".json")} == shards
+    wanted = shards if ending else {"model.safetensors"}
+    assert {name for name in hub.sent if not name.endswith(".json")} == wanted
     assert not (tmp_path / "hub").exists()
     assert (tmp_path / "kept" / "models--me--t5").is_dir()
 

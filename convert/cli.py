@@ -20,6 +20,7 @@ from .mesh.rules import FAMILY_SECTIONS
 from .output.format import FORMATS, NATIVE
 from .output.options import DTYPES, GGUF_DTYPES, ONNX_DTYPES, OPSET, OPSETS, parse_size
 from .readable import say
+from .signals import terminating_signals
 
 
 if TYPE_CHECKING:
@@ -68,11 +69,12 @@ def _terminated_as_interrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in terminating_signals()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 _GENERATE = (

@@ -284,7 +284,8 @@ def _folders(folder: str, adapter: str | None) -> tuple[str, str | None]:
 
 def _model_of(adapter: Path) -> str:
     try:
-        model = str(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
+        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        model = str(config["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConversionError(f"{adapter / 'adapter_config.json'} does not name a model ({error}).") from error
     if not (Path(model) / "config.json").is_file():

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import stat
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,6 +22,12 @@ MARK = "t5-experimental.mark"
 _MARK_TEXT = b"t5-experimental writes into this folder and removes it: put nothing of your own here.\n"
 
 _MAX_RECORD_BYTES = 2**26
+
+WINDOWS = os.name == "nt"
+
+# On Windows a file that another program has open, such as a virus scanner, cannot be renamed, nor can its folder.
+_TRIES = 10
+_SECONDS_BETWEEN_TRIES = 0.5
 
 
 def exists(path: Path) -> bool:
@@ -59,6 +66,40 @@ def remove(folder: Path) -> None:
 def end(folder: Path) -> None:
     """Removes the mark, after the record of a finished folder is written."""
     (folder / MARK).unlink(missing_ok=True)
+
+
+def rename(folder: Path, name: Path) -> None:
+    """Gives a folder a name that nothing has; on Windows, waits a moment for programs that have its files open.
+
+    Raises:
+        OSError: the system does not allow it.
+    """
+    for _ in range(_TRIES - 1 if WINDOWS else 0):
+        try:
+            os.rename(folder, name)
+            return
+        except PermissionError:
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+    os.rename(folder, name)
+
+
+def flush(folder: Path) -> None:
+    """Flushes the files of a folder, and the names in it, to disk: they survive a power failure."""
+    for path in (*folder.rglob("*"), folder):
+        flush_one(path)
+
+
+def flush_one(path: Path) -> None:
+    """Flushes a file's bytes, or the names in a folder, to disk."""
+    is_folder = path.is_dir()
+    if WINDOWS and is_folder:  # where folders cannot be opened
+        return
+    # Windows flushes what is open for writing; elsewhere reading is enough, and may be all that is allowed.
+    handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def is_marked(folder: Path) -> bool:

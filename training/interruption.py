@@ -19,7 +19,9 @@ from typing import Any, NoReturn
 import torch
 
 
-_NAMES = {signal.SIGINT: "Ctrl-C (SIGINT)", signal.SIGTERM: "SIGTERM"}
+_NAMES = {int(signal.SIGINT): "Ctrl-C (SIGINT)", int(signal.SIGTERM): "SIGTERM"}
+if hasattr(signal, "SIGBREAK"):  # Windows: also sent when the window is closed
+    _NAMES[int(signal.SIGBREAK)] = "Ctrl-Break (SIGBREAK)"
 _SPOKEN = "t5_experimental/spoken"
 
 
@@ -77,7 +79,7 @@ class _Signals:
         """Ends data workers before they notice broken pipes and report them."""
         if children := [child for child in multiprocessing.active_children() if child.daemon]:
             # torch would raise an error for each of them in the middle of the cleanup.
-            if os.name != "nt":
+            if hasattr(signal, "SIGCHLD"):  # Windows has none
                 self._before.setdefault(signal.SIGCHLD, signal.signal(signal.SIGCHLD, signal.SIG_DFL))
             for child in children:
                 child.kill()

@@ -21,14 +21,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from signal import SIGINT, SIGTERM
+from typing import TYPE_CHECKING
 
 from t5_experimental import own_folders
 
 from ..errors import ConversionError
 from ..readable import say
+from ..signals import terminating_signals
 from .paths import check_encodable
 from .record import RECORD_FILENAME
+
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 
 # The record of a finished folder, by what the folder is called.
@@ -88,7 +93,7 @@ def finished_or_nothing(output: Path, kind: str, overwrite: bool, resume: bool =
                 try:
                     yield folder
                     _list_files(folder, RECORDS[kind])
-                    _sync(folder)
+                    own_folders.flush(folder)
                     with _uninterrupted(f"{output} is complete"):
                         _replace(folder, output, old, kind, overwrite)
                 except BaseException as error:
@@ -200,15 +205,27 @@ def _locked(output: Path) -> Iterator[None]:
         raise ConversionError(f"another run is writing {output}: wait for it, or choose another folder.") from error
     except OSError as error:
         if not was_there:
-            Path(lock.lock_file).unlink(missing_ok=True)
+            with suppress(OSError):
+                Path(lock.lock_file).unlink(missing_ok=True)
         raise ConversionError(
             f"{output.parent} cannot be locked ({error.strerror or error}): choose an output on another disk."
         ) from error
     try:
         yield
     finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
+        _unlock(lock)
+
+
+def _unlock(lock: "FileLock") -> None:
+    """Removes and releases a lock. In this order, no other run can have got the lock that is removed."""
+    path = Path(lock.lock_file)
+    try:
+        path.unlink(missing_ok=True)
         lock.release()
+    except PermissionError:  # Windows removes no open file, which is also what protects another run's.
+        lock.release()
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _recover(output: Path, old: Path) -> None:
@@ -217,7 +234,7 @@ def _recover(output: Path, old: Path) -> None:
         own_folders.remove(old)
     elif own_folders.exists(old) and _is_ours(old):
         if not own_folders.exists(output):
-            old.rename(output)
+            own_folders.rename(old, output)
         elif _is_ours(output):
             own_folders.remove(old)
 
@@ -248,7 +265,8 @@ def _uninterrupted(note: str) -> Iterator[None]:
         yield
         return
     arrived: list[int] = []
-    handlers = {number: signal.signal(number, lambda n, _: arrived.append(n)) for number in (SIGINT, SIGTERM)}
+    ending = (signal.SIGINT, *terminating_signals())
+    handlers = {number: signal.signal(number, lambda n, _: arrived.append(n)) for number in ending}
     try:
         yield
     finally:
@@ -262,14 +280,6 @@ def _uninterrupted(note: str) -> Iterator[None]:
         raise
 
 
-def _sync(folder: Path) -> None:
-    """Waits until all is on the disk: what has its name survives a power failure, too."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
 def _replace(folder: Path, output: Path, old: Path, kind: str, overwrite: bool) -> None:
     """Gives the folder the output's name; what had it before goes last."""
     # It may have appeared, or got something of others, while this ran.
@@ -278,13 +288,13 @@ def _replace(folder: Path, output: Path, old: Path, kind: str, overwrite: bool) 
     if _is_empty(output):
         output.rmdir()
     if not own_folders.exists(output):
-        folder.rename(output)
+        own_folders.rename(folder, output)
         return
-    output.rename(old)
+    own_folders.rename(output, old)
     try:
-        folder.rename(output)
+        own_folders.rename(folder, output)
     except BaseException:
-        old.rename(output)
+        own_folders.rename(old, output)
         raise
     _remove(old)
 

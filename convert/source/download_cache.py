@@ -107,11 +107,12 @@ class CachedStorage(Storage):
         try:
             with self._locked(name, path):
                 # Another run that found the same has put another file there.
-                if self._local.is_current(path.name):
+                is_current = self._local.is_current(path.name)
+                self._local.forget(path.name)  # Windows removes no open file.
+                if is_current:
                     path.unlink()
         except OSError as error:
             raise ConversionError(f"{path} is damaged and cannot be removed: {error.strerror or error}.") from error
-        self._local.forget(path.name)
         return True
 
     def place(self, name: str = "") -> str:

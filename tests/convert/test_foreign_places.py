@@ -252,15 +252,15 @@ def test_what_appears_while_the_command_runs_is_left_alone(
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from t5_experimental.convert.output import folder as output_folder
+    from t5_experimental import own_folders
 
-    sync = output_folder._sync
+    sync = own_folders.flush
 
     def and_appear(folder: Path) -> None:
         sync(folder)
         FOREIGN[appears](work / "out", elsewhere)
 
-    monkeypatch.setattr(output_folder, "_sync", and_appear)
+    monkeypatch.setattr(own_folders, "flush", and_appear)
     kept = everything(elsewhere)
     result = run(*commands[command])
     assert_refused(result, "out")

@@ -253,7 +253,7 @@ class StreamLoader(DataLoader):
 def save_state(loader: StreamLoader, checkpoint: Path) -> None:
     """Writes the state of this process's stream into a checkpoint."""
     record = {"settings": loader.stream.settings(), **loader.state._asdict()}
-    _state_path(checkpoint, loader.stream.process).write_text(json.dumps(record) + "\n")
+    _state_path(checkpoint, loader.stream.process).write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def _state_path(checkpoint: Path, process: int) -> Path:
@@ -284,7 +284,7 @@ def restore(stream: TextStream, checkpoint: Path) -> None:
             f"{checkpoint} does not say where to resume the text (it has no {path.name}): resume with as many "
             f"processes as wrote it, {restart}."
         )
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     before, now = cast(Mapping[str, Any], record["settings"]), stream.settings()
     if changed := _changes(before, now):
         raise TrainingError(f"{checkpoint} was written with another {', '.join(changed)}: use the same, {restart}.")

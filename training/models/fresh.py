@@ -36,7 +36,7 @@ def load_any_tokenizer(name: str) -> PreTrainedTokenizerBase:
         # `T5Tokenizer` always adds sentinels, so those in the file would get ids twice.
         (Path(folder) / "spiece.model").write_bytes(vocabulary.without_sentinels())
         config = {"tokenizer_class": "T5Tokenizer", "extra_ids": SENTINELS}
-        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config))
+        (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
         with refusals(f"--tokenizer_name: no tokenizer can be built from {name}"):
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if tokenizer.convert_tokens_to_ids([text for text, _ in vocabulary.tokens]) != list(range(len(tokenizer))):

@@ -72,7 +72,7 @@ def finished_step(folder: Path) -> float:
     """The last step of the finished run in an output folder: later checkpoints are of a run that goes on from there.
     Infinite if the run is of a version that did not record it."""
     try:
-        return float(json.loads((folder / STATE).read_text())["global_step"])
+        return float(json.loads((folder / STATE).read_text(encoding="utf-8"))["global_step"])
     except (OSError, ValueError, TypeError, KeyError):
         return float("inf")
 
@@ -133,7 +133,7 @@ def read_record(checkpoint: Path) -> Record | None:
         ValueError, TypeError: the file is damaged.
     """
     path = checkpoint / RECORD
-    return Record(**json.loads(path.read_text())) if path.is_file() else None
+    return Record(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -158,7 +158,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def _read_state(checkpoint: Path) -> Any:
-    return json.loads((checkpoint / STATE).read_text())
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
 
 
 # Where a run starts.
@@ -309,25 +309,8 @@ def _with_engine(engine: str) -> str:
 def complete(folder: Path, record: Record) -> None:
     """Records all files that have been written, and flushes them to disk."""
     share_as_usual(folder)
-    (folder / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n")
-    force_to_disk(folder)
-
-
-def force_to_disk(folder: Path) -> None:
-    """Flushes everything in a folder to disk."""
-    for path in (*folder.rglob("*"), folder):
-        force(path)
-
-
-def force(path: Path) -> None:
-    """Flushes a file's bytes, or a folder's names, to disk."""
-    if os.name == "nt":  # where folders cannot be opened
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    (folder / RECORD).write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+    own_folders.flush(folder)
 
 
 def put_in_place(written: Path, place: Path) -> None:
@@ -340,12 +323,12 @@ def put_in_place(written: Path, place: Path) -> None:
         if not is_ours(place):
             raise TrainingError(_in_the_way(place))
         replaced = written.with_name(f"replaced-{place.name}")
-        os.replace(place, replaced)
-        os.replace(written, place)
+        own_folders.rename(place, replaced)
+        own_folders.rename(written, place)
         shutil.rmtree(replaced, ignore_errors=True)
     else:
-        os.replace(written, place)
-    force(place.parent)
+        own_folders.rename(written, place)
+    own_folders.flush_one(place.parent)
 
 
 def remove_oldest(folder: Path, keep: int | None, newest: Path, best: str | None) -> None:
@@ -375,7 +358,7 @@ def remove_oldest(folder: Path, keep: int | None, newest: Path, best: str | None
     own_folders.begin(folder / ASIDE)
     for path in gone:
         # Renamed first: older versions may take a partly removed checkpoint for a complete one.
-        os.replace(path, folder / ASIDE / path.name)
+        own_folders.rename(path, folder / ASIDE / path.name)
     remove_aside(folder)
 
 

@@ -36,7 +36,7 @@ _STATEFUL_SCHEDULES = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
 def write_record(trainer: Trainer, checkpoint: str) -> None:
     """Records in a checkpoint which run its state belongs to; one process calls this."""
-    (Path(checkpoint) / RECORD).write_text(json.dumps(_record(trainer), indent=2) + "\n")
+    (Path(checkpoint) / RECORD).write_text(json.dumps(_record(trainer), indent=2) + "\n", encoding="utf-8")
 
 
 def check_resumption(trainer: Trainer, checkpoint: str) -> None:
@@ -89,7 +89,7 @@ def use_learning_rate(scheduler: Any, learning_rate: float) -> None:
 def _read(checkpoint: str) -> dict[str, Any]:
     """A checkpoint's record; empty if it has none, for example if transformers' own trainer wrote it."""
     path = Path(checkpoint) / RECORD
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _record(trainer: Trainer) -> dict[str, Any]:

@@ -39,8 +39,6 @@ from .checkpoint_folders import (
     complete,
     file_sizes,
     find_checkpoints,
-    force,
-    force_to_disk,
     put_in_place,
     remove_aside,
     remove_oldest,
@@ -85,7 +83,7 @@ class SavingTrainer(Seq2SeqTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _check_checkpoint(self, checkpoint: Path | None) -> None:
-        step = -1 if checkpoint is None else json.loads((checkpoint / STATE).read_text())["global_step"]
+        step = -1 if checkpoint is None else json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"]
         steps = self.accelerator.gather(torch.tensor([step], device=self.args.device))
         if len(found := set(steps.tolist())) > 1:
             seen = " and ".join("no checkpoint" if step < 0 else f"one of step {step}" for step in sorted(found))
@@ -130,7 +128,7 @@ class SavingTrainer(Seq2SeqTrainer):
         self._losses_begin = self.state.global_step
         if path is None or not path.is_file():
             return
-        losses = json.loads(path.read_text())
+        losses = json.loads(path.read_text(encoding="utf-8"))
         since_log = losses["since_log"]
         # With another number of processes, the mean is used; only the mean is ever logged.
         mine = since_log[self.args.process_index] if len(since_log) == self.args.world_size else fmean(since_log)
@@ -165,7 +163,7 @@ class SavingTrainer(Seq2SeqTrainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self.state.save_to_json(str(written / STATE))
-                (written / _LOSSES).write_text(json.dumps(losses) + "\n")
+                (written / _LOSSES).write_text(json.dumps(losses) + "\n", encoding="utf-8")
                 complete(written, self._record(written))
                 with held_back():
                     put_in_place(written, place)
@@ -240,12 +238,12 @@ class SavingTrainer(Seq2SeqTrainer):
             if self.is_world_process_zero():
                 (aside / "training_args.bin").unlink(missing_ok=True)
                 share_as_usual(aside)
-                force_to_disk(aside)
+                own_folders.flush(aside)
                 with held_back():
                     for path in sorted(aside.iterdir(), key=lambda path: path.name in FINISHED):
                         if path.name != own_folders.MARK:
                             os.replace(path, folder / path.name)
-                force(folder)
+                own_folders.flush_one(folder)
         self.accelerator.wait_for_everyone()
 
     def save_state(self) -> None:

@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := convert,remote,training,deepspeed,peft,dev
 
-.PHONY: install demo test fuzz test-peers test-oldest test-xla test-ecosystem bench package style format types reference reference-export reference-real-size clean
+.PHONY: install demo test fuzz test-peers test-oldest test-python test-xla test-ecosystem bench package style format types reference reference-export reference-real-size clean
 
 install: $(VENV)/.installed
 
@@ -52,6 +52,18 @@ $(VENV)-oldest/.installed: setup.py constraints-oldest.txt
 	$(PYTHON) -m venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt torch
 	$(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable ".[peft]" pytest pytest-xdist
+	touch $@
+
+# Models, converter and training on another version of Python, which must be installed: make test-python PY=3.13
+PY ?= 3.13
+test-python: $(VENV)-python$(PY)/.installed
+	$(VENV)-python$(PY)/bin/python -m pytest --numprocesses 2 --dist worksteal tests/models tests/convert tests/training
+
+$(VENV)-python$(PY)/.installed: setup.py constraints.txt
+	python$(PY) -m venv $(VENV)-python$(PY)
+	$(VENV)-python$(PY)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)-python$(PY)/bin/python -m pip install --quiet --constraint constraints.txt \
+	    --editable ".[convert,remote,training,peft,dev]"
 	touch $@
 
 # Training through torch_xla, on the CPU. Needs 8 GB: the releases of torch that fit it come with CUDA's libraries.

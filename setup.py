@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "t5_experimental" / "__init__.py").read_text()).group(1)
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "t5_experimental" / "__init__.py").read_text(encoding="utf-8")).group(1)
 
 # The converter reads checkpoints, casts and counts with these; the models themselves need torch and transformers alone.
 REQUIREMENTS = [
@@ -90,7 +90,7 @@ setup(
     name="t5-experimental",
     version=VERSION,
     description="Google's experimental T5 checkpoints (t5.1.1, lm100k, th, n4w10) for PyTorch and transformers",
-    long_description=(HERE / "README.md").read_text(),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     author="The t5_experimental authors",

@@ -7,7 +7,8 @@ from setuptools import find_packages, setup
 
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "t5_experimental" / "__init__.py").read_text(encoding="utf-8")).group(1)
+INIT = (HERE / "t5_experimental" / "__init__.py").read_text(encoding="utf-8")
+VERSION = re.search(r'__version__ = "(.+)"', INIT).group(1)
 
 # The converter reads checkpoints, casts and counts with these; the models themselves need torch and transformers alone.
 REQUIREMENTS = [

@@ -201,3 +201,19 @@ def test_bad_folders_and_lines(folder, write, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"cheap\nf\xff\n"), encoding="utf-8"))
     assert main(["generate", str(folder), "--max-new-tokens", "3"]) == 1
     assert "The input is not UTF-8 text (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["", "--weights int8"])
+def test_folders_of_stock_t5_write_what_converted_ones_write(words, write, tiny_models, tmp_path):
+    converted, stock = tiny_models["t5_v1_1"], shutil.copytree(tiny_models["t5_v1_1"], tmp_path / "stock")
+    config = json.loads((stock / "config.json").read_text())
+    fields = {name: config[name] for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")}
+    fields |= {"model_type": "t5", "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    fields |= {"transformers_version": "4.40.0", "decoder_start_token_id": 0}
+    (stock / "config.json").write_text(json.dumps(fields))
+    expected = write(f"--max-new-tokens 7 {words}", model=converted)
+    assert expected[0] == 0
+    assert write(f"--max-new-tokens 7 {words}", model=stock) == expected
+
+    (stock / "config.json").write_text(json.dumps({"model_type": "bart"}))
+    assert "holds a model of type 'bart', which is no T5" in write(model=stock)[2]

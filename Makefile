@@ -88,7 +88,7 @@ $(VENV)-ecosystem/.installed: setup.py constraints.txt constraints-ecosystem.txt
 	$(PYTHON) -m venv $(VENV)-ecosystem
 	$(VENV)-ecosystem/bin/python -m pip install --quiet --constraint constraints.txt torch
 	$(VENV)-ecosystem/bin/python -m pip install --quiet --constraint constraints.txt --constraint constraints-ecosystem.txt \
-	    --editable ".[convert,gguf,onnx,training]" pytest sentence-transformers lm_eval diffusers llama-cpp-python tensorboard wandb
+	    --editable ".[convert,gguf,onnx,training]" pytest sentence-transformers lm_eval diffusers trl llama-cpp-python tensorboard wandb
 	touch $@
 
 $(VENV)-ecosystem-onnx/.installed: constraints-ecosystem-onnx.txt

@@ -3,6 +3,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,12 +33,14 @@ class Hub:
         repositories: folder by name.
         refusals: status and code of the error by name.
         sent: names of the files that were downloaded.
+        address: of the hub, as a URL.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Path] = {}
         self.refusals: dict[str, tuple[int, str]] = {}
         self.sent: list[str] = []
+        self.address = ""
 
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and content of the answer to a request."""
@@ -92,7 +97,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     found = Hub()
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
+    address = found.address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
     monkeypatch.setattr(
         huggingface_hub.constants,
@@ -187,3 +192,18 @@ def test_what_is_a_path_is_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert (result.status, "does not exist: give a checkpoint's folder" in result.err) == (1, True)
     assert is_hub_name("google/t5-v1_1-base")
     assert "runs/model.ckpt-1000 does not exist" in run("inspect", "runs/model.ckpt-1000").err
+
+
+def test_folders_that_hf_download_wrote_are_sources(hub: Hub, stock_sample: Sample, tmp_path: Path) -> None:
+    """They hold a folder `.cache` of huggingface_hub's."""
+    folder, stock = stock_sample("t5-v1_1")
+    hub.repositories["google/t5"] = folder
+    subprocess.run(
+        [sys.executable, "-m", "huggingface_hub.cli.hf", "download", "google/t5", "--local-dir", "local"],
+        env={**os.environ, "HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")},
+        check=True,
+        capture_output=True,
+    )
+    assert (tmp_path / "local" / ".cache").is_dir()
+    convert(tmp_path / "local", tmp_path / "out")
+    assert_same_model(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out"), stock)

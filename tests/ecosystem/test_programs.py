@@ -5,6 +5,7 @@ Runs in an environment of its own, see `make test-ecosystem`.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoModelForTextEncoding,
     AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
     T5Tokenizer,
     pipeline,
 )
@@ -132,6 +137,136 @@ def test_diffusers(encoder: Path, tmp_path: Path) -> None:
     again = diffusers.PixArtAlphaPipeline.from_pretrained(tmp_path)
     assert type(again.text_encoder) is type(text_encoder)
     torch.testing.assert_close(again.encode_prompt(TEXTS[0], do_classifier_free_guidance=False)[0], states)
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    words = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "a": 3}
+    return CLIPTokenizer(vocab=words, merges=[], model_max_length=77)
+
+
+def clip_config() -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=4,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        projection_dim=16,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+
+
+def flux(diffusers: Any, text_encoder: Any, tokenizer: Any) -> Any:
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=text_encoder.config.d_model,
+        pooled_projection_dim=16,
+        axes_dims_rope=(4, 4, 8),
+    )
+    return diffusers.FluxPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=diffusers.AutoencoderKL(latent_channels=1, shift_factor=0.0, scaling_factor=1.0),
+        text_encoder=CLIPTextModel(clip_config()),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=text_encoder,
+        tokenizer_2=tokenizer,
+        transformer=transformer,
+    )
+
+
+def stable_diffusion_3(diffusers: Any, text_encoder: Any, tokenizer: Any) -> Any:
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=text_encoder.config.d_model,
+        caption_projection_dim=32,
+        pooled_projection_dim=32,
+        out_channels=4,
+    )
+    clips = [CLIPTextModelWithProjection(clip_config()) for _ in range(2)]
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=diffusers.AutoencoderKL(latent_channels=4, shift_factor=0.0, scaling_factor=1.0),
+        text_encoder=clips[0],
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clips[1],
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=text_encoder,
+        tokenizer_3=tokenizer,
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "number", "before"), [(flux, 2, 0), (stable_diffusion_3, 3, 77)], ids=["Flux", "Stable Diffusion 3"]
+)
+def test_diffusers_with_clip(encoder: Path, build: Any, number: int, before: int, tmp_path: Path) -> None:
+    """Tiny pipelines with CLIP beside T5: in the prompt's states, T5's are the last; they are saved and loaded."""
+    diffusers = pytest.importorskip("diffusers", reason=REASON)
+    torch.manual_seed(0)
+    text_encoder = AutoModelForTextEncoding.from_pretrained(encoder)
+    tokenizer = T5Tokenizer.from_pretrained(encoder)
+    made = build(diffusers, text_encoder, tokenizer)
+    made.set_progress_bar_config(disable=True)
+    prompts = [TEXTS[0]] * number
+    states = made.encode_prompt(*prompts, max_sequence_length=16)[0]
+    inputs = tokenizer(TEXTS[0], padding="max_length", max_length=16, return_tensors="pt")
+    with torch.no_grad():  # these pipelines give T5 no mask
+        expected = text_encoder(input_ids=inputs.input_ids).last_hidden_state
+    torch.testing.assert_close(states[:, before:, : expected.shape[2]], expected, rtol=1e-4, atol=1e-5)
+    options = {"height": 16, "width": 16, "num_inference_steps": 1, "output_type": "np", "max_sequence_length": 16}
+    assert made(TEXTS[0], **options).images.shape == (1, 16, 16, 3)
+    made.save_pretrained(tmp_path)
+    again = type(made).from_pretrained(tmp_path)
+    assert type(getattr(again, f"text_encoder_{number}")) is type(text_encoder)
+    torch.testing.assert_close(again.encode_prompt(*prompts, max_sequence_length=16)[0], states)
+
+
+def test_trl(model: Path, tmp_path: Path) -> None:
+    """Of TRL 1's trainers, ORPO and CPO take encoder-decoders: the probabilities of answers are the model's."""
+    pytest.importorskip("trl", reason=REASON)
+    from datasets import Dataset
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    ours = AutoModelForSeq2SeqLM.from_pretrained(model, dropout_rate=0.0)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    inputs = tokenizer(TEXTS[0], return_tensors="pt").input_ids
+    labels = tokenizer("serves food", return_tensors="pt").input_ids
+    with torch.no_grad():
+        expected = -float(ours.eval()(input_ids=inputs, labels=labels).loss)
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    trainer = ORPOTrainer(
+        model=ours,
+        args=ORPOConfig(
+            str(tmp_path),
+            max_steps=1,
+            logging_steps=1,
+            per_device_train_batch_size=2,
+            max_length=32,
+            max_completion_length=8,
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            save_strategy="no",
+        ),
+        train_dataset=Dataset.from_dict(
+            {"prompt": [TEXTS[0]] * 2, "chosen": ["serves food"] * 2, "rejected": ["by the river"] * 2}
+        ),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["logps/chosen"] == pytest.approx(expected, rel=1e-4)
+    assert any(not torch.equal(before[name], tensor) for name, tensor in ours.state_dict().items())
 
 
 def test_pipelines_of_transformers(encoder: Path, model: Path) -> None:

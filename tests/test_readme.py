@@ -7,6 +7,7 @@ lines that begin with "$ " are commands, what follows is their output, "..." sta
 """
 
 import doctest
+import glob
 import os
 import re
 import shlex
@@ -37,7 +38,7 @@ WRITTEN = {
         "prompt/adapter_model.safetensors",
     ),
 }
-ENTRY_POINTS = "t5_experimental.training."
+ENTRY_POINT = re.compile(r"(?:python -m t5_experimental\.training\.(\w+)|accelerate launch training/(\w+)\.py) ")
 # What differs between machines and runs.
 UNSTABLE = (r"(?<=seconds:)\s+[\d.]+", r"(?<=peak memory:)\s+\d+ MiB", r"\d\.\d+e[+-]\d\d")
 
@@ -122,17 +123,22 @@ class Reader:
 
     def shell(self, text: str) -> str:
         """Runs commands as a user does, and returns what they print. A command that is an entry point of training alone
-        is forked from a process where its imports take no time."""
+        is forked from a process where its imports take no time; the README's goes through the launcher."""
         alone = text.replace("\\\n", "").strip()
-        if alone.startswith(f"python -m {ENTRY_POINTS}") and not re.search(r"[\n|]", alone):
-            module, *arguments = shlex.split(alone)[2:]
-            return self.fork(module.removeprefix(ENTRY_POINTS), arguments)
+        found = ENTRY_POINT.match(alone)
+        if found and self.document.name != "README.md" and not re.search(r"[\n|]", alone):
+            arguments = (given for word in shlex.split(alone[found.end() :]) for given in self.matching(word))
+            return self.fork(found[1] or found[2], [*arguments])
         command = ["bash", "-euo", "pipefail", "-c", text]
         result = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         assert result.returncode == 0, f"{text}\n{result.stdout}\n{result.stderr}"
         if self.document.name == "README.md":  # whose first run should not begin with what the launcher was not told
             assert "values were not passed to `accelerate launch`" not in result.stderr
         return result.stdout
+
+    def matching(self, word: str) -> list[str]:
+        """What the shell makes of a word: names of files for a pattern."""
+        return sorted(glob.glob(word, root_dir=self.folder)) or [word]
 
     def fork(self, entry: str, arguments: list[str]) -> str:
         here = f"import os; os.chdir({str(self.folder)!r}); os.environ['ACCELERATE_USE_CPU'] = 'true'"

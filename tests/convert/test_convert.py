@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 import t5_experimental
+from t5_experimental import own_folders
 from t5_experimental.convert import inspect
 from t5_experimental.convert.bundle import reader as tensor_bundle
 
@@ -231,14 +232,14 @@ def test_an_old_folder_comes_back_when_the_new_one_cannot_take_its_name(
     output = tmp_path / "out"
     assert run("convert", reference / "golden" / "t5.1.1.tiny", output).status == 0
     before = listing(tmp_path)
-    rename = Path.rename
+    rename = own_folders.rename
 
-    def fail_for_the_new_one(self: Path, target: Path) -> Path:
-        if self.name == ".out.partial":
+    def fail_for_the_new_one(folder: Path, name: Path) -> None:
+        if folder.name == ".out.partial":
             raise PermissionError(13, "Permission denied")
-        return rename(self, target)
+        rename(folder, name)
 
-    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
+    monkeypatch.setattr(own_folders, "rename", fail_for_the_new_one)
     result = run("convert", reference / "golden" / "t5.1.th.tiny", output, "--overwrite")
     assert result.status == 1
     assert listing(tmp_path) == before
@@ -315,25 +316,27 @@ def test_output_that_nobody_reads_to_its_end() -> None:
 LOAD_CONVERTED = """
 import torch, transformers
 from safetensors.torch import load_file, save_file
-folder, inputs, outputs = sys.argv[1:]
-model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
-with torch.no_grad():
-    save_file({"logits": model(**load_file(inputs)).logits}, outputs)
+root, *folders = sys.argv[1:]
+for folder in folders:
+    name = folder.rpartition("/")[2]
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True)
+    with torch.no_grad():
+        save_file({"logits": model(**load_file(f"{root}/{name}.inputs")).logits}, f"{root}/{name}.outputs")
 """
 
 
-@pytest.mark.parametrize("name", ["t5.1.1.tiny", "t5.1.th.tiny", "t5.1.n4w10.tiny"])
 def test_a_converted_folder_is_exact_without_the_package(
-    name: str,
     converted: Callable[[str], Path],
     golden: Callable[[str], dict[str, np.ndarray]],
     run_without_package: Callable[..., str],
     tmp_path: Path,
 ) -> None:
-    arrays = golden(name)
-    inputs = torch.from_numpy(arrays["inputs"]).long()
-    batch = {"input_ids": inputs, "attention_mask": (inputs > 0).long()}
-    save_file({**batch, "labels": torch.from_numpy(arrays["targets"]).long()}, tmp_path / "inputs")
-    run_without_package(LOAD_CONVERTED, converted(name), tmp_path / "inputs", tmp_path / "outputs")
-    logits = load_file(tmp_path / "outputs")["logits"].numpy()
-    assert np.abs(logits - arrays["logits"])[arrays["targets"] > 0].max() < 1e-5
+    expected = {name: golden(name) for name in ("t5.1.1.tiny", "t5.1.th.tiny", "t5.1.n4w10.tiny")}
+    for name, arrays in expected.items():
+        inputs = torch.from_numpy(arrays["inputs"]).long()
+        batch = {"input_ids": inputs, "attention_mask": (inputs > 0).long()}
+        save_file({**batch, "labels": torch.from_numpy(arrays["targets"]).long()}, tmp_path / f"{name}.inputs")
+    run_without_package(LOAD_CONVERTED, tmp_path, *map(converted, expected))
+    for name, arrays in expected.items():
+        logits = load_file(tmp_path / f"{name}.outputs")["logits"].numpy()
+        assert np.abs(logits - arrays["logits"])[arrays["targets"] > 0].max() < 1e-5, name

@@ -91,7 +91,9 @@ def test_only_the_encoders_layers_count(make_config: Callable[..., Any], memory_
     from t5_experimental.convert.mesh.architecture import Architecture
     from t5_experimental.convert.mesh.family import build_architecture
 
-    config = make_config("t5.1.n4w10", layer_overrides={"decoder": [{"num_heads": 2}] * 3 + [{}] * 2})
+    config = make_config(
+        "t5.1.n4w10", num_layers=6, num_decoder_layers=5, layer_overrides={"decoder": [{"num_heads": 2}] * 3 + [{}] * 2}
+    )
     layers = {stack: config.layer_specs(stack) for stack in ("encoder", "decoder")}
     architecture = Architecture(config.d_model, layers, 32, config.feed_forward_proj, tied=False)
     found, _ = build_architecture("t5.1.n4w10", architecture, config.vocab_size, encoder_only=True)

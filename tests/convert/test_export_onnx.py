@@ -25,10 +25,11 @@ from tests.support.onnx_generation import OnnxModel
 
 Run = Callable[..., SimpleNamespace]
 
-# The class of lm100k has nothing of its own.
-FAMILIES = ("t5.1.1", "t5.1.th", "t5.1.n4w10")
+# t5.1.1 is exported in half precision below, and with a table of biases in every layer.
+FAMILIES = ("t5.1.th", "t5.1.n4w10")
 NARROW = [{"num_heads": 2, "d_ff": 32}, {}]
 SIZES = {
+    "t5.1.th": {"num_layers": 1},
     "t5.1.n4w10": {
         "num_layers": 2,
         "num_decoder_layers": 2,
@@ -238,19 +239,20 @@ def test_what_transformers_5_calls_the_tokenizer_is_translated(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["permuted", "one element", "other mask"])
-def test_the_comparison_sees_damage(damage: str, exported: Callable[..., Any], tmp_path: Path) -> None:
+def test_the_comparison_sees_damage(exported: Callable[..., Any], tmp_path: Path) -> None:
     model, folder = exported("t5.1.th")
     for name in ("encoder_model.onnx", "decoder_model_merged.onnx"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     wanted = checking.cases(model, encoder_only=False)
     assert checking.check(tmp_path, wanted, "float32") < 1e-5
     path = tmp_path / "decoder_model_merged.onnx"
-    decoder = onnx.load(path)
-    spoil(decoder, damage)
-    onnx.save(decoder, path)
-    with pytest.raises(ConversionError, match=r"decoder_model_merged.onnx computes other numbers than torch: at batch"):
-        checking.check(tmp_path, wanted, "float32")
+    for damage in ("permuted", "one element", "other mask"):
+        decoder = onnx.load(folder / path.name)
+        spoil(decoder, damage)
+        onnx.save(decoder, path)
+        message = r"decoder_model_merged.onnx computes other numbers than torch: at batch"
+        with pytest.raises(ConversionError, match=message):
+            checking.check(tmp_path, wanted, "float32")
 
 
 def spoil(decoder: onnx.ModelProto, damage: str) -> None:
@@ -259,7 +261,7 @@ def spoil(decoder: onnx.ModelProto, damage: str) -> None:
         array = onnx.numpy_helper.to_array(tensor).copy()
         if damage == "other mask" and array.ndim == 0 and array.dtype == np.float32 and array < -1e30:
             tensor.CopyFrom(onnx.numpy_helper.from_array(np.zeros_like(array), tensor.name))
-        elif damage != "other mask" and "block.1.layer.1.EncDecAttention.q.weight" in tensor.name:
+        elif damage != "other mask" and "block.0.layer.1.EncDecAttention.q.weight" in tensor.name:
             if damage == "permuted":
                 array = array[:, ::-1].copy()
             else:

@@ -148,7 +148,7 @@ def test_layouts(encoder: int | None, decoder: int | None, written: bool, make_c
 
 
 def test_layouts_that_do_not_fit_the_widths(make_config: Callable[..., Any]) -> None:
-    config = make_config("t5.1.n4w10")
+    config = make_config("t5.1.n4w10", num_layers=6, num_decoder_layers=5)
     assert not can_be_written(Layout(), config)
     assert can_be_written(Layout({"encoder": 12, "decoder": 15}), config)
     assert natural_layout(config) == Layout({"encoder": 12, "decoder": 15})

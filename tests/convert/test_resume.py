@@ -218,15 +218,14 @@ def test_a_signal_waits_until_the_folder_has_its_name(
 ) -> None:
     output = tmp_path / "out"
     assert run("convert", source, output).status == 0
-    rename = Path.rename
+    rename = own_folders.rename
 
-    def and_signal(self: Path, target: Path) -> Path:
-        result = rename(self, target)
-        if target.name.endswith(moment):
+    def and_signal(folder: Path, name: Path) -> None:
+        rename(folder, name)
+        if name.name.endswith(moment):
             os.kill(os.getpid(), number)
-        return result
 
-    monkeypatch.setattr(Path, "rename", and_signal)
+    monkeypatch.setattr(own_folders, "rename", and_signal)
     result = run("convert", source, output, "--overwrite", *SHARDS)
     assert result.status == 130
     assert result.err.splitlines()[-1] == f"error: interrupted; {output} is complete."
@@ -333,7 +332,7 @@ def test_killed_at_every_step(options: dict[str, bool], source: Path, tmp_path: 
     same command finishes."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     (tmp_path / "new").mkdir()
-    every = os.environ.get("KILL_EVERY", "7")
+    every = os.environ.get("KILL_EVERY", "13")
     command = [sys.executable, "-c", KILLED, str(source), str(tmp_path / "new" / "out"), repr(options), every]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

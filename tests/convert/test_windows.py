@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from t5_experimental import own_folders
 from t5_experimental.convert.output import folder as output_folder
@@ -46,6 +47,10 @@ def test_the_rules_are_those_of_windows(tmp_path: Path) -> None:
         ):
             with pytest.raises(OSError):
                 forbidden()
+    mapped = torch.UntypedStorage.from_file(str(tmp_path / "file"), True, 1)  # keeps no descriptor
+    with pytest.raises(PermissionError, match="is mapped"):
+        (tmp_path / "file").unlink()
+    del mapped
     with pytest.raises(FileExistsError):
         (tmp_path / "file").rename(tmp_path / "folder")
 

@@ -43,8 +43,8 @@ def trained_alone(engines, tmp_path_factory: pytest.TempPathFactory, worker_id: 
     with FileLock(folder.with_suffix(".lock")):
         if not folder.exists():
             folder.mkdir()
-            engines.make_models(folder)
-            engines.train("single", engines.CELLS, folder, steps=engines.QUICK_STEPS)
+            engines.make_models(folder, engines.QUICK_FAMILIES)
+            engines.train("single", engines.QUICK_CELLS, folder, steps=engines.QUICK_STEPS)
     return folder
 
 

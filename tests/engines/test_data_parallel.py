@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture(scope="module")
 def spoiled(engines) -> dict[str, object]:
     """Cells that must not pass, by what is wrong with them."""
-    first = engines.CELLS[0]
+    first = engines.QUICK_CELLS[0]
     names = ("doubled", "mean of means", "forgetful save")
     return {name: replace(first, name=name, spoil=name) for name in names}
 
@@ -18,18 +18,18 @@ def spoiled(engines) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def trained(trained_alone: Path, engines, spoiled) -> Path:
     """The same folder, with what two processes trained, right and wrong."""
-    engines.train("ddp", [*engines.CELLS, *spoiled.values()], trained_alone, steps=engines.QUICK_STEPS)
+    engines.train("ddp", [*engines.QUICK_CELLS, *spoiled.values()], trained_alone, steps=engines.QUICK_STEPS)
     return trained_alone
 
 
 @pytest.mark.slow
 def test_all_cells_equal_one_process(trained, engines, check_generation_config, check_permissions):
-    for cell in engines.CELLS:
+    for cell in engines.QUICK_CELLS:
         row = engines.compare(trained, "ddp", cell, steps=engines.QUICK_STEPS)
         assert row["engine_seen"].startswith("data parallelism, 2 process(es) on")
         assert row["max_loss_difference"] < 1e-5  # that of another order of additions
-    check_generation_config(trained / "ddp", engines.CELLS)
-    for cell in engines.CELLS:
+    check_generation_config(trained / "ddp", engines.QUICK_CELLS)
+    for cell in engines.QUICK_CELLS:
         check_permissions(trained / "ddp" / cell.name / "model")
     said = (trained / "ddp" / "output.txt").read_text()
     assert "engine      data parallelism, 2 process(es)" in said
@@ -50,4 +50,4 @@ def test_what_is_wrong_is_found(trained, engines, spoiled, tmp_path):
     for name, ran in {"single": "single", "deepspeed_zero3": "ddp"}.items():
         (tmp_path / name).symlink_to(trained / ran)
     with pytest.raises(AssertionError, match=r"the engine was MULTI_\w+ with DistributedDataParallel; .*100% of the"):
-        engines.compare(tmp_path, "deepspeed_zero3", engines.CELLS[0], steps=engines.QUICK_STEPS)
+        engines.compare(tmp_path, "deepspeed_zero3", engines.QUICK_CELLS[0], steps=engines.QUICK_STEPS)

@@ -8,7 +8,7 @@ import pytest
 @pytest.mark.parametrize("stage", [2, 3])
 def test_all_cells_equal_one_process(stage, trained_alone, engines, check_generation_config, check_permissions):
     engine = f"deepspeed_zero{stage}"
-    cells = engines.cells_of(engine)
+    cells = engines.cells_of(engine, engines.QUICK_CELLS)
     engines.train(engine, cells, trained_alone, steps=engines.QUICK_STEPS)
     for cell in cells:
         row = engines.compare(trained_alone, engine, cell, steps=engines.QUICK_STEPS)

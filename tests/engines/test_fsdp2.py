@@ -192,7 +192,7 @@ def test_the_default_optimizer_is_refused(reports: dict[str, Any]) -> None:
 def test_adapters_prompts_and_pre_training_equal_one_process(
     trained_alone: Path, engines: ModuleType, check_generation_config: Any
 ) -> None:
-    cells = [cell for cell in engines.CELLS if cell.entry_point != "finetune" or cell.name == "LoRA"]
+    cells = [cell for cell in engines.QUICK_CELLS if cell.entry_point != "finetune" or cell.name == "LoRA"]
     engines.train("fsdp2", cells, trained_alone, steps=engines.QUICK_STEPS)
     for cell in cells:
         row = engines.compare(trained_alone, "fsdp2", cell, steps=engines.QUICK_STEPS)

@@ -123,7 +123,7 @@ def test_names_that_transformers_users_read(make_config):
     assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, 2, 4)
     assert config.is_encoder_decoder
     assert (config.pad_token_id, config.eos_token_id, config.decoder_start_token_id) == (0, 1, 0)
-    narrow = make_config("t5.1.n4w10")
+    narrow = make_config("t5.1.n4w10", num_layers=6, num_decoder_layers=5)
     assert narrow.get_text_config(decoder=True).num_hidden_layers == 5
     assert narrow.get_text_config().num_hidden_layers == 6
 

@@ -288,6 +288,8 @@ def test_a_half_padded_batch_costs_half(name, make_config, plain, monkeypatch):
     # The counter knows no products of oneDNN.
     monkeypatch.setattr(onednn_t5_experimental, "supports", lambda dtype: False)
     widths = {"d_model": 256, "d_ff": 1024, "d_kv": 8, "num_heads": 4}
+    if name == "t5.1.n4w10":
+        widths |= {"num_layers": 5}
     config = make_config(name, **widths)
     torch.manual_seed(0)
     model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation="eager").train()

@@ -85,18 +85,17 @@ def _without(module: Any, names: tuple[str, ...]) -> Iterator[None]:
             setattr(module, name, value)
 
 
-def _held() -> Iterator[str]:
+def _open_files() -> Iterator[str]:
     for entry in os.scandir("/proc/self/fd"):
         with suppress(OSError):
             yield os.readlink(entry.path)
-    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
-        if len(fields := line.split(maxsplit=5)) == 6:
-            yield fields[5]
 
 
 def _check_closed(path: Any) -> None:
     """Raises if a file, or anything in a folder, is open or mapped in this process."""
     place = Path(os.path.abspath(os.fspath(path)))
-    for held in map(Path, _held()):
+    for held in map(Path, _open_files()):
         if held == place or place in held.parents:
             raise PermissionError(errno.EACCES, f"{held.name} is open", str(place))
+    if any(f" {place}{end}" in Path("/proc/self/maps").read_text(encoding="utf-8") for end in ("\n", "/")):
+        raise PermissionError(errno.EACCES, "it is mapped", str(place))

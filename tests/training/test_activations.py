@@ -19,7 +19,7 @@ from t5_experimental.training.memory.activations import Step, activation_bytes
 from t5_experimental.training.models.adapters import lora_config, lora_targets
 
 
-FAMILIES = ["t5.1.1.base", "t5.1.1.lm100k.base", "t5.1.th.base", "t5.1.n4w10.base"]
+FAMILIES = ["t5.1.1.base", "t5.1.th.base", "t5.1.n4w10.base"]
 TINY = {"d_model": 64, "d_ff": 160, "d_kv": 16, "num_heads": 4, "vocab_size": 512}
 
 
@@ -54,7 +54,7 @@ class Held(TorchDispatchMode):
 
 
 def make(preset: str, step: Step, dropout: float, **fields: Any) -> nn.Module:
-    layers = {} if "n4w10" in preset else {"num_layers": 3}
+    layers = {"num_layers": 5 if "n4w10" in preset else 3}
     config = preset_config(preset, dropout_rate=dropout, **TINY, **layers, **fields)
     model = AutoModelForSeq2SeqLM.from_config(config, attn_implementation=step.attention).train()
     if step.trained == "adapters":

@@ -27,7 +27,7 @@ from t5_experimental.training.trainer.generation import by_length
 
 DATA = Path(__file__).parents[1] / "data"
 VALIDATION, TEST = DATA / "restaurants_validation.jsonl", DATA / "restaurants_test.jsonl"
-OPTIONS = {"metric": ["bleu", "exact_match", "rouge"], "max_target_length": 24}
+OPTIONS = {"metric": ["bleu", "exact_match", "rouge"], "max_target_length": 8}
 
 
 def figures(folder: Path, split: str) -> dict[str, float]:
@@ -101,7 +101,7 @@ def test_evaluation_of_the_saved_model_equals_that_of_its_training(trained, fork
         entry="evaluate", model_name_or_path=trained, test_file=TEST, output_dir=tmp_path / "output", **OPTIONS
     )
     assert result.returncode == 0, result.stderr
-    assert "generation  max_length 25" in result.stdout
+    assert "generation  max_length 9" in result.stdout
     assert figures(tmp_path / "output", "test") == figures(trained, "test")
     assert predictions(tmp_path / "output", "test") == predictions(trained, "test")
     # Fine-tuning without training is the same.
@@ -234,7 +234,7 @@ def test_adapters_are_evaluated_with_their_model(tiny_models, forked, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(model)
     prompted = PeftModel.from_pretrained(whole, tmp_path / "prompt").eval()
     row = predictions(tmp_path / "prompt-output", "test")[0]
-    output = prompted.generate(**tokenizer([row["input"]], return_tensors="pt"), max_length=25)
+    output = prompted.generate(**tokenizer([row["input"]], return_tensors="pt"), max_length=9)
     assert tokenizer.decode(output[0], skip_special_tokens=True) == row["prediction"]
 
 

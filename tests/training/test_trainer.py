@@ -40,7 +40,9 @@ def build(tiny_models, tmp_path, monkeypatch) -> Callable[..., FinetuningTrainer
     return make
 
 
-@pytest.mark.parametrize("flags", ["", "--label_smoothing_factor 0.1", "--predict_with_generate"])
+@pytest.mark.parametrize(
+    "flags", ["", "--label_smoothing_factor 0.1", "--predict_with_generate --generation_max_length 8"]
+)
 def test_evaluation_is_the_mean_over_tokens(flags, build):
     """For any batches: their own means, of unequally many tokens, do not count."""
     losses = []

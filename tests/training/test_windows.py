@@ -41,7 +41,7 @@ def run(model: Path, output: Path, **options: object) -> None:
 
 def test_a_run_keeps_its_newest_checkpoint_finishes_and_goes_on(tiny_models: dict[str, Path], tmp_path: Path) -> None:
     output = tmp_path / "output"
-    for steps in (2, 3):
+    for steps in (1, 2):
         run(tiny_models["t5_v1_1"], output, max_steps=steps)
         names = {path.name for path in output.iterdir()}
         assert f"checkpoint-{steps}" in names

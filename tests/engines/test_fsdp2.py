@@ -144,7 +144,7 @@ def test_training_is_that_of_one_process(run: str, reports: dict[str, Any]) -> N
     assert ours["losses"] == pytest.approx(one["losses"], abs=1e-4)
     assert ours["norms"] == pytest.approx(one["norms"], abs=1e-4)
     assert min(ours["norms"]) > 0.5  # all gradients are clipped
-    assert one["losses"][0] - one["losses"][-1] > 0.3
+    assert one["losses"][0] - one["losses"][-1] > 0.2
     assert ours["evaluation"] == pytest.approx(one["evaluation"], abs=1e-4)
     assert ours["predictions"] == one["predictions"]
 

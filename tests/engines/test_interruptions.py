@@ -51,8 +51,8 @@ PLACES = (
     ("saving", "put_in_place", 4, True),
     ("T5Trainer", "evaluation_loop", 6, False),
     ("saving", "remove_oldest", 6, False),
-    ("saving", "force_to_disk", 7, False),
-    ("saving", "force", 7, False),
+    ("saving", "flush", 7, False),
+    ("saving", "flush_one", 7, False),
     ("T5Trainer", "save_metrics", 7, False),
 )
 

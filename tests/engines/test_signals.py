@@ -98,7 +98,7 @@ PLACES = (
     (("torch.serialization", "_save", 2), 2),
     (("saving", "complete"), 2),
     (("saving", "remove_oldest", 1, signal.SIGTERM, (0,), True), 4),
-    (("saving", "force_to_disk"), 6),
+    (("saving", "flush"), 6),
     (("saving", "share_as_usual"), 6),
     (("T5Trainer", "evaluation_loop"), 6),
     (("T5Trainer", "save_metrics"), 6),

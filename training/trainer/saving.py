@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from t5_experimental import own_folders
+from t5_experimental.own_folders import flush, flush_one
 
 from ..engines.fsdp2 import saving_full_state
 from ..errors import ProcessError, TrainingError
@@ -238,12 +239,12 @@ class SavingTrainer(Seq2SeqTrainer):
             if self.is_world_process_zero():
                 (aside / "training_args.bin").unlink(missing_ok=True)
                 share_as_usual(aside)
-                own_folders.flush(aside)
+                flush(aside)
                 with held_back():
                     for path in sorted(aside.iterdir(), key=lambda path: path.name in FINISHED):
                         if path.name != own_folders.MARK:
                             os.replace(path, folder / path.name)
-                own_folders.flush_one(folder)
+                flush_one(folder)
         self.accelerator.wait_for_everyone()
 
     def save_state(self) -> None:

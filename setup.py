@@ -54,8 +54,8 @@ EXTRAS = {
     # Needs an environment of its own: torch and torch_xla must be of the same release.
     "xla": ["torch_xla>=2.9"],
     "peft": ["peft>=0.18"],
-    # What generation is timed against, and the chart.
-    "benchmarks": ["ctranslate2>=4.6", "matplotlib"],
+    # What generation and encoder are timed against, and the chart.
+    "benchmarks": ["ctranslate2>=4.6", "openvino>=2025.1", *ONNX, "matplotlib"],
     # TensorFlow judges our reader of its checkpoints, CTranslate2 the folders that we write for it; Flax, h5py, Orbax
     # and tensorstore write samples of other sources. `build` uses the setuptools of the environment, without a network.
     "dev": [

@@ -21,7 +21,14 @@ from transformers import T5Config, T5ForConditionalGeneration
 from t5_experimental import T5ExperimentalConfig, preset_config
 
 
-COLOURS = {"transformers": "#9aa5b1", "CTranslate2": "#5b8db8", "t5_experimental": "#d1603d", "products": "#d8dee4"}
+COLOURS = {
+    "transformers": "#9aa5b1",
+    "CTranslate2": "#5b8db8",
+    "onnxruntime": "#6fa287",
+    "OpenVINO": "#8f7fb5",
+    "t5_experimental": "#d1603d",
+    "products": "#d8dee4",
+}
 """Of bars, by the first word of a contestant's name."""
 
 
@@ -132,7 +139,10 @@ def draw_bars(path: Path, title: str, groups: Mapping[str, Mapping[str, float]],
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(groups), figsize=(5 * len(groups), 3), squeeze=False, layout="constrained")
+    height = max(3, 0.9 + 0.24 * max(map(len, groups.values())))
+    figure, axes = pyplot.subplots(
+        1, len(groups), figsize=(5 * len(groups), height), squeeze=False, layout="constrained"
+    )
     for axis, (name, values) in zip(axes[0], groups.items(), strict=True):
         labels = list(values)[::-1]
         colours = [COLOURS[label.split()[0]] for label in labels]

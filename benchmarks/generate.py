@@ -1,12 +1,14 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Times generation side by side: transformers' own T5, CTranslate2 and this package, with the same random weights.
+"""Times generation side by side: transformers' own T5, CTranslate2, ONNX Runtime, OpenVINO and this package, with the
+same random weights.
 
     python -m benchmarks.generate --output benchmarks/results/generate
 
 CTranslate2 lays its weights out anew when it loads them. Here every call of `generate` does so for itself, since
 weights may change between calls; a contestant whose calls share a `decoding_session` shows the time without that.
 
-Families that only this package runs (`--preset t5.1.th.base`) are timed without the others.
+ONNX Runtime and OpenVINO take part where they are installed, in greedy search alone (graphs.py). Families that only
+this package runs (`--preset t5.1.th.base`) are timed without the others.
 
 All contestants take turns in every round, in one process and with as many threads, and generate as many tokens as they
 are told to; the end-of-sequence token ends none. A figure is the median over the rounds of the time of a
@@ -36,6 +38,7 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedTokenizerFast, T5ForCo
 from t5_experimental import decoding_session
 
 from .common import add_model_options, chosen_config, draw_bars, stock_twin, write_json
+from .graphs import Graphs, versions
 
 
 Contestant = Callable[[torch.Tensor], list[list[int]]]
@@ -152,11 +155,23 @@ def other_contestants(
     converter.convert(str(scratch / "int8"), quantization="int8")
     how = arguments.new_tokens, arguments.beams
     return {
+        **graph_contestants(ours, arguments, scratch / "graphs"),
         "transformers fp32": lambda: torch_contestant(stock, *how),
         "transformers bf16": lambda: torch_contestant(stock_twin(ours).to(torch.bfloat16), *how),
         "CTranslate2 fp32": lambda: ctranslate2_contestant(scratch / "float32", "float32", arguments.threads, *how),
         "CTranslate2 int8": lambda: ctranslate2_contestant(scratch / "int8", "int8", arguments.threads, *how),
     }
+
+
+def graph_contestants(
+    ours: torch.nn.Module, arguments: argparse.Namespace, scratch: Path
+) -> dict[str, Callable[[], Contestant]]:
+    """ONNX Runtime and OpenVINO; with beams, a line says that they are left out."""
+    if arguments.beams == 1:
+        return Graphs(ours, scratch, arguments.threads).generators(arguments.new_tokens)
+    if versions():
+        print(f"Left out, as they search greedily alone: {', '.join(versions())}.")
+    return {}
 
 
 def measure(contestants: dict[str, Contestant], arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -237,7 +252,7 @@ def main() -> None:
                 row["mib_of_a_call"] = pool.apply(growth, (arguments, row["name"], row["batch_size"]))
             print(f"batch {row['batch_size']}  {row['name']:28s} {row['mib_of_a_call']:7,} MiB", flush=True)
     settings = {name: value for name, value in vars(arguments).items() if name != "output"}
-    report = {"settings": {**settings, "ctranslate2": ctranslate2.__version__}, "results": results}
+    report = {"settings": {**settings, "ctranslate2": ctranslate2.__version__, **versions()}, "results": results}
     write_json(arguments.output.with_suffix(".json"), report)
     draw(report, arguments.output.with_suffix(".png"))
 

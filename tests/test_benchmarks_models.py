@@ -3,13 +3,18 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
+
+from benchmarks.graphs import NAMES, versions
 
 
 ROOT = Path(__file__).parents[1]
-RAGGED = ("--batch-size 2 --length 80 --ragged", 110)
+RAGGED = ("--batch-size 2 --length 80 --ragged --only t5_experimental", 110)
+RIVALS = {NAMES[name] for name in versions()}
 SMALL = "--preset t5.1.1.small --quick --rounds 1 --threads 1"
 
 pytestmark = pytest.mark.slow
@@ -28,13 +33,19 @@ def run(script: str, flags: str, output: Path) -> dict:
 
 @pytest.mark.parametrize(("flags", "tokens"), [("--batch-size 1 --length 160", 160), RAGGED])
 def test_encode(flags, tokens, tmp_path):
-    results = run("encode", flags, tmp_path / "encode")["results"]
+    report = run("encode", flags, tmp_path / "encode")
+    is_complete = "--only" not in flags
+    assert "onnxruntime" in report["settings"]
     for dtype, tolerance in (("fp32", 1e-5), ("bf16", 0.03)):
-        figures = results[dtype]
+        figures = report["results"][dtype]
         assert figures["tokens"] == tokens
-        int8 = {"t5_experimental int8"} if dtype == "fp32" else set()
-        assert set(figures["contestants"]) == {"transformers", "t5_experimental", "products alone"} | int8
+        floats = {"transformers", "t5_experimental"}
+        if is_complete:
+            floats |= RIVALS if dtype == "fp32" else RIVALS - {"onnxruntime"}
+        int8 = {f"{name} int8" for name in floats - {"transformers"}} if dtype == "fp32" else set()
+        assert set(figures["contestants"]) == floats | int8 | ({"products alone"} if is_complete else set())
         assert all(figures["relative_errors"][name] < 0.05 for name in int8)
+        assert all(figures["relative_errors"][name] < tolerance for name in floats)
         assert all(len(figure["seconds"]) == 1 for figure in figures["contestants"].values())
         # Both compute the same, or their times could not be compared.
         assert figures["largest_difference"] <= tolerance * figures["largest_output"]
@@ -55,9 +66,24 @@ def test_generate(tmp_path):
     pytest.importorskip("ctranslate2")
     flags = "--batch-sizes 1 --source-length 4 --new-tokens 5 --only fp32"
     results = run("generate", flags, tmp_path / "generate")["results"]
-    assert {row["name"].split()[0] for row in results} == {"transformers", "CTranslate2", "t5_experimental"}
+    assert {row["name"].split()[0] for row in results} == {"transformers", "CTranslate2", "t5_experimental"} | RIVALS
+    assert all(row["tokens_equal_to_first"] == 1 for row in results if row["name"].split()[0] in RIVALS)
     ours = [row for row in results if row["name"].startswith("t5_experimental")]
     assert [row["tokens_equal_to_first"] for row in ours] == [1.0, 1.0]  # a call for itself, and calls in a session
+
+
+def test_graphs_search_greedily_alone(tmp_path, capsys):
+    pytest.importorskip("ctranslate2")  # another contestant, which the script imports
+    from benchmarks.generate import graph_contestants
+
+    arguments = Namespace(beams=4, threads=1, new_tokens=3)
+    assert graph_contestants(torch.nn.Module(), arguments, tmp_path) == {}
+    assert capsys.readouterr().out == f"Left out, as they search greedily alone: {', '.join(versions())}.\n"
+    arguments.beams = 1
+    names = set(graph_contestants(torch.nn.Module(), arguments, tmp_path))
+    assert {"onnxruntime fp32", "onnxruntime int8"} <= names
+    assert not capsys.readouterr().out
+    assert not list(tmp_path.iterdir())  # only those that are chosen are exported
 
 
 def test_generate_of_a_family_that_others_do_not_run(tmp_path):

@@ -4,6 +4,7 @@
 import importlib.util
 import json
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +41,7 @@ STEPS = 12
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Any, Path]]:
+def exported(once: Callable[..., Path]) -> Callable[..., tuple[Any, Path]]:
     """`exported(name, kind, arguments, **overrides)`: a model and the folder that the command made of it."""
     from t5_experimental.convert.cli import main
     from tests.conftest import tiny_config
@@ -52,13 +53,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[An
     ) -> Any:
         key = repr((name, kind, arguments, overrides))
         if key not in made:
-            root = tmp_path_factory.mktemp("onnx")
             config = tiny_config(name, **{**SIZES.get(name, {}), **overrides})
             torch.manual_seed(0)
             model = getattr(t5_experimental, type(config).__name__.removesuffix("Config") + kind)(config).eval()
-            model.save_pretrained(root / "model")
-            assert main(["export-onnx", str(root / "model"), str(root / "out"), *arguments]) == 0
-            made[key] = model, root / "out"
+
+            def make(folder: Path) -> None:
+                model.save_pretrained(folder / "model")
+                assert main(["export-onnx", str(folder / "model"), str(folder / "out"), *arguments]) == 0
+
+            made[key] = model, once(f"onnx-{zlib.crc32(key.encode())}", make) / "out"
         return made[key]
 
     return export

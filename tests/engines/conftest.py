@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from filelock import FileLock
 
 from benchmarks import engines as engines_module
 from tests.support import launching as launching_module
@@ -36,16 +35,14 @@ def engines() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def trained_alone(engines, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """Folder of the models, and of what one process trains; for all workers of the tests together."""
-    root = tmp_path_factory.getbasetemp()
-    folder = (root if worker_id == "master" else root.parent) / "engines"
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists():
-            folder.mkdir()
-            engines.make_models(folder, engines.QUICK_FAMILIES)
-            engines.train("single", engines.QUICK_CELLS, folder, steps=engines.QUICK_STEPS)
-    return folder
+def trained_alone(engines: ModuleType, once: Callable[..., Path]) -> Path:
+    """Folder of the models, and of what one process trains."""
+
+    def train(folder: Path) -> None:
+        engines.make_models(folder, engines.QUICK_FAMILIES)
+        engines.train("single", engines.QUICK_CELLS, folder, steps=engines.QUICK_STEPS)
+
+    return once("engines", train)
 
 
 @pytest.fixture(scope="session")

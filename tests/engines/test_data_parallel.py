@@ -16,9 +16,10 @@ def spoiled(engines) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def trained(trained_alone: Path, engines, spoiled) -> Path:
+def trained(trained_alone: Path, engines, spoiled, once) -> Path:
     """The same folder, with what two processes trained, right and wrong."""
-    engines.train("ddp", [*engines.QUICK_CELLS, *spoiled.values()], trained_alone, steps=engines.QUICK_STEPS)
+    cells = [*engines.QUICK_CELLS, *spoiled.values()]
+    once("ddp", lambda _: engines.train("ddp", cells, trained_alone, steps=engines.QUICK_STEPS))
     return trained_alone
 
 

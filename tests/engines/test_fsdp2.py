@@ -5,6 +5,7 @@ every family, and a model with one matrix for embeddings and classifier whose Ad
 import itertools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,13 +48,12 @@ RESUMED = ("t5_lm_adapted", "tied")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where all runs write to: their models are in `two` and `one`."""
-    return tmp_path_factory.mktemp("fsdp2")
+def folder(tiny_models: dict[str, Path], fork_server: ForkServer, once: Callable[..., Path]) -> Path:
+    """Where all runs write to: their models are in `two` and `one`, their reports beside."""
+    return once("fsdp2", lambda folder: run_all(write_models(tiny_models, folder), folder, fork_server))
 
 
-@pytest.fixture(scope="module")
-def models(tiny_models: dict[str, Path], folder: Path) -> dict[str, Path]:
+def write_models(tiny_models: dict[str, Path], folder: Path) -> dict[str, Path]:
     config = T5V11Config(
         vocab_size=1152, d_model=128, d_kv=32, d_ff=160, num_heads=4, num_layers=1, tie_word_embeddings=True
     )
@@ -65,8 +65,13 @@ def models(tiny_models: dict[str, Path], folder: Path) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def reports(models: dict[str, Path], folder: Path, fork_server: ForkServer) -> dict[str, Any]:
+def reports(folder: Path) -> dict[str, Any]:
     """`two`: reports by rank and run; `one`: the same of one process with batches as large as the two have together."""
+    found = {name: json.loads((folder / f"{name}.reports.json").read_text()) for name in ("two", "one")}
+    return {**found, "one": found["one"][0]}
+
+
+def run_all(models: dict[str, Path], folder: Path, fork_server: ForkServer) -> None:
     with (DATA / "restaurants_validation.jsonl").open() as lines:
         (folder / "validation.jsonl").write_text("".join(itertools.islice(lines, 9)))
     common = {
@@ -83,7 +88,6 @@ def reports(models: dict[str, Path], folder: Path, fork_server: ForkServer) -> d
         "generation_max_length": MAX_LENGTH,
         "max_grad_norm": 0.5,
     }
-    found: dict[str, Any] = {}
     for processes, name in ((2, "two"), (1, "one")):
         runs: dict[str, Any] = {}
 
@@ -115,9 +119,6 @@ def reports(models: dict[str, Path], folder: Path, fork_server: ForkServer) -> d
         files = [folder / f"{name}.json", folder / f"{name}.reports.json"]
         run = fork_server.start(SCRIPT, files, engine, processes)
         assert not any(run.wait()), run.read()
-        found[name] = json.loads(files[1].read_text())
-    found["one"] = found["one"][0]
-    return found
 
 
 @pytest.mark.parametrize("run", RUNS)

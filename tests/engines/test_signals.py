@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -236,6 +237,7 @@ def test_launchers(command, processes, number, to, tiny_models, tmp_path):
         launcher = psutil.Process(process.pid)
         while not list(output.glob("checkpoint-*/complete.json")):
             assert process.poll() is None, log.read_text()
+            time.sleep(0.05)
         found = workers(launcher) if command != [sys.executable] else {0: launcher}
         assert sorted(found) == list(range(processes))
         if to == "group":

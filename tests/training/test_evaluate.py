@@ -41,9 +41,12 @@ def predictions(folder: Path, split: str) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_models, forked, tmp_path_factory) -> Path:
+def trained(tiny_models, forked, once) -> Path:
     """Folder of a model that was trained a little, and evaluated on two files and one."""
-    folder = tmp_path_factory.mktemp("trained")
+    return once("evaluated", lambda folder: train(folder, tiny_models, forked)) / "model"
+
+
+def train(folder: Path, tiny_models, forked) -> None:
     shutil.copyfile(TEST, folder / "other.jsonl")
     result = forked(
         model_name_or_path=tiny_models["t5_talking_heads"],
@@ -58,7 +61,6 @@ def trained(tiny_models, forked, tmp_path_factory) -> Path:
         **OPTIONS,
     )
     assert result.returncode == 0, result.stderr
-    return folder / "model"
 
 
 def test_training_tells_files_apart_and_writes_predictions(trained):

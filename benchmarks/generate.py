@@ -8,7 +8,8 @@ CTranslate2 lays its weights out anew when it loads them. Here every call of `ge
 weights may change between calls; a contestant whose calls share a `decoding_session` shows the time without that.
 
 ONNX Runtime and OpenVINO take part where they are installed, in greedy search alone (graphs.py). Families that only
-this package runs (`--preset t5.1.th.base`) are timed without the others.
+this package runs (`--preset t5.1.th.base`) are timed without the others. All contestants together hold 20 GB with
+t5.1.1.base; `--only` takes some of them.
 
 All contestants take turns in every round, in one process and with as many threads, and generate as many tokens as they
 are told to; the end-of-sequence token ends none. A figure is the median over the rounds of the time of a

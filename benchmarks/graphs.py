@@ -157,7 +157,7 @@ def _onnx_session(folder: Path, name: str, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    # Threads that wait actively take a core from whatever else runs: with such load a step took twice as long.
+    # Threads that wait actively take a core from other programs: beside one, a step took twice as long.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"])
 

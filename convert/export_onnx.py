@@ -22,8 +22,6 @@ from .plan.plan import check_space
 from .readable import shown
 
 
-"""Unless another one is asked for: it has GELU as one operator."""
-
 _SUFFIXES = ("ForConditionalGeneration", "EncoderModel")
 # transformers' own, and the beginning of the names of their classes.
 _STOCK = {"t5": "T5", "mt5": "MT5", "umt5": "UMT5"}

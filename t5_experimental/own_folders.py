@@ -86,7 +86,8 @@ def rename(folder: Path, name: Path) -> None:
 def flush(folder: Path) -> None:
     """Flushes the files of a folder, and the names in it, to disk: they survive a power failure."""
     for path in (*folder.rglob("*"), folder):
-        flush_one(path)
+        if path.is_file() or path.is_dir():  # opening a FIFO would wait for its writer
+            flush_one(path)
 
 
 def flush_one(path: Path) -> None:
@@ -98,6 +99,9 @@ def flush_one(path: Path) -> None:
     handle = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not is_folder or error.errno not in (errno.EINVAL, errno.EBADF):  # network disks flush no folders
+            raise
     finally:
         os.close(handle)
 

@@ -217,13 +217,15 @@ def _locked(output: Path) -> Iterator[None]:
 
 
 def _unlock(lock: "FileLock") -> None:
-    """Removes and releases a lock. In this order, no other run can have got the lock that is removed."""
+    """Removes and releases a lock. In this order, no other run can have got the lock that is removed; Windows removes
+    no open file, and therefore not the lock that another run has got."""
     path = Path(lock.lock_file)
     try:
-        path.unlink(missing_ok=True)
+        if not own_folders.WINDOWS:
+            path.unlink(missing_ok=True)
+    finally:
         lock.release()
-    except PermissionError:  # Windows removes no open file, which is also what protects another run's.
-        lock.release()
+    if own_folders.WINDOWS:
         with suppress(OSError):
             path.unlink(missing_ok=True)
 

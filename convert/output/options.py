@@ -12,8 +12,9 @@ from .format import FORMATS
 
 
 DTYPES = ("source", "float32", "bfloat16", "float16")
-# Of the weights in ONNX graphs, and versions of their operators.
+# Of the weights in ONNX graphs.
 ONNX_DTYPES = ("float32", "float16")
+# Versions of their operators; the default is the first that has GELU as one operator.
 OPSETS = range(18, 24)
 OPSET = 20
 # Of matrices in a GGUF file.

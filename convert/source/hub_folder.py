@@ -120,7 +120,8 @@ def _weights(files: Iterable[str]) -> list[str]:
 
 
 def _is_of_connection(error: Exception) -> bool:
-    return type(error).__module__.split(".")[0] in ("httpx", "requests", "huggingface_hub")
+    # By their beginning: releases of huggingface_hub use httpx, httpx2 or requests.
+    return type(error).__module__.startswith(("httpx", "requests", "huggingface_hub"))
 
 
 def _words(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """What lies where the converter works and is not its own: nothing is followed, removed, renamed or written through."""
 
+import errno
 import os
 import shutil
 import stat
@@ -293,3 +294,33 @@ def test_a_link_on_the_way_to_the_output_is_followed(
     (work / "dangling").symlink_to("nowhere")
     assert_refused(run(*commands["convert"][:2], work / "dangling" / "out"), "dangling")
     assert sorted(os.listdir(work)) == ["dangling", "disk", "loop"]
+
+
+def test_flushing_waits_for_nothing_and_needs_no_flushed_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A FIFO and a dangling link are passed over; some network disks flush files, but no folders."""
+    from t5_experimental import own_folders
+
+    flush, flushed = os.fsync, []
+
+    def of_files_alone(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        flushed.append(os.fstat(descriptor).st_size)
+        flush(descriptor)
+
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"abc")
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    own_folders.flush(tmp_path)
+    assert flushed == [3]
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="Input/output"):
+        own_folders.flush(tmp_path)

@@ -4,6 +4,7 @@
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -143,12 +144,19 @@ def test_one_form_of_the_weights_is_downloaded(ending: str, hub: Hub, stock_samp
     assert (tmp_path / "kept" / "models--me--t5").is_dir()
 
 
+@pytest.mark.parametrize("how", ["told", "refused"])
 def test_without_a_connection_the_cache_is_enough(
-    hub: Hub, stock_sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+    how: str, hub: Hub, stock_sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     hub.repositories["me/t5"] = stock_sample("t5-v1_1")[0]
     convert("me/t5", tmp_path / "first")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    if how == "told":
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            closed = f"http://127.0.0.1:{free.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", closed)
     convert("me/t5", tmp_path / "second")
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second")]
     assert weights[0] == weights[1]
@@ -205,5 +213,8 @@ def test_folders_that_hf_download_wrote_are_sources(hub: Hub, stock_sample: Samp
         capture_output=True,
     )
     assert (tmp_path / "local" / ".cache").is_dir()
-    convert(tmp_path / "local", tmp_path / "out")
-    assert_same_model(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out"), stock)
+    cached = huggingface_hub.snapshot_download("google/t5")  # a folder of links
+    assert (Path(cached) / "model.safetensors").is_symlink()
+    for name, source in (("first", tmp_path / "local"), ("second", Path(cached))):
+        convert(source, tmp_path / name)
+        assert_same_model(AutoModelForSeq2SeqLM.from_pretrained(tmp_path / name), stock)

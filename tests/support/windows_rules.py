@@ -3,7 +3,7 @@
 
 Files that are open can be neither removed, renamed nor replaced, and no folder that holds one can be renamed; only
 files that are open for writing can be flushed; folders cannot be opened; a rename never replaces anything; and there is
-no umask to speak of, no `pread`, and no signal but a few. Source: the documentation of Python's `os` and of Microsoft's
+no `pread`, and no signal but a few. Source: the documentation of Python's `os` and of Microsoft's
 `MoveFileExW`, `DeleteFileW`, `FlushFileBuffers`.
 """
 

@@ -233,7 +233,7 @@ def test_diffusers_with_clip(encoder: Path, build: Any, number: int, before: int
 
 
 def test_trl(model: Path, tmp_path: Path) -> None:
-    """ORPO is one of the few trainers of TRL 1 that know encoder-decoders: the probabilities of answers are the model's."""
+    """ORPO is one of the few trainers of TRL 1 that know encoder-decoders: its probabilities are the model's."""
     pytest.importorskip("trl", reason=REASON)
     from datasets import Dataset
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer

@@ -20,11 +20,10 @@ from .mesh.architecture import Shapes, deduce, with_options
 from .mesh.gin_syntax import MAX_GIN_BYTES, GinFile, decode
 from .mesh.matching import Sorted, sort_names
 from .mesh.rules import GLOBAL_STEP
-from .mesh.t5x_gin import with_t5x_gin, with_tables
+from .mesh.t5x_gin import with_t5x_gin
 from .mesh.t5x_names import (
     STEP,
     SortedT5X,
-    has_table_in_every_layer,
     join_slot,
     sort_t5x,
     split_slot,
@@ -176,7 +175,7 @@ def inspect(
         check_agreement(gin.name, said, shapes)
     deduced = said or deduce(shapes, d_kv)
     if is_arrays:
-        deduced = with_t5x_gin(with_tables(deduced, has_table_in_every_layer(names)), gin)
+        deduced = with_t5x_gin(deduced, gin)
     found = with_options(deduced, shapes, d_kv, feed_forward_proj)
     chosen, family_notes = choose_family(family, found, checkpoint.name)
     weights = [variables[match.mesh] for match in names.matches.values()]

@@ -15,13 +15,15 @@ from t5_experimental.attention_t5_experimental import T5TalkingHeadsAttention
 
 
 FAMILIES = ("t5.1.1.tiny", "t5.1.th.tiny", "t5.1.n4w10.tiny")
-# Uneven head counts, both families' traits at once, a shared classifier, bfloat16 variables, old names, long inputs.
+# Uneven head counts, both families' traits at once, a shared classifier, bfloat16 variables, old names, a table of
+# biases in every layer, long inputs.
 VARIANTS = (
     "t5.1.th.tiny-uneven",
     "t5.1.mixed.tiny",
     "t5.1.0.tiny",
     "t5.1.1.tiny-bfloat16",
     "t5.1.1.tiny-legacy",
+    "t5.1.1.tiny-biases",
     "t5.1.1.tiny-long",
 )
 DECODED = (*FAMILIES, *VARIANTS)
@@ -134,6 +136,13 @@ def share_one_bias_table(model):
         wide.data = narrow.data.repeat(1, wide.shape[1] // narrow.shape[1])
 
 
+def share_the_first_bias_table(model):
+    for stack in (model.encoder, model.decoder):
+        tables = [block.layer[0].SelfAttention.relative_attention_bias for block in stack.block]
+        for table in tables[1:]:
+            table.weight.data = tables[0].weight.data
+
+
 def tie_the_classifier(model):
     model.lm_head.weight = model.shared.weight
 
@@ -172,6 +181,7 @@ MUTATIONS = [
     ("t5.1.n4w10.tiny", drop_a_transpose),
     ("t5.1.n4w10.tiny", share_one_bias_table),
     ("t5.1.n4w10.tiny", tie_the_classifier),
+    ("t5.1.1.tiny-biases", share_the_first_bias_table),
     ("t5.1.0.tiny", rescale_the_decoder),
     ("t5.1.1.tiny", rescale_the_decoder),
 ]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from t5_experimental.architecture_t5_experimental import BIAS_SHARED, MULTI_HEAD, TALKING_HEADS, LayerSpec
+from t5_experimental.architecture_t5_experimental import BIAS, BIAS_SHARED, MULTI_HEAD, TALKING_HEADS, LayerSpec
 
 from ..errors import ConversionError
 from ..readable import joined
@@ -40,6 +40,8 @@ def original_activation(proj: str) -> str | None:
     name = proj.removeprefix("gated-")
     return next((original for original, ours in ACTIVATIONS.items() if name in ours), None)
 
+
+TABLES_NOTE = "Every layer has a table of position biases of its own, as in umT5."
 
 # Least and greatest number of buckets of the position bias: both directions need one for single distances and some for
 # longer ones, all of them within the 128 positions that the original tells apart.
@@ -160,12 +162,15 @@ def deduce(shapes: Shapes, d_kv: int | None = None) -> Architecture:
         ConversionError: a needed variable is missing, or something cannot be told from the variables and was not given.
     """
     embedding = shapes.axes("shared.weight")
-    layers, buckets = {}, set()
+    layers, buckets, in_every_layer = {}, set(), False
     for stack in SUBLAYERS:
         heads = _HeadCounts(shapes, stack, d_kv)
         count = shapes.layer_count(stack)
         layers[stack] = tuple(_layer(shapes, stack, i, heads) for i in range(count))
         buckets |= heads.buckets
+        counts = [spec.num_heads for spec in layers[stack]]
+        # One that is shared is that of the first layer with its number of heads.
+        in_every_layer |= any(counts.index(counts[i]) != i for i in heads.tables)
     if len(buckets) > 1:
         listed = joined(sorted(buckets))
         raise ConversionError(f"the bias tables have {listed} buckets: our models have one number for all.")
@@ -174,6 +179,10 @@ def deduce(shapes: Shapes, d_kv: int | None = None) -> Architecture:
             f"the bias tables have {buckets.pop()} buckets: our models can have {min(BUCKETS)} to {max(BUCKETS)}."
         )
     proj = "gated-gelu" if shapes.gated else "relu"
+    notes = (
+        f"No operative_config.gin tells the feed-forward's activation: {proj} is assumed, as in "
+        f"{'t5.1.1' if shapes.gated else 't5.1.0'} (--feed-forward-proj sets another).",
+    )
     return Architecture(
         d_model=embedding["d_model"],
         layers=layers,
@@ -181,10 +190,8 @@ def deduce(shapes: Shapes, d_kv: int | None = None) -> Architecture:
         buckets=buckets.pop() if buckets else 32,
         feed_forward_proj=proj,
         tied="lm_head.weight" not in shapes,
-        notes=(
-            f"No operative_config.gin tells the feed-forward's activation: {proj} is assumed, as in "
-            f"{'t5.1.1' if shapes.gated else 't5.1.0'} (--feed-forward-proj sets another).",
-        ),
+        relative_attention_type=BIAS if in_every_layer else BIAS_SHARED,
+        notes=(*notes, TABLES_NOTE) if in_every_layer else notes,
     )
 
 
@@ -226,11 +233,13 @@ class _HeadCounts:
         self._stack = stack
         self._given = d_kv
         self.buckets: set[int] = set()
+        self.tables: list[int] = []
         self._by_columns: dict[int, int] = {}
         for i in range(shapes.layer_count(stack)):
             table = f"{stack}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight"
             if table in shapes:
                 axes = shapes.axes(table)
+                self.tables.append(i)
                 self.buckets.add(axes["buckets"])
                 if shapes.attention_section(stack, i) == MULTI_HEAD:
                     self._by_columns.setdefault(self._columns(i)["num_heads*d_kv"], axes.get("num_heads", 1))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from t5_experimental.architecture_t5_experimental import MULTI_HEAD, TALKING_HEADS, LayerSpec
+from t5_experimental.architecture_t5_experimental import BIAS, BIAS_SHARED, MULTI_HEAD, TALKING_HEADS, LayerSpec
 
 from ..errors import ConversionError
 from ..readable import joined, shown
@@ -35,12 +35,15 @@ _DEFAULTS: Mapping[tuple[str, str], Any] = {
     ("SelfAttention", "num_heads"): 8,
     ("SelfAttention", "key_value_size"): 128,
     ("SelfAttention", "relative_attention_num_buckets"): 32,
+    # Not the original's, which is None: that a model has no tables is said of the variables.
+    ("SelfAttention", "relative_attention_type"): BIAS_SHARED,
     ("TalkingHeadsSelfAttention", "key_heads_dims"): (("heads", 12),),
     ("TalkingHeadsSelfAttention", "softmax_heads_dims"): (("heads", 12),),
     ("TalkingHeadsSelfAttention", "value_heads_dims"): (("heads", 12),),
     ("TalkingHeadsSelfAttention", "key_size"): 64,
     ("TalkingHeadsSelfAttention", "value_size"): 64,
     ("TalkingHeadsSelfAttention", "relative_attention_num_buckets"): 32,
+    ("TalkingHeadsSelfAttention", "relative_attention_type"): BIAS_SHARED,
     ("DenseReluDense", "hidden_size"): 4096,
     ("DenseReluDense", "activation"): "relu",
 }
@@ -87,10 +90,10 @@ _LAYER_EXPRESSIBLE: Mapping[tuple[str, str], tuple[Any, ...]] = {
     ("SelfAttention", "use_hyperprompt"): (False,),
     ("SelfAttention", "hyperprompt_length_encoder"): (None, 0),
     ("SelfAttention", "hyperprompt_length_decoder"): (None, 0),
-    ("SelfAttention", "relative_attention_type"): ("bias_shared",),
+    ("SelfAttention", "relative_attention_type"): (BIAS_SHARED, BIAS),
     ("EncDecAttention", "relative_attention_type"): (None,),
     ("TalkingHeadsSelfAttention", "dynamic_projections"): (None, [], ()),
-    ("TalkingHeadsSelfAttention", "relative_attention_type"): ("bias_shared",),
+    ("TalkingHeadsSelfAttention", "relative_attention_type"): (BIAS_SHARED, BIAS),
     ("TalkingHeadsEncDecAttention", "relative_attention_type"): (None,),
     ("DenseReluDense", "use_bias"): (False,),
 }
@@ -98,6 +101,7 @@ _LAYER_EXPRESSIBLE: Mapping[tuple[str, str], tuple[Any, ...]] = {
 _SAME_EVERYWHERE = (
     "Unitransformer.d_model",
     "relative_attention_num_buckets",
+    "relative_attention_type",
     "DenseReluDense.activation",
     "sublayer_rms_norm.epsilon",
 )
@@ -119,7 +123,7 @@ def read_architecture(gin: GinFile) -> Architecture:
         bound, epsilon = gin.lookup(stack, "sublayer_rms_norm", "epsilon")
         epsilon = number(gin, "sublayer_rms_norm.epsilon", epsilon) if bound else 1e-6
         facts["sublayer_rms_norm.epsilon"].add(epsilon)
-    d_model, buckets, activation, epsilon = (_only(gin, name, values) for name, values in facts.items())
+    d_model, buckets, bias_type, activation, epsilon = (_only(gin, name, values) for name, values in facts.items())
     architecture = Architecture(
         d_model=d_model,
         layers=layers,
@@ -127,6 +131,7 @@ def read_architecture(gin: GinFile) -> Architecture:
         feed_forward_proj=activation,
         tied=_tied(gin),
         layer_norm_epsilon=epsilon,
+        relative_attention_type=bias_type,
     )
     rates = set(_dropout_rates(gin))
     if len(rates) > 1:
@@ -151,9 +156,10 @@ def _refuse(gin: GinFile) -> None:
 def _check(gin: GinFile, where: str, parameter: str, value: Any, allowed: tuple[Any, ...]) -> None:
     plain = names(value)
     if not any(plain == choice and type(plain) is type(choice) for choice in allowed):
+        choices = [choice for choice in allowed if isinstance(choice, str)] or allowed[:1]
         raise ConversionError(
             f"{gin.name} sets {where}.{parameter} = {shown(plain)}, which our models cannot express (only "
-            f"{allowed[0]!r})."
+            f"{' or '.join(map(repr, choices))})."
         )
 
 
@@ -237,6 +243,7 @@ def _layer(
             attentions.append(layer.attention())
             if LAYER_CLASSES[name][0] == "self_attention":
                 facts["relative_attention_num_buckets"].add(layer.width("relative_attention_num_buckets", *BUCKETS))
+                facts["relative_attention_type"].add(layer.value("relative_attention_type"))
     if len(set(attentions)) > 1:
         raise ConversionError(
             f"{gin.name} gives layer {i} of the {stack} a self-attention and an encoder-decoder attention of different "

@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from t5_experimental.architecture_t5_experimental import BIAS_SHARED, MULTI_HEAD
+from t5_experimental.architecture_t5_experimental import MULTI_HEAD
 from t5_experimental.original import VOCAB_DIVISOR
 
 from ..errors import ConversionError
@@ -71,7 +71,7 @@ LayerStack.norm_epsilon = 1e-06"""
 _ATTENTION = """
 {self}.dropout_rate = %dropout_rate
 {self}.relative_attention_num_buckets = {buckets}
-{self}.relative_attention_type = 'bias_shared'
+{self}.relative_attention_type = {bias_type!r}
 {cross}.relative_attention_type = None
 """
 
@@ -80,11 +80,6 @@ def check_expressible(config: "T5ExperimentalArchitecture") -> None:
     """Raises if the original code cannot build the model that a configuration describes."""
     if not config.is_encoder_decoder:
         raise ConversionError("it is an encoder without decoder, which the original cannot restore: export the whole.")
-    if config.relative_attention_type != BIAS_SHARED:
-        raise ConversionError(
-            "it has a table of relative position biases in every layer, as umT5 has, and is not exported: the shared "
-            "tables of T5 are."
-        )
     if config.relative_attention_max_distance != _MAX_DISTANCE:
         raise ConversionError(
             f"its relative_attention_max_distance is {config.relative_attention_max_distance}, but the original knows "
@@ -144,7 +139,12 @@ def operative_config(config: "T5ExperimentalArchitecture", layout: Layout, dtype
         epsilon=config.layer_norm_epsilon,
         activation=_activation(config),
         attentions="".join(
-            _ATTENTION.format(self=own, cross=cross, buckets=config.relative_attention_num_buckets)
+            _ATTENTION.format(
+                self=own,
+                cross=cross,
+                buckets=config.relative_attention_num_buckets,
+                bias_type=config.relative_attention_type,
+            )
             for own, cross in classes
         ),
         stacks="\n".join(_stack(config, stack, layout) for stack in SUBLAYERS),

@@ -7,8 +7,6 @@ Source: `T5Config` in t5x/examples/t5/network.py.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from t5_experimental.architecture_t5_experimental import BIAS
-
 from ..errors import ConversionError
 from ..readable import shown
 from .architecture import Architecture, written_proj
@@ -25,14 +23,6 @@ _ACTIVATIONS: Mapping[str, str] = {
     "sigmoid": "sigmoid",
     "tanh": "tanh",
 }
-
-
-def with_tables(architecture: Architecture, in_every_layer: bool) -> Architecture:
-    """The architecture with a table of position biases in every layer, as umT5 has, or in the first ones."""
-    if not in_every_layer:
-        return architecture
-    note = "Every layer has a table of position biases of its own, as in umT5."
-    return replace(architecture, relative_attention_type=BIAS, notes=(*architecture.notes, note))
 
 
 def with_t5x_gin(architecture: Architecture, gin: GinFile | None) -> Architecture:

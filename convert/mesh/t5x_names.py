@@ -151,11 +151,6 @@ def join_slot(array: str, kind: str) -> str:
     return f"{_PARAMETER_STATES}{array.removeprefix(_TARGET)}/{ending}"
 
 
-def has_table_in_every_layer(names: Sorted) -> bool:
-    """Whether layers after the first have tables of position biases, as those of umT5 do."""
-    return any(name.endswith(f".0.{_BIAS}") and ".block.0." not in name for name in names.matches)
-
-
 def _ours(name: str) -> tuple[str | None, dict[str, str]]:
     """Our name, and the level of the scanned layers by their stack if it is one of those."""
     if name.startswith(_TARGET) and name.removeprefix(_TARGET) in TOP:

@@ -26,6 +26,7 @@ GOLDEN = (
     "t5.1.1.tiny",
     "t5.1.1.tiny-bfloat16",
     "t5.1.1.tiny-legacy",
+    "t5.1.1.tiny-biases",
     "t5.1.1.tiny-long",
     "t5.1.mixed.tiny",
     "t5.1.n4w10.tiny",
@@ -107,6 +108,20 @@ def test_missing_tables(make_config: Callable[..., Any], inspect_model: Callable
         inspect_model(make_config("t5.1.1"), drop=(table,))
     with pytest.raises(ConversionError, match=table + " is missing"):
         inspect_model(make_config("t5.1.1"), drop=(table,), d_kv=8)
+
+
+@pytest.mark.parametrize("name", ["t5.1.1", "t5.1.th", "t5.1.n4w10", "mixed"])
+def test_a_table_in_every_layer(name: str, make_config: Callable[..., Any], inspect_model: Callable[..., Any]) -> None:
+    config = make_config(name, relative_attention_type="bias")
+    found = inspect_model(config)
+    assert found.config.relative_attention_type == "bias"
+    assert "Every layer has a table of position biases of its own, as in umT5." in found.notes
+    for stack in ("encoder", "decoder"):
+        assert found.config.layer_specs(stack) == config.layer_specs(stack)
+    table = "decoder/block_001/layer_000/SelfAttention/relative_attention_bias"
+    if name == "t5.1.1":
+        with pytest.raises(ConversionError, match=table + " is missing"):
+            inspect_model(config, drop=(table,))
 
 
 def test_options_that_contradict(make_config: Callable[..., Any], inspect_model: Callable[..., Any]) -> None:

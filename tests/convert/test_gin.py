@@ -24,6 +24,7 @@ GOLDEN = {
     "t5.1.1.tiny": ([PLAIN] * 2, "gated-gelu", False),
     "t5.1.1.tiny-packed": ([PLAIN] * 2, "gated-gelu", False),
     "t5.1.1.tiny-legacy": ([PLAIN] * 2, "gated-gelu", False),
+    "t5.1.1.tiny-biases": ([PLAIN] * 3, "gated-gelu", False),
     "t5.1.0.tiny": ([PLAIN] * 2, "relu", True),
     "t5.1.th.tiny": ([TALKING] * 2, "gated-gelu", False),
     "t5.1.th.tiny-uneven": ([UNEVEN] * 2, "gated-gelu", False),
@@ -203,6 +204,16 @@ def spoiled(reference: Path, name: str, *lines: str) -> GinFile:
     return GinFile(text + "\n".join(["", *lines, ""]))
 
 
+def test_a_table_in_every_layer(reference: Path) -> None:
+    found = read_architecture(GinFile.load(reference / "golden" / "t5.1.1.tiny-biases" / "operative_config.gin"))
+    assert found.relative_attention_type == "bias"
+    line = "decoder/SelfAttention.relative_attention_type = 'bias'"
+    with pytest.raises(ConversionError, match=r"relative_attention_type to bias, bias_shared in different layers"):
+        read_architecture(spoiled(reference, "t5.1.1.tiny", line))
+    with pytest.raises(ConversionError, match=r"= 'contextual', .*\(only 'bias_shared' or 'bias'\)"):
+        read_architecture(spoiled(reference, "t5.1.1.tiny", line.replace("'bias'", "'contextual'")))
+
+
 INEXPRESSIBLE = [
     "encoder/Unitransformer.positional_embedding = True",
     "decoder/Unitransformer.sinusoid_positional_embedding = True",
@@ -215,7 +226,6 @@ INEXPRESSIBLE = [
     "utils.run.model_type = 'lm'",
     "encoder/SelfAttention.num_memory_heads = 1",
     "encoder/SelfAttention.shared_kv = True",
-    "encoder/SelfAttention.relative_attention_type = 'bias'",
     "encoder/SelfAttention.relative_attention_type = 'contextual'",
     "decoder/SelfAttention.relative_attention_type = None",
     "decoder/EncDecAttention.relative_attention_type = 'bias_shared'",

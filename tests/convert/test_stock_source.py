@@ -194,17 +194,22 @@ def test_stock_in_and_stock_out(stock_sample: Sample, tmp_path: Path) -> None:
     assert torch.equal(ours.shared.weight, theirs.shared.weight)
 
 
-def test_a_table_in_every_layer_is_said_by_native_folders_alone(stock_sample: Sample, tmp_path: Path, run: Run) -> None:
+def test_a_table_in_every_layer_goes_to_native_folders_and_to_the_original(
+    stock_sample: Sample, tmp_path: Path, run: Run
+) -> None:
     folder, _ = stock_sample("umt5")
     refused = run("convert", folder, tmp_path / "stock", "--format", "stock-t5")
     assert refused.status == 1
     assert "stock T5 cannot express a table of position biases in every layer: leave out --format" in refused.err
     convert(folder, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["relative_attention_type"] == "bias"
-    exported = run("export", tmp_path / "out", tmp_path / "mesh")
-    assert exported.status == 1
-    assert "it has a table of relative position biases in every layer, as umT5 has, and is not exported" in exported.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+    assert run("export", tmp_path / "out", tmp_path / "mesh").status == 0
+    convert(tmp_path / "mesh", tmp_path / "again")
+    assert (tmp_path / "again" / "config.json").read_text() == (tmp_path / "out" / "config.json").read_text()
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "again"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
 def test_tied_and_not_scaled_as_transformers_5_makes_it_of_a_configuration(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ GOLDEN = (
     "t5.1.1.tiny",
     "t5.1.1.tiny-bfloat16",
     "t5.1.1.tiny-legacy",
+    "t5.1.1.tiny-biases",
     "t5.1.1.tiny-long",
     "t5.1.1.tiny-packed",
     "t5.1.mixed.tiny",

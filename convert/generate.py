@@ -5,7 +5,6 @@ torch, transformers' models and peft are imported when it runs, since the other 
 """
 
 import argparse
-import json
 import math
 import re
 import sys
@@ -13,8 +12,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, TextIO
+
+from t5_experimental.model_folders import (
+    FolderError,
+    check_adapter,
+    check_model,
+    check_tokenizer,
+    is_stock,
+    model_and_adapter,
+)
 
 from .errors import ConversionError
 
@@ -158,8 +165,7 @@ class _Writer:
 
     @classmethod
     def load(cls, arguments: argparse.Namespace) -> "_Writer":
-        folder, adapter = _folders(arguments.folder, arguments.prompt)
-        _check_adapter(adapter)
+        folder, adapter = _folders(arguments)
         import torch
         import transformers
 
@@ -229,17 +235,14 @@ def _model_class(folder: str) -> Any:
     """The class that loads a folder: our own for transformers' T5, too, whose layers then decode as fast as ours."""
     import transformers
 
-    from t5_experimental import T5ExperimentalConfig, T5V11ForConditionalGeneration
-    from t5_experimental.architecture_t5_experimental import STOCK_DEFAULTS
+    from t5_experimental import T5V11ForConditionalGeneration
 
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    if config.model_type in STOCK_DEFAULTS:
-        return T5V11ForConditionalGeneration
-    if not isinstance(config, T5ExperimentalConfig):
-        raise ConversionError(
-            f"{folder} holds a model of type {config.model_type!r}, which is no T5: use transformers' own generate."
-        )
-    return transformers.AutoModelForSeq2SeqLM
+    try:
+        stock = is_stock(config, folder, "use transformers' own generate")
+    except FolderError as error:
+        raise ConversionError(str(error)) from error
+    return T5V11ForConditionalGeneration if stock else transformers.AutoModelForSeq2SeqLM
 
 
 def _check_weights(weights: str, device: str) -> None:
@@ -284,44 +287,19 @@ def _check_limits(options: Mapping[str, Any]) -> None:
             raise ConversionError(f"--{name.replace('_', '-')} is {options[name]}: it must be {text}.")
 
 
-# Folders.
-
-
-def _folders(folder: str, adapter: str | None) -> tuple[str, str | None]:
-    """Folders of the model and of the adapter, or None without one."""
-    path = Path(folder)
-    if not (path / "config.json").is_file() and (path / "adapter_config.json").is_file():
+def _folders(arguments: argparse.Namespace) -> tuple[str, str | None]:
+    """Folders of the model and of the adapter, or None without one; checked."""
+    try:
+        folder, adapter = model_and_adapter(arguments.folder, arguments.prompt, ("MODEL", "--prompt"))
+        check_model(folder)
+        check_tokenizer(folder)
         if adapter is not None:
-            raise ConversionError(f"{folder} holds an adapter, and --prompt names another: give the model's folder.")
-        return _model_of(path), folder
-    if not (path / "config.json").is_file():
-        raise ConversionError(f"{folder} is not a model folder: it has no config.json.")
-    if not any((path / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-        raise ConversionError(f"{folder} has no tokenizer: convert the checkpoint with --vocab sentencepiece.model.")
+            check_adapter(adapter)
+    except FolderError as error:
+        raise ConversionError(str(error)) from error
+    if adapter is not None:
+        try:
+            import peft  # noqa: F401
+        except ImportError as error:
+            raise ConversionError(f'--prompt needs peft: pip install "t5-experimental[peft]" ({error}).') from error
     return folder, adapter
-
-
-def _model_of(adapter: Path) -> str:
-    try:
-        config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        model = str(config["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConversionError(f"{adapter / 'adapter_config.json'} does not name a model ({error}).") from error
-    if not (Path(model) / "config.json").is_file():
-        raise ConversionError(
-            f"{adapter} is an adapter for {model}, which is no model folder here: give the model's folder, and "
-            f"--prompt {adapter}."
-        )
-    return _folders(model, None)[0]
-
-
-def _check_adapter(adapter: str | None) -> None:
-    if adapter is None:
-        return
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        if not (Path(adapter) / name).is_file():
-            raise ConversionError(f"{adapter} is not a folder of an adapter: it has no {name}.")
-    try:
-        import peft  # noqa: F401
-    except ImportError as error:
-        raise ConversionError(f'--prompt needs peft: pip install "t5-experimental[peft]" ({error}).') from error

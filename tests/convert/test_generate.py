@@ -174,7 +174,7 @@ def test_texts_stay_on_their_line():
         ("--temperature 0.5", "The options of generate contradict each other: .*`temperature`"),
         ("--num-return-sequences 2", "contradict each other"),
         ("--weights int8 --device cuda", "--weights int8 is for CPUs, not for cuda: add --device cpu"),
-        ("--prompt {empty}", "empty is not a folder of an adapter: it has no adapter_config.json"),
+        ("--prompt {empty}", "empty is not a folder of an adapter .it has no adapter_config.json."),
         ("--device nowhere:1", "does not load: "),
     ],
 )
@@ -188,7 +188,7 @@ def test_bad_options_end_before_anything_is_read(words, message, folder, tmp_pat
 
 
 def test_bad_folders_and_lines(folder, write, tmp_path, monkeypatch, capsys):
-    assert "is not a model folder: it has no config.json" in write(model=tmp_path)[2]
+    assert "is not a model folder (it has no config.json)" in write(model=tmp_path)[2]
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "adapter_config.json does not name a model" in write(model=tmp_path)[2]
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "gone"}')

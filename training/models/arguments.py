@@ -2,18 +2,16 @@
 """Options of the model: its folder or preset, dropout, adapters, prompts."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from t5_experimental.model_folders import FolderError, check_adapter, check_model, holds_adapter, model_and_adapter
 from t5_experimental.presets import PRESETS
 
 from ..errors import TrainingError, check_at_least, in_a_line
-
-
-# What peft writes.
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 PROMPT_INITS = ("vocab", "labels", "random")
@@ -127,7 +125,7 @@ class ModelArguments(_Dropout):
 
     def check_files(self) -> None:
         """Refuses a folder without a model, or adapters, which can be evaluated and trained further."""
-        if self.preset is None and not (Path(self.model_name_or_path) / ADAPTER_CONFIG).is_file():
+        if self.preset is None and not holds_adapter(self.model_name_or_path):
             check_model_folder(self.model_name_or_path)
 
 
@@ -157,12 +155,8 @@ class EvaluatedModelArguments:
         """Refuses folders without a model or adapter."""
         model, adapter = self.folders()
         if adapter is not None:
-            for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-                if not (Path(adapter) / name).is_file():
-                    raise TrainingError(
-                        f"{adapter} is not a folder of an adapter (it has no {name}): give one that a run of this "
-                        "package or peft has written."
-                    )
+            with folder_errors():
+                check_adapter(adapter)
         check_model_folder(model)
 
     def folders(self) -> tuple[str, str | None]:
@@ -171,39 +165,25 @@ class EvaluatedModelArguments:
         Raises:
             TrainingError: the folder of an adapter does not say where its model is.
         """
-        folder = Path(self.model_name_or_path)
-        if (folder / "config.json").is_file() or not (folder / ADAPTER_CONFIG).is_file():
-            return self.model_name_or_path, self.adapter_name_or_path
-        if self.adapter_name_or_path is not None:
-            raise TrainingError(
-                f"--model_name_or_path {folder} holds an adapter, and --adapter_name_or_path names another: give the "
-                "folder of the model."
+        with folder_errors():
+            return model_and_adapter(
+                self.model_name_or_path, self.adapter_name_or_path, ("--model_name_or_path", "--adapter_name_or_path")
             )
-        return _model_of(folder), self.model_name_or_path
 
 
-def _model_of(adapter: Path) -> str:
-    """The folder of the model that an adapter names."""
+@contextmanager
+def folder_errors() -> Iterator[None]:
+    """Turns the library's errors about folders into those of training."""
     try:
-        config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        model = str(config["base_model_name_or_path"])
-    except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
-        raise TrainingError(f"{adapter / ADAPTER_CONFIG} does not name a model ({in_a_line(error)}).") from error
-    if not (Path(model) / "config.json").is_file():
-        raise TrainingError(
-            f"{adapter} is an adapter for {in_a_line(model)}, which is no model folder here: give the model with "
-            f"--model_name_or_path, and --adapter_name_or_path {adapter}."
-        )
-    return model
+        yield
+    except FolderError as error:
+        raise TrainingError(in_a_line(error)) from error
 
 
 def check_model_folder(folder: str) -> None:
     """Refuses a `--model_name_or_path` without a model."""
-    if not (Path(folder) / "config.json").is_file():
-        raise TrainingError(
-            f"--model_name_or_path {folder} is not a model folder (it has no config.json): give a folder that "
-            "`t5-experimental convert` wrote."
-        )
+    with folder_errors():
+        check_model(folder, "--model_name_or_path")
 
 
 def check_dropout_rate(rate: float) -> None:

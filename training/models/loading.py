@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,19 +17,18 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from t5_experimental.architecture_t5_experimental import STOCK_DEFAULTS
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig, T5V11Config
+from t5_experimental.model_folders import check_tokenizer, is_stock
 from t5_experimental.presets import preset_config
 
 from ..errors import TrainingError, in_a_line
-from .arguments import EvaluatedModelArguments, ModelArguments
+from .arguments import EvaluatedModelArguments, ModelArguments, folder_errors
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """Tokenizer of a model's folder."""
-    # Without these files, transformers silently builds a tokenizer with an empty vocabulary.
-    if not any((Path(folder) / name).is_file() for name in ("tokenizer.json", "spiece.model")):
-        raise TrainingError(f"{folder} has no tokenizer: convert the checkpoint with --vocab sentencepiece.model.")
+    with folder_errors():
+        check_tokenizer(folder)
     with refusals(f"The tokenizer of {folder} does not load"):
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
@@ -70,18 +68,15 @@ def load_config(folder: str, **fields: Any) -> T5ExperimentalConfig:
     t5.1.1's, which loads the same weights and keeps a classifier of its own."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, **fields)
-        if config.model_type in STOCK_DEFAULTS:
-            config = T5V11Config.from_pretrained(folder, local_files_only=True, **fields)
+        with folder_errors():
+            stock = is_stock(config, folder, "fine-tune it with transformers' own examples")
+        return T5V11Config.from_pretrained(folder, local_files_only=True, **fields) if stock else config
+    except TrainingError:
+        raise
     except Exception as error:  # transformers raises many types for bad values
         # The configuration's own error may be wrapped in one that only says where it happened.
         reason = in_a_line(error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error)
         raise TrainingError(f"The config.json of {folder} does not describe a model: {reason}") from error
-    if not isinstance(config, T5ExperimentalConfig):
-        raise TrainingError(
-            f"{folder} holds a model of type {config.model_type!r}, which is no T5: fine-tune it with transformers' "
-            "own examples."
-        )
-    return config
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: T5ExperimentalConfig, whose: str, advice: str) -> None:

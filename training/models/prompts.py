@@ -16,12 +16,12 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
+from t5_experimental.model_folders import ADAPTER_WEIGHTS
 
 from ..errors import TrainingError, in_a_line, shown
 from ..interruption import held_back
 from ..permissions import share_as_usual
 from .adapters import prompt_config
-from .arguments import ADAPTER_WEIGHTS
 
 
 COMMON_TOKENS = 5000

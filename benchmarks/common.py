@@ -156,6 +156,15 @@ def draw_bars(path: Path, title: str, groups: Mapping[str, Mapping[str, float]],
     figure.savefig(path, dpi=150)
 
 
+_LIMITS = (
+    "ATEN_CPU_CAPABILITY",
+    "CT2_FORCE_CPU_ISA",
+    "FBGEMM_ENABLE_INSTRUCTIONS",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "ONEDNN_MAX_CPU_ISA",
+)
+
+
 def machine() -> dict[str, Any]:
     """Processor, threads, versions and the load before the run."""
     model = platform.processor()
@@ -167,6 +176,8 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "processor": model,
         "capability": torch.backends.cpu.get_cpu_capability(),
+        # What keeps the libraries from instructions that the processor has.
+        "limits": {name: os.environ[name] for name in _LIMITS if name in os.environ},
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],

@@ -73,8 +73,7 @@ def block(items: list[Item], interval: int = 16) -> bytes:
         if i % interval == 0:
             restarts.append(len(result))
         else:
-            while key[: shared + 1] == before[: shared + 1] and shared < len(before):
-                shared += 1
+            shared = len(os.path.commonprefix([before, key]))
         result += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
         before = key
     restarts = restarts or [0]

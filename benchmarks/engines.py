@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
 import t5_experimental
+from tests.support.forking import ForkServer
 from tests.support.launching import launch
 from tests.support.pretended_gpus import FLAGS
 
@@ -187,7 +188,14 @@ def _flags(cell: Cell, folder: Path, output: Path, processes: int, steps: int) -
     return [*model, "--output_dir", str(output), *settings.split()]
 
 
-def train(engine: str, cells: Sequence[Cell], folder: Path, processes: int = 2, steps: int = STEPS) -> None:
+def train(
+    engine: str,
+    cells: Sequence[Cell],
+    folder: Path,
+    processes: int = 2,
+    steps: int = STEPS,
+    fork_server: ForkServer | None = None,
+) -> None:
     """Trains cells under an engine; leaves `ENGINE/CELL/model` and `ENGINE/CELL/record` in the folder.
 
     Args:
@@ -196,6 +204,7 @@ def train(engine: str, cells: Sequence[Cell], folder: Path, processes: int = 2, 
         folder: where [`make_models`] wrote.
         processes: how many; `single` has one.
         steps: of each cell.
+        fork_server: starts the processes without imports, instead of the launcher; for the tests.
     """
     processes = 1 if engine == "single" else processes
     root = folder / engine
@@ -211,11 +220,16 @@ def train(engine: str, cells: Sequence[Cell], folder: Path, processes: int = 2, 
         for cell in cells
     ]
     (root / "plan.json").write_text(json.dumps(plan, indent=2))
-    cache = {"HF_DATASETS_CACHE": str(folder / "cache")}
-    result = launch(engine, WORKER, [root / "plan.json"], processes=processes, environment=cache, timeout=1800)
-    (root / "output.txt").write_text(result.stdout + result.stderr)
-    if result.returncode:
-        raise RuntimeError(f"{engine} failed:\n{result.stdout}\n{result.stderr}")
+    if fork_server is None:
+        cache = {"HF_DATASETS_CACHE": str(folder / "cache")}
+        result = launch(engine, WORKER, [root / "plan.json"], processes=processes, environment=cache, timeout=1800)
+        has_failed, output = result.returncode != 0, result.stdout + result.stderr
+    else:
+        run = fork_server.start(WORKER, [root / "plan.json"], engine, processes)
+        has_failed, output = any(run.wait()), "".join(run.read(rank) for rank in range(processes))
+    (root / "output.txt").write_text(output)
+    if has_failed:
+        raise RuntimeError(f"{engine} failed:\n{output}")
 
 
 def records(folder: Path, engine: str, name: str) -> list[dict[str, Any]]:

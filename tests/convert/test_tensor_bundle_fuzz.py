@@ -73,7 +73,9 @@ def block(items: list[Item], interval: int = 16) -> bytes:
         if i % interval == 0:
             restarts.append(len(result))
         else:
-            shared = len(os.path.commonprefix([before, key]))
+            shared = next(
+                (k for k, (a, b) in enumerate(zip(before, key, strict=False)) if a != b), min(len(before), len(key))
+            )
         result += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
         before = key
     restarts = restarts or [0]

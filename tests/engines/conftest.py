@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import engines as engines_module
 from tests.support import launching as launching_module
+from tests.support.forking import ForkServer
 
 
 REPOSITORY = Path(__file__).parents[2]
@@ -35,12 +36,12 @@ def engines() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
-def trained_alone(engines: ModuleType, once: Callable[..., Path]) -> Path:
+def trained_alone(engines: ModuleType, once: Callable[..., Path], fork_server: ForkServer) -> Path:
     """Folder of the models, and of what one process trains."""
 
     def train(folder: Path) -> None:
         engines.make_models(folder, engines.QUICK_FAMILIES)
-        engines.train("single", engines.QUICK_CELLS, folder, steps=engines.QUICK_STEPS)
+        engines.train("single", engines.QUICK_CELLS, folder, steps=engines.QUICK_STEPS, fork_server=fork_server)
 
     return once("engines", train)
 

@@ -191,10 +191,10 @@ def test_the_default_optimizer_is_refused(reports: dict[str, Any]) -> None:
 
 
 def test_adapters_prompts_and_pre_training_equal_one_process(
-    trained_alone: Path, engines: ModuleType, check_generation_config: Any
+    trained_alone: Path, engines: ModuleType, check_generation_config: Any, fork_server: ForkServer
 ) -> None:
     cells = [cell for cell in engines.QUICK_CELLS if cell.entry_point != "finetune" or cell.name == "LoRA"]
-    engines.train("fsdp2", cells, trained_alone, steps=engines.QUICK_STEPS)
+    engines.train("fsdp2", cells, trained_alone, steps=engines.QUICK_STEPS, fork_server=fork_server)
     for cell in cells:
         row = engines.compare(trained_alone, "fsdp2", cell, steps=engines.QUICK_STEPS)
         assert row["engine_seen"].startswith("FSDP2, 2 process(es) on")

@@ -12,7 +12,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +165,14 @@ def _wants_fsdp_on_cpu() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP") == "true" and not torch.accelerator.is_available()
 
 
-def main() -> None:
-    """Runs the plan."""
-    cells = json.loads(Path(sys.argv[1]).read_text())
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the plan.
+
+    Args:
+        arguments: instead of the command line.
+    """
+    plan = (sys.argv[1:] if arguments is None else arguments)[0]
+    cells = json.loads(Path(plan).read_text())
     for number, cell in enumerate(cells, start=1):
         if _wants_fsdp_on_cpu():
             pretend_gpus()

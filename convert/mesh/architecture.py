@@ -162,7 +162,7 @@ def deduce(shapes: Shapes, d_kv: int | None = None) -> Architecture:
         ConversionError: a needed variable is missing, or something cannot be told from the variables and was not given.
     """
     embedding = shapes.axes("shared.weight")
-    layers, buckets, in_every_layer = {}, set(), False
+    layers, buckets, own_tables, tableless = {}, set(), 0, 0
     for stack in SUBLAYERS:
         heads = _HeadCounts(shapes, stack, d_kv)
         count = shapes.layer_count(stack)
@@ -170,7 +170,8 @@ def deduce(shapes: Shapes, d_kv: int | None = None) -> Architecture:
         buckets |= heads.buckets
         counts = [spec.num_heads for spec in layers[stack]]
         # One that is shared is that of the first layer with its number of heads.
-        in_every_layer |= any(counts.index(counts[i]) != i for i in heads.tables)
+        own_tables += sum(counts.index(counts[i]) != i for i in heads.tables)
+        tableless += len(counts) - len(heads.tables)
     if len(buckets) > 1:
         listed = joined(sorted(buckets))
         raise ConversionError(f"the bias tables have {listed} buckets: our models have one number for all.")
@@ -178,6 +179,8 @@ def deduce(shapes: Shapes, d_kv: int | None = None) -> Architecture:
         raise ConversionError(
             f"the bias tables have {buckets.pop()} buckets: our models can have {min(BUCKETS)} to {max(BUCKETS)}."
         )
+    # The majority decides, so that a table too many, or one that is missing, is called by its name.
+    in_every_layer = own_tables > tableless
     proj = "gated-gelu" if shapes.gated else "relu"
     notes = (
         f"No operative_config.gin tells the feed-forward's activation: {proj} is assumed, as in "

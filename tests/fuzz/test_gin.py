@@ -67,7 +67,8 @@ CONTAINERS = [
     *("(" + "1," * 3000 + ")", "1" + "+1" * 3000, "x" + "[0]" * 3000),
 ]
 PLAUSIBLE = [
-    *("1", "2", "4", "8", "32", "64", "1e-5", "0.1", "0.0", "0", "None", "False", "True", "'relu'", "'bias_shared'"),
+    *("1", "2", "4", "8", "32", "64", "1e-5", "0.1", "0.0", "0", "None", "False", "True", "'relu'"),
+    *("'bias_shared'", "'bias'"),
     *("%d_model", "%d_ff", "%num_layers", "%dropout_rate", "['gelu', 'linear']", "[('some_heads', 4)]", "()"),
 ]
 VALUES = [*NUMBERS, *TEXTS, *NAMES, *CONTAINERS]
@@ -210,6 +211,14 @@ def change_layers(generator: random.Random, lines: list[Statement], k: int) -> N
     lines[k] = left, f"[{', '.join(items)}]"
 
 
+def change_count(generator: random.Random, lines: list[Statement], k: int) -> None:
+    """The number that multiplies the list of layers."""
+    at = [n for n, (left, _) in enumerate(lines) if left.rpartition(".")[2] == "num_layers"]
+    if at:
+        k = generator.choice(at)
+        lines[k] = lines[k][0], generator.choice(NUMBERS)
+
+
 CHANGES: list[Callable[[random.Random, list[Statement], int], None]] = [
     *(
         change_value,
@@ -223,6 +232,7 @@ CHANGES: list[Callable[[random.Random, list[Statement], int], None]] = [
         repeat,
         add_macros,
         change_layers,
+        change_count,
     )
 ]
 

@@ -1,18 +1,17 @@
-"""The benchmarks of models run from end to end, as their users start them; their figures mean nothing here."""
+"""The benchmarks of models run from end to end; their figures mean nothing here."""
 
 import json
-import subprocess
-import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.graphs import NAMES, versions
+from tests.support.forking import ForkServer
 
 
-ROOT = Path(__file__).parents[1]
 RAGGED = ("--batch-size 2 --length 80 --ragged --only t5_experimental", 110)
 RIVALS = {NAMES[name] for name in versions()}
 SMALL = "--preset t5.1.1.small --quick --rounds 1 --threads 1"
@@ -20,19 +19,24 @@ SMALL = "--preset t5.1.1.small --quick --rounds 1 --threads 1"
 pytestmark = pytest.mark.slow
 
 
-def run(script: str, flags: str, output: Path) -> dict:
-    """What a benchmark wrote as JSON; its chart must be there, too."""
-    command = [sys.executable, "-m", f"benchmarks.{script}", *SMALL.split(), *flags.split(), "--output", str(output)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    report = json.loads(output.with_suffix(".json").read_text())
-    assert {"processor", "threads", "torch", "transformers", "date"} <= set(report["machine"])
-    return report
+@pytest.fixture
+def run(fork_server: ForkServer) -> Callable[[str, str, Path], dict]:
+    """`run(script, flags, output)`: what a benchmark wrote as JSON; its chart must be there, too."""
+
+    def start(script: str, flags: str, output: Path) -> dict:
+        arguments = [f"benchmarks.{script}", *SMALL.split(), *flags.split(), "--output", output]
+        started = fork_server.start("tests.support.script", arguments, "single", 1)
+        assert started.wait() == [0], started.read()
+        assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+        report = json.loads(output.with_suffix(".json").read_text())
+        assert {"processor", "threads", "torch", "transformers", "date"} <= set(report["machine"])
+        return report
+
+    return start
 
 
 @pytest.mark.parametrize(("flags", "tokens"), [("--batch-size 1 --length 160", 160), RAGGED])
-def test_encode(flags, tokens, tmp_path):
+def test_encode(flags, tokens, tmp_path, run):
     report = run("encode", flags, tmp_path / "encode")
     is_complete = "--only" not in flags
     assert "onnxruntime" in report["settings"]
@@ -51,7 +55,7 @@ def test_encode(flags, tokens, tmp_path):
         assert figures["largest_difference"] <= tolerance * figures["largest_output"]
 
 
-def test_train_step(tmp_path):
+def test_train_step(tmp_path, run):
     flags = "--batch-size 4 --ragged --source-length 16 --target-length 8 --gradient-checkpointing"
     results = run("train_step", flags, tmp_path / "train_step")["results"]
     stock, ours = results["transformers"], results["t5_experimental"]
@@ -62,7 +66,7 @@ def test_train_step(tmp_path):
     assert 0.5 * stock["peak_mib"] < ours["peak_mib"] < 1.2 * stock["peak_mib"]
 
 
-def test_generate(tmp_path):
+def test_generate(tmp_path, run):
     pytest.importorskip("ctranslate2")
     flags = "--batch-sizes 1 --source-length 4 --new-tokens 5 --only fp32"
     results = run("generate", flags, tmp_path / "generate")["results"]
@@ -86,7 +90,7 @@ def test_graphs_search_greedily_alone(tmp_path, capsys):
     assert not list(tmp_path.iterdir())  # only those that are chosen are exported
 
 
-def test_generate_of_a_family_that_others_do_not_run(tmp_path):
+def test_generate_of_a_family_that_others_do_not_run(tmp_path, run):
     flags = "--preset t5.1.th.base --batch-sizes 2 --source-length 4 --new-tokens 3 --beams 2 --memory --only int8"
     results = run("generate", flags, tmp_path / "generate")["results"]
     assert [row["name"].split()[1] for row in results] == ["int8"]

@@ -13,8 +13,9 @@ from ..plan.tensors import Entry
 from ..tensors import Memory, TensorReader, numpy_dtype
 
 
-# Bytes of a block with our axes. Small enough for the caches of a processor, which is what makes transposing fast.
-BLOCK_BYTES = 4 * 2**20
+# Bytes of a block with our axes. All blocks that are valid at a time, and the next one, should fit into the caches of a
+# processor: with blocks of 4 MB, conversions of base took 1.3 to 2 times as long on two cores of a Xeon.
+BLOCK_BYTES = 2 * 2**20
 
 # A variable of at most WHOLE_BYTES is transposed in memory as a whole, so that it is read once; of a larger one,
 # BAND_BYTES of neighboring columns are read at a time.

@@ -2,6 +2,7 @@
 """The command `t5-experimental`: arguments and printing, nothing else."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -51,6 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except ConversionError as error:
         say(f"error: {error}", to=sys.stderr)
+        return 1
+    except OSError as error:
+        # By names that the user gave: `Path.is_file` raises for them.
+        if error.errno not in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
+            raise
+        refusal = ConversionError(
+            f"{error.filename!s:.200} cannot be used ({error.strerror}): give another path, or make it accessible."
+        )
+        say(f"error: {refusal}", to=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupt:
         say(f"{'; '.join(['error: interrupted', *getattr(interrupt, '__notes__', [])])}.", to=sys.stderr)

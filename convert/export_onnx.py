@@ -13,6 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from t5_experimental.model_folders import holds_adapter
+
 from .errors import ConversionError
 from .output.folder import check_output, finished_or_nothing, reclaimable
 from .output.json_files import read_json
@@ -190,7 +192,7 @@ def _graphs(model: Any, found: OnnxExport, opset: int) -> Any:
 
 
 def _fields(folder: Path) -> Mapping[str, Any]:
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    if holds_adapter(folder):
         raise ConversionError(f"{folder} holds an adapter: merge it into its model, save that, and give its folder.")
     try:
         return read_json(folder / "config.json")

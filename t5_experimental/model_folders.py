@@ -2,6 +2,7 @@
 """Folders that users name: a model with its tokenizer, or an adapter of peft, which names its model."""
 
 import json
+import os
 from pathlib import Path
 
 from .architecture_t5_experimental import STOCK_DEFAULTS
@@ -18,9 +19,14 @@ class FolderError(ValueError):
     """A folder is not what it is given for; the message is one sentence that says what is wrong and what to do."""
 
 
+def _has(folder: str | Path, name: str) -> bool:
+    # Not by `Path.is_file`, which raises for a name that is too long.
+    return os.path.isfile(os.path.join(folder, name))
+
+
 def holds_adapter(folder: str | Path) -> bool:
     """Whether it is the folder of an adapter, and not of a model."""
-    return not (Path(folder) / CONFIG).is_file() and (Path(folder) / ADAPTER_CONFIG).is_file()
+    return not _has(folder, CONFIG) and _has(folder, ADAPTER_CONFIG)
 
 
 def model_and_adapter(folder: str, adapter: str | None, options: tuple[str, str]) -> tuple[str, str | None]:
@@ -48,32 +54,26 @@ def _model_of(adapter: Path, options: tuple[str, str]) -> str:
         model = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise FolderError(f"{path} does not name a model ({error}): give {options[0]} and {options[1]}.") from error
-    if not isinstance(model, str) or not (Path(model) / CONFIG).is_file():
+    if not isinstance(model, str) or not _has(model, CONFIG):
         raise FolderError(
-            f"{adapter} is an adapter for {model!s:.200}, which is no model folder here: give the model's folder as "
+            f"{adapter} is an adapter for {model!r:.200}, which is no model folder here: give the model's folder as "
             f"{options[0]}, and {options[1]} {adapter}."
         )
     return model
 
 
-def check_model(folder: str, option: str = "") -> None:
-    """Raises a [`FolderError`] if there is no model.
-
-    Args:
-        folder: of the model.
-        option: that names it, for the message.
-    """
-    if not (Path(folder) / CONFIG).is_file():
+def check_model(folder: str) -> None:
+    """Raises a [`FolderError`] if there is no model."""
+    if not _has(folder, CONFIG):
         raise FolderError(
-            f"{option} {folder} is not a model folder (it has no {CONFIG}): give a folder that `t5-experimental "
-            "convert` wrote.".lstrip()
+            f"{folder} is not a model folder (it has no {CONFIG}): give a folder that `t5-experimental convert` wrote."
         )
 
 
 def check_adapter(folder: str) -> None:
     """Raises a [`FolderError`] if there is no adapter."""
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (Path(folder) / name).is_file():
+        if not _has(folder, name):
             raise FolderError(
                 f"{folder} is not a folder of an adapter (it has no {name}): give one that a run of this package or "
                 "peft has written."
@@ -82,7 +82,7 @@ def check_adapter(folder: str) -> None:
 
 def check_tokenizer(folder: str) -> None:
     """Raises a [`FolderError`] if a model has no tokenizer."""
-    if not any((Path(folder) / name).is_file() for name in _TOKENIZERS):
+    if not any(_has(folder, name) for name in _TOKENIZERS):
         raise FolderError(f"{folder} has no tokenizer: convert the checkpoint with --vocab sentencepiece.model.")
 
 

@@ -41,7 +41,7 @@ def original_activation(proj: str) -> str | None:
     return next((original for original, ours in ACTIVATIONS.items() if name in ours), None)
 
 
-TABLES_NOTE = "Every layer has a table of position biases of its own, as in umT5."
+_TABLES_NOTE = "Every layer has a table of position biases of its own, as in umT5."
 
 # Least and greatest number of buckets of the position bias: both directions need one for single distances and some for
 # longer ones, all of them within the 128 positions that the original tells apart.
@@ -194,7 +194,7 @@ def deduce(shapes: Shapes, d_kv: int | None = None) -> Architecture:
         feed_forward_proj=proj,
         tied="lm_head.weight" not in shapes,
         relative_attention_type=BIAS if in_every_layer else BIAS_SHARED,
-        notes=(*notes, TABLES_NOTE) if in_every_layer else notes,
+        notes=(*notes, _TABLES_NOTE) if in_every_layer else notes,
     )
 
 

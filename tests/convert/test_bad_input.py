@@ -252,6 +252,29 @@ def test_output_below_a_file(reference: Path, run: Callable[..., Any], tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "inspect {long}",
+        "convert {long} {out}",
+        "convert {source} {out} --vocab {long}",
+        "export {long} {out}",
+        "export-onnx {long} {out}",
+        "export-gguf {long} {out}",
+        "verify {long} {out}",
+        "push {long} some/one",
+        "generate {long}",
+        "generate {source} --prompt {long}",
+    ],
+)
+def test_names_that_are_too_long(words: str, reference: Path, run: Callable[..., Any], tmp_path: Path) -> None:
+    names = {"source": reference / "golden" / NAME, "out": tmp_path / "out", "long": "x" * 3000}
+    result = run(*words.format(**names).split())
+    assert (result.status, result.out) == (1, "")
+    assert re.fullmatch(r"error: [^\n]{10,3000}: [a-z][^\n]+\.\n", result.err), result.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_vocabulary(reference: Path, run: Callable[..., Any], tmp_path: Path) -> None:
     source, output = reference / "golden" / "t5.1.0.tiny", tmp_path / "out"
     assert_refused(run("convert", source, output, "--vocab", tmp_path / "none.model"), "none.model does not exist")

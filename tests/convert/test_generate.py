@@ -192,7 +192,7 @@ def test_bad_folders_and_lines(folder, write, tmp_path, monkeypatch, capsys):
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "adapter_config.json does not name a model" in write(model=tmp_path)[2]
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "gone"}')
-    assert "is an adapter for gone, which is no model folder here" in write(model=tmp_path)[2]
+    assert "is an adapter for 'gone', which is no model folder here" in write(model=tmp_path)[2]
     bare = shutil.copytree(folder, tmp_path / "bare", ignore=shutil.ignore_patterns("spiece.model", "tokenizer*"))
     assert "has no tokenizer: convert the checkpoint with --vocab" in write(model=bare)[2]
     (bare / "spiece.model").write_bytes((folder / "spiece.model").read_bytes())

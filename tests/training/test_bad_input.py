@@ -305,6 +305,12 @@ def test_only_one_process_of_a_machine_speaks(tmp_path, monkeypatch, capsys):
     assert waited == [commandline.SECONDS_TO_BE_ENDED]
 
 
+@pytest.mark.parametrize("option", ["train_file", "validation_file", "model_name_or_path", "recipe"])
+def test_names_that_are_too_long(option, model, train_file, tmp_path):
+    options = {"model_name_or_path": model, "train_file": train_file, option: "x" * 3000}
+    assert re.search(r"[a-z)]: (give|choose) a[^:]*\.$", complaint(tmp_path / "output", **options))
+
+
 def test_model_folders(model, train_file, tmp_path):
     def refusal(folder: Path) -> str:
         return complaint(tmp_path / "output", model_name_or_path=folder, train_file=train_file)

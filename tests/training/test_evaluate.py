@@ -307,7 +307,7 @@ def test_what_cannot_be_evaluated_is_refused(evaluate_here, tiny_models, tmp_pat
         ({"test_file": TEST, "output_dir": tmp_path / "folder"}, "holds checkpoint-3 of a training run"),
         ({"test_file": TEST, "output_dir": tiny_models["t5_v1_1"]}, "already holds a model"),
         ({"test_file": TEST, "output_dir": tmp_path / "mine"}, "predictions_test.jsonl is in the way"),
-        ({"test_file": TEST, "model_name_or_path": adapter}, "is an adapter for gone, which is no model folder here"),
+        ({"test_file": TEST, "model_name_or_path": adapter}, "is an adapter for 'gone', which is no model folder here"),
         ({"test_file": TEST, "model_name_or_path": tmp_path}, "is not a model folder (it has no config.json)"),
         ({"test_file": TEST, "adapter_name_or_path": tmp_path}, "is not a folder of an adapter (it has no adapter_c"),
         ({"test_file": TEST, "adapter_name_or_path": adapter}, "does not load: "),
@@ -320,7 +320,10 @@ def test_what_cannot_be_evaluated_is_refused(evaluate_here, tiny_models, tmp_pat
         ({"do_train": False}, "--do_train False leaves nothing to do: give --validation_file or --test_file, too"),
         ({"do_eval": True}, "--do_eval needs examples to evaluate on"),
         ({"test_file": TEST}, "There is nothing to train on: give --train_file"),
-        ({"train_file": TEST, "model_name_or_path": adapter}, "is an adapter for gone, which is no model folder here"),
+        (
+            {"train_file": TEST, "model_name_or_path": adapter},
+            "is an adapter for 'gone', which is no model folder here",
+        ),
     ]:
         text = evaluate_here(finetune, **options)
         assert message in text, text

@@ -143,6 +143,12 @@ class EntryPoint:
                 f"{self.name}: {error.filename or 'A file'} cannot be written ({error.strerror}): make room and run "
                 "the same command again, which resumes from the last checkpoint."
             )
+        # By names that the user gave: `Path.is_file` raises for them.
+        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
+            sys.exit(
+                f"{self.name}: {in_a_line(error.filename)} cannot be used ({error.strerror}): give another path, or "
+                "make it accessible."
+            )
         if (lost := lost_peer(error)) is not None:
             if peer_was_interrupted():
                 leave(1)

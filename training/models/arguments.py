@@ -177,13 +177,13 @@ def folder_errors() -> Iterator[None]:
     try:
         yield
     except FolderError as error:
-        raise TrainingError(in_a_line(error)) from error
+        raise TrainingError(str(error)) from error
 
 
 def check_model_folder(folder: str) -> None:
     """Refuses a `--model_name_or_path` without a model."""
     with folder_errors():
-        check_model(folder, "--model_name_or_path")
+        check_model(folder)
 
 
 def check_dropout_rate(rate: float) -> None:

@@ -10,6 +10,8 @@ In turns, so that they share disturbances, and each in a process of its own that
                  comes before (imports, plan) is not counted
     command      `t5-experimental convert` as a user runs it: time, and peak memory, which must not be more than twice
                  the largest tensor and 200 MB
+    stock        the same command with a folder of transformers' T5, of the same weights in one safetensors file; for
+                 sizes of random numbers only
     TensorFlow   TensorFlow's reader, `T5ForConditionalGeneration` and `save_pretrained`, which waits for no disk; for
                  sizes of random numbers only, and where TensorFlow is installed
 
@@ -39,7 +41,7 @@ from t5_experimental.convert.bundle.writer import BundleWriter, write_state_file
 from t5_experimental.convert.mesh.gin_writer import natural_layout, operative_config
 from t5_experimental.convert.mesh.matching import mesh_name
 from t5_experimental.convert.mesh.parameters import parameters
-from t5_experimental.convert.pipeline import inspect
+from t5_experimental.convert.pipeline import convert, inspect
 from t5_experimental.convert.source.checkpoint import GIN_FILE
 from t5_experimental.convert.tensors import Variable
 
@@ -64,7 +66,8 @@ RANDOM = ("tiny", "base")
 # Free disk that is left alone.
 MARGIN_BYTES = 10**9
 
-CONTESTANTS = ("cp", "streaming", "command", "TensorFlow")
+CONTESTANTS = ("cp", "streaming", "command", "stock", "TensorFlow")
+COMMANDS = ("command", "stock")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -133,12 +136,15 @@ def step(*arguments: object) -> list[str]:
     return [sys.executable, str(Path(__file__).with_name("convert_steps.py")), *map(str, arguments)]
 
 
-def contestants_for(folder: Path, dtype: str, has_tensorflow: bool) -> dict[str, Callable[[], Usage]]:
+def contestants_for(
+    folder: Path, dtype: str, has_numbers: bool, has_tensorflow: bool
+) -> dict[str, Callable[[], Usage]]:
     """What to run for a checkpoint in `folder / "source"`, by name; each writes `folder / "output"`.
 
     Args:
         folder: of this size.
         dtype: to convert to. With bfloat16 it is the command alone: a copy writes twice as much.
+        has_numbers: include a folder of stock T5, which this writes.
         has_tensorflow: include it.
     """
     source, output = folder / "source", folder / "output"
@@ -148,7 +154,8 @@ def contestants_for(folder: Path, dtype: str, has_tensorflow: bool) -> dict[str,
         process = measure(step("stream", source, output, dtype))
         return Usage(**json.loads(process.printed), peak_bytes=process.peak_bytes, printed="")
 
-    command = [sys.executable, "-m", "t5_experimental.convert", "convert", str(source), str(output), "--dtype", dtype]
+    program = [sys.executable, "-m", "t5_experimental.convert", "convert"]
+    command = [*program, str(source), str(output), "--dtype", dtype]
     contestants = {
         "cp": lambda: measure(["sh", "-c", 'cp --sparse=never "$0" "$1" && sync "$1"', data, copy]),
         "streaming": streaming,
@@ -156,6 +163,9 @@ def contestants_for(folder: Path, dtype: str, has_tensorflow: bool) -> dict[str,
     }
     if dtype != "float32":
         return {"command": contestants["command"]}
+    if has_numbers:
+        convert(source, folder / "stock", output_format="stock-t5", max_shard_size=10**12)
+        contestants["stock"] = lambda: measure([*program, str(folder / "stock"), str(output)])
     if has_tensorflow:
         write_mapping(source, folder / "mapping.json")
         contestants["TensorFlow"] = lambda: measure(
@@ -199,10 +209,10 @@ def measure_size(size: str, arguments: argparse.Namespace, work: Path) -> dict[s
     free = max(0, shutil.disk_usage(work).free - MARGIN_BYTES)
     source_bytes = sum(sizes)
     dtype = "float32"
-    needed = source_bytes * (2 if has_numbers else 1)
+    needed = source_bytes * (3 if has_numbers else 1)
     if needed > free:
         left_out.append(f"cp, streaming, float32: {needed / 1e9:.0f} GB of free disk needed, {free / 1e9:.0f} GB there")
-        dtype, needed = "bfloat16", needed - source_bytes // 2
+        dtype, needed = "bfloat16", source_bytes * (3 if has_numbers else 1) // 2
     if needed > free:
         return {"left out": [f"all: {needed / 1e9:.0f} GB of free disk needed, {free / 1e9:.0f} GB there"]}
     has_tensorflow = has_numbers and importlib.util.find_spec("tensorflow") is not None
@@ -211,7 +221,7 @@ def measure_size(size: str, arguments: argparse.Namespace, work: Path) -> dict[s
     folder = work / size
     folder.mkdir()
     write_checkpoint(config, folder / "source", has_numbers)
-    contestants = contestants_for(folder, dtype, has_tensorflow and not arguments.skip_tensorflow)
+    contestants = contestants_for(folder, dtype, has_numbers, has_tensorflow and not arguments.skip_tensorflow)
     load = os.getloadavg()[0]
     figures = in_turns(contestants, folder / "output", arguments.rounds, arguments.warm_up)
     remove(folder)
@@ -234,7 +244,7 @@ def measure_size(size: str, arguments: argparse.Namespace, work: Path) -> dict[s
 
 def ratios(figures: dict[str, Any]) -> dict[str, float]:
     """Medians over the rounds of quotients of times in the same round."""
-    pairs = [("streaming", "cp"), ("command", "TensorFlow")]
+    pairs = [("streaming", "cp"), ("stock", "cp"), ("command", "TensorFlow")]
     return {
         f"{name} / {base}": statistics.median(
             a / b for a, b in zip(figures[name]["seconds"], figures[base]["seconds"], strict=True)
@@ -248,7 +258,7 @@ def print_table(results: dict[str, Any]) -> None:
     print(f"\n{'size':6}{'what':12}{'seconds':>9}{'CPU s':>9}{'peak MB':>9}{'limit MB':>9}")
     for size, result in results.items():
         for name, median in result.get("median", {}).items():
-            limit = f"{result['memory_limit_bytes'] / 1e6:.0f}" if name == "command" else ""
+            limit = f"{result['memory_limit_bytes'] / 1e6:.0f}" if name in COMMANDS else ""
             print(
                 f"{size:6}{name:12}{median['seconds']:9.1f}{median['cpu_seconds']:9.1f}"
                 f"{median['peak_bytes'] / 1e6:9.0f}{limit:>9}"
@@ -272,9 +282,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
         places = [at for at, result in enumerate(measured.values()) if name in result["median"]]
         medians = [result["median"][name] for result in measured.values() if name in result["median"]]
         for axes, key, unit in ((left, "seconds", 1.0), (right, "peak_bytes", 1e6)):
-            if key == "seconds" or name in ("command", "TensorFlow"):
+            if key == "seconds" or name in (*COMMANDS, "TensorFlow"):
                 heights = [median[key] / unit for median in medians]
-                bars = axes.bar([at + (k - 1.5) * 0.2 for at in places], heights, 0.19, color=f"C{k}", label=name)
+                bars = axes.bar([at + (k - 2) * 0.18 for at in places], heights, 0.17, color=f"C{k}", label=name)
                 axes.bar_label(bars, fmt="%.1f" if key == "seconds" else "%.0f", fontsize=8)
     for at, result in enumerate(measured.values()):
         limit = result["memory_limit_bytes"] / 1e6

@@ -32,13 +32,13 @@ def test_conversions_are_measured(tmp_path: Path) -> None:
     tiny = results["sizes"]["tiny"]
     # Of 1024 inner units.
     assert tiny["memory_limit_bytes"] == 2 * 1024 * 64 * 4 + 200 * 10**6
-    assert set(tiny["figures"]) == {"cp", "streaming", "command"}
+    assert set(tiny["figures"]) == {"cp", "streaming", "command", "stock"}
     for figures in tiny["figures"].values():
         assert all(len(values) == 1 and values[0] >= 0 for values in figures.values())
     # What it means to import numpy; the benchmark's own memory, with torch, is not counted into that of others.
     assert tiny["median"]["cp"]["peak_bytes"] < 15e6 < tiny["median"]["command"]["peak_bytes"] < 150e6
-    cp, streaming = tiny["figures"]["cp"]["seconds"][0], tiny["figures"]["streaming"]["seconds"][0]
-    assert tiny["ratios"] == {"streaming / cp": streaming / cp}
+    seconds = {name: figures["seconds"][0] for name, figures in tiny["figures"].items()}
+    assert tiny["ratios"] == {f"{name} / cp": seconds[name] / seconds["cp"] for name in ("streaming", "stock")}
 
 
 @pytest.mark.slow

@@ -5,9 +5,9 @@ ReLU shows that nothing else differs. llama.cpp looks GELU up in a table of floa
 1e-3 of the largest logit. Runs in an environment of its own, see `make test-ecosystem`.
 """
 
-import contextlib
+import json
 import shutil
-from collections.abc import Iterator, Sequence
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from t5_experimental.convert.export_gguf import export_gguf
 
 
 llama = pytest.importorskip("llama_cpp", reason="llama-cpp-python compiles for minutes: run `make test-ecosystem`")
+
+from tests.support.llama_cpp_model import batch, greedy, loaded, logits_of  # noqa: E402 - it imports llama_cpp
+
 
 SIZES = {"vocab_size": 320, "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 3, "num_heads": 4}
 MODELS: dict[str, tuple[dict[str, Any], float]] = {
@@ -48,45 +51,13 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return folder
 
 
-@contextlib.contextmanager
-def loaded(path: Path) -> Iterator[tuple[Any, Any]]:
-    """Model and context; the cache in float32, as ours is."""
-    model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
-    assert model, path
-    fields = llama.llama_context_default_params()
-    fields.n_ctx = fields.n_batch = fields.n_ubatch = 1024
-    fields.n_seq_max = 1
-    fields.type_k = fields.type_v = 0
-    fields.flash_attn_type = 0
-    context = llama.llama_init_from_model(model, fields)
-    yield model, context
-    llama.llama_free(context)
-    llama.llama_model_free(model)
-
-
-def batch(tokens: Sequence[int], start: int = 0) -> Any:
-    made = llama.llama_batch_init(len(tokens), 0, 1)
-    made.n_tokens = len(tokens)
-    for index, token in enumerate(tokens):
-        made.token[index], made.pos[index], made.logits[index] = token, start + index, 1
-        made.n_seq_id[index], made.seq_id[index][0] = 1, 0
-    return made
-
-
-def logits_of(model: Any, context: Any, rows: int) -> np.ndarray:
-    width = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
-    return np.stack(
-        [np.ctypeslib.as_array(llama.llama_get_logits_ith(context, row), (width,)).copy() for row in range(rows)]
-    )
-
-
 @pytest.mark.parametrize("repeats", [1, 20])
 def test_logits_and_tokens_are_those_of_the_model(folder: Path, repeats: int) -> None:
     model = t5_experimental.T5V11ForConditionalGeneration.from_pretrained(folder).eval()
     ids = AutoTokenizer.from_pretrained(folder)(TEXT).input_ids * repeats
     with torch.no_grad():
         expected = model(input_ids=torch.tensor([ids]), decoder_input_ids=torch.tensor([TARGET])).logits[0].numpy()
-        greedy = model.generate(torch.tensor([ids]), max_new_tokens=20, eos_token_id=None)[0].tolist()
+        own = model.generate(torch.tensor([ids]), max_new_tokens=20, eos_token_id=None)[0].tolist()
     with loaded(folder / "model.gguf") as (theirs, context):
         assert llama.llama_encode(context, batch(ids)) == 0
         assert llama.llama_decode(context, batch(TARGET)) == 0
@@ -94,13 +65,9 @@ def test_logits_and_tokens_are_those_of_the_model(folder: Path, repeats: int) ->
     error = np.abs(found - expected).max() / np.abs(expected).max()
     assert error <= MODELS[folder.name][1]
     with loaded(folder / "model.gguf") as (theirs, context):
-        assert llama.llama_encode(context, batch(ids)) == 0
-        tokens = [llama.llama_model_decoder_start_token(theirs)]
-        while len(tokens) < len(greedy):
-            assert llama.llama_decode(context, batch(tokens[-1:], len(tokens) - 1)) == 0
-            tokens.append(int(logits_of(theirs, context, 1).argmax()))
+        tokens = greedy(theirs, context, ids, 20)
     if folder.name != "t5.1.1":
-        assert tokens == greedy
+        assert tokens == own
 
 
 def test_the_vocabulary_gives_the_same_tokens(folder: Path) -> None:
@@ -133,3 +100,22 @@ def test_an_encoder_alone(tmp_path: Path) -> None:
         [np.ctypeslib.as_array(llama.llama_get_embeddings_ith(context, i), (64,)) for i in range(len(ids))]
     )
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_benchmark_of_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sacrebleu")
+    from benchmarks import gguf
+
+    torch.manual_seed(0)
+    config = t5_experimental.T5V11Config(**{**SIZES, "vocab_size": 1152, "feed_forward_proj": "relu"})
+    t5_experimental.T5V11ForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    shutil.copy(Path(__file__).parents[1] / "data" / "restaurants.model", tmp_path / "model" / "spiece.model")
+    (tmp_path / "model" / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 100}')
+    (tmp_path / "test.csv").write_text("mr,ref\na cheap pub,One.\na cheap pub,Two.\na bar,Three.\nleft out,Four.\n")
+    options = ["--test-file", str(tmp_path / "test.csv"), "--inputs", "2", "--new-tokens", "5"]
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "model"), *options, "--output", str(tmp_path / "out")])
+    gguf.main()
+    results = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert results["inputs"] == results["float32"]["texts_equal_to_ours"] == 2
+    sizes = [results[dtype]["bytes"] for dtype in gguf.DTYPES]
+    assert sizes == sorted(set(sizes), reverse=True)

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         # By names that the user gave: `Path.is_file` raises for them.
-        if error.errno not in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
+        if not error.filename or error.errno not in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
             raise
         refusal = ConversionError(
             f"{error.filename!s:.200} cannot be used ({error.strerror}): give another path, or make it accessible."

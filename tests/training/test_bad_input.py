@@ -1,6 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Bad input ends in one clear sentence and a non-zero exit, and leaves nothing behind."""
 
+import errno
 import re
 import shutil
 import sys
@@ -309,6 +310,17 @@ def test_only_one_process_of_a_machine_speaks(tmp_path, monkeypatch, capsys):
 def test_names_that_are_too_long(option, model, train_file, tmp_path):
     options = {"model_name_or_path": model, "train_file": train_file, option: "x" * 3000}
     assert re.search(r"[a-z)]: (give|choose) a[^:]*\.$", complaint(tmp_path / "output", **options))
+
+
+def test_files_that_may_not_be_read(model, train_file, tmp_path, monkeypatch):
+    """Those who run the tests may be allowed to read everything."""
+
+    def refuse(path: str, *_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    said = complaint(tmp_path / "output", model_name_or_path=model, train_file=train_file)
+    assert said.endswith(" cannot be used (Permission denied): give another path, or make it accessible.")
 
 
 def test_model_folders(model, train_file, tmp_path):

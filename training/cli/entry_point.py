@@ -129,6 +129,7 @@ class EntryPoint:
 
     def _explain(self, error: BaseException) -> None:
         """Ends the process with a sentence, if the error has one."""
+        error = _about_a_path(error)
         if isinstance(error, TrainingError):
             if int(os.environ.get("LOCAL_RANK", "0")) > 0 and not isinstance(error, ProcessError):
                 # The launcher ends all processes as soon as one fails: let the first one report before that.
@@ -143,16 +144,22 @@ class EntryPoint:
                 f"{self.name}: {error.filename or 'A file'} cannot be written ({error.strerror}): make room and run "
                 "the same command again, which resumes from the last checkpoint."
             )
-        # By names that the user gave: `Path.is_file` raises for them.
-        if isinstance(error, OSError) and error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
-            sys.exit(
-                f"{self.name}: {in_a_line(error.filename)} cannot be used ({error.strerror}): give another path, or "
-                "make it accessible."
-            )
         if (lost := lost_peer(error)) is not None:
             if peer_was_interrupted():
                 leave(1)
             sys.exit(f"{self.name}: {lost}")
+
+
+def _about_a_path(error: BaseException) -> BaseException:
+    """What a library or `Path.is_file` raises for a path that the user gave, as a sentence; other errors as they
+    are."""
+    # A name is too long for all processes, but what may be read depends on the machine.
+    kinds = {errno.ENAMETOOLONG: TrainingError, errno.EACCES: ProcessError, errno.EPERM: ProcessError}
+    if not isinstance(error, OSError) or not error.filename or error.errno not in kinds:
+        return error
+    return kinds[error.errno](
+        f"{in_a_line(error.filename)} cannot be used ({error.strerror}): give another path, or make it accessible."
+    )
 
 
 def _where_it_resumes(run: Run[Any] | None) -> str:

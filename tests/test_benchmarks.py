@@ -82,7 +82,7 @@ def test_tensorflow_does_the_same_work(tmp_path: Path) -> None:
     """The contestant's folder holds the numbers that the command writes."""
     config: T5ExperimentalConfig = convert.configuration("tiny")
     convert.write_checkpoint(config, tmp_path / "source", True)
-    convert.contestants_for(tmp_path, "float32", True)["TensorFlow"]()
+    convert.contestants_for(tmp_path, "float32", has_numbers=False, has_tensorflow=True)["TensorFlow"]()
     theirs = load_file(tmp_path / "output" / "model.safetensors")
     assert main(["convert", str(tmp_path / "source"), str(tmp_path / "ours"), "--format", "stock-t5"]) == 0
     ours = load_file(tmp_path / "ours" / "model.safetensors")

@@ -157,8 +157,11 @@ def test_a_full_disk_is_a_sentence_wherever_it_strikes(monkeypatch):
 
     with pytest.raises(SystemExit, match=r"^finetune: report.html cannot be written \(No space left on device\): make"):
         finetune.ENTRY_POINT.start(write_report, OSError(28, "No space left on device", "report.html"))
-    with pytest.raises(PermissionError):
+    with pytest.raises(SystemExit, match=r"^finetune: report.html cannot be used \(Permission denied\): give another"):
         finetune.ENTRY_POINT.start(write_report, PermissionError(13, "Permission denied", "report.html"))
+    for error in (OSError(5, "Input/output error", "report.html"), PermissionError(13, "Permission denied")):
+        with pytest.raises(OSError, match=error.strerror):
+            finetune.ENTRY_POINT.start(write_report, error)
 
 
 def test_what_is_the_disks_fault():

@@ -30,9 +30,11 @@ fuzz: install
 	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest --numprocesses 2 --dist worksteal tests/fuzz
 
 # transformers' own tests of models, from the source distribution of the release that is installed, on our models.
+# That lacks the tests of generation and export: for these, too, give TRANSFORMERS_TESTS=CHECKOUT/tests.
 PEERS := build/peers
+TRANSFORMERS_TESTS ?= $(PEERS)/tests
 test-peers: install $(PEERS)/.ready
-	PYTHONPATH=$(abspath $(PEERS)/packages) TRANSFORMERS_TESTS=$(PEERS)/tests HF_HUB_OFFLINE=1 $(BIN)/python -m pytest \
+	PYTHONPATH=$(abspath $(PEERS)/packages) TRANSFORMERS_TESTS=$(TRANSFORMERS_TESTS) HF_HUB_OFFLINE=1 $(BIN)/python -m pytest \
 	    --override-ini addopts="--import-mode=importlib" -W ignore -rfExX --numprocesses 2 --dist worksteal tests/peers
 
 $(PEERS)/.ready: constraints.txt

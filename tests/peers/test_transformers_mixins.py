@@ -1,7 +1,7 @@
 """transformers' own tests of models, run for all families: `make test-peers`, which brings them.
 
 They come with the source distribution of the transformers release that is installed. It lacks the two mixins for
-generation and export; where TRANSFORMERS_TESTS is a `tests` folder that has them, as a checkout does, they run, too.
+generation and export. A checkout has them: `make test-peers TRANSFORMERS_TESTS=CHECKOUT/tests` runs them, too.
 """
 
 import functools
@@ -25,6 +25,8 @@ if not FOLDER:
 # Modules that the source distribution lacks, and what the common tests import from them.
 LACKING = {"exporters.test_export": "ExportTesterMixin", "generation.test_utils": "GenerationTesterMixin"}
 
+NARROW = {"num_heads": 2, "d_ff": 16}  # a first layer of T5FirstLayersNarrow
+
 FAMILIES = ("T5V11", "T5LMAdapted", "T5TalkingHeads", "T5FirstLayersNarrow")
 SEQ2SEQ = ("Model", "ForConditionalGeneration", "ForSequenceClassification", "ForQuestionAnswering")
 ENCODERS = ("EncoderModel", "ForTokenClassification")
@@ -36,8 +38,12 @@ KINDS = {
     "MODEL_FOR_TOKEN_CLASSIFICATION": ("ForTokenClassification",),
 }
 
-# Tests that fail on purpose, by the models that they are run on, or by the family.
+# Tests that fail on purpose, by the mixin or the models that they are run on, or by the family.
 DIFFERENCES = {
+    "GenerationTesterMixin": {
+        "test_inherits_generation_mixin": "the four language models inherit from one class, and that from the mixin",
+        "test_prepare_inputs_for_generation_kwargs_forwards": "`forward` takes no arguments that it does not know",
+    },
     SEQ2SEQ: {
         "test_inputs_embeds": "classes of texts are read at the end-of-sequence token, which `input_ids` alone tell",
         "test_model_base_model_prefix": "the language model holds its stacks itself, as its checkpoints name them",
@@ -46,6 +52,24 @@ DIFFERENCES = {
         "test_attention_outputs": "its layers differ in their number of heads, and the test expects one number for all",
     },
 }
+
+# Those of generation that expect one number of heads; they run once more where the first layers are narrow in `d_ff`.
+EXPECT_ONE_NUMBER_OF_HEADS = (
+    "test_assisted_decoding_matches_greedy_search_0_random",
+    "test_assisted_decoding_matches_greedy_search_1_same",
+    "test_assisted_decoding_sample",
+    "test_beam_sample_generate_dict_output",
+    "test_beam_search_generate_dict_output",
+    "test_beam_search_generate_dict_outputs_use_cache",
+    "test_generate_compilation_all_outputs",
+    "test_greedy_generate_dict_outputs",
+    "test_greedy_generate_dict_outputs_use_cache",
+    "test_past_key_values_format",
+    "test_sample_generate_dict_output",
+)
+DIFFERENCES["T5FirstLayersNarrow", "GenerationTesterMixin"] = dict.fromkeys(
+    EXPECT_ONE_NUMBER_OF_HEADS, DIFFERENCES["T5FirstLayersNarrow"]["test_attention_outputs"]
+)
 
 
 def load_common(folder):
@@ -60,6 +84,8 @@ def load_common(folder):
             module = ModuleType(f"transformers_tests.{name}")
             setattr(module, class_name, type(class_name, (), {"is_empty": True}))
             sys.modules |= {parent.__name__: parent, module.__name__: module}
+        else:  # one of them names another in full
+            sys.modules[f"tests.{name}"] = importlib.import_module(f"transformers_tests.{name}")
     return with_our_names(importlib.import_module("transformers_tests.test_modeling_common"))
 
 
@@ -82,11 +108,12 @@ class ModelTester:
     num_hidden_layers, hidden_size, num_attention_heads, vocab_size = 2, 32, 4, 99
     is_training = True
 
-    def __init__(self, parent, family, is_encoder_decoder):
+    def __init__(self, parent, family, is_encoder_decoder, first_layer):
         self.parent, self.family, self.is_encoder_decoder = parent, family, is_encoder_decoder
+        self.first_layer = first_layer
 
     def get_config(self):
-        narrow = {stack: [{"num_heads": 2, "d_ff": 16}, {}] for stack in ("encoder", "decoder")}
+        narrow = {stack: [self.first_layer, {}] for stack in ("encoder", "decoder")}
         options = {"layer_overrides": narrow} if self.family == "T5FirstLayersNarrow" else {}
         return getattr(t5_experimental, self.family + "Config")(
             vocab_size=self.vocab_size,
@@ -115,10 +142,10 @@ class FamilyTests(COMMON.ModelTesterMixin):
     """What the mixins ask of a class of tests; the classes below name the models."""
 
     model_split_percents = [0.5, 0.8, 0.9]
-    family = ""
+    family, first_layer = "", NARROW
 
     def setUp(self):
-        self.model_tester = ModelTester(self, self.family, self.is_encoder_decoder)
+        self.model_tester = ModelTester(self, self.family, self.is_encoder_decoder, self.first_layer)
 
 
 def expected_to_fail(test, reason):
@@ -132,29 +159,34 @@ def expected_to_fail(test, reason):
     return failing
 
 
-def make_tests(family, suffixes, mixins):
+def make_tests(family, suffixes, mixins, first_layer=NARROW):
     """A class of tests, whose deliberate differences must fail: one that passes is reported."""
-    name = f"Test{family}{'Encoder' if suffixes == ENCODERS else ''}"
+    kind = "Encoder" if suffixes == ENCODERS else "" if first_layer == NARROW else "InWidth"
     attributes = {
         "family": family,
+        "first_layer": first_layer,
         "is_encoder_decoder": suffixes == SEQ2SEQ,
         "all_model_classes": tuple(getattr(t5_experimental, family + suffix) for suffix in suffixes),
         "__module__": __name__,
     }
-    tests = type(name, (FamilyTests, *mixins, unittest.TestCase), attributes)
-    for test, reason in {**DIFFERENCES.get(suffixes, {}), **DIFFERENCES.get(family, {})}.items():
-        setattr(tests, test, expected_to_fail(getattr(tests, test), reason))
-    if getattr(COMMON.GenerationTesterMixin, "is_empty", False):
+    tests = type(f"Test{family}{kind}", (FamilyTests, *mixins, unittest.TestCase), attributes)
+    of_mixins = [mixin.__name__ for mixin in mixins if not hasattr(mixin, "is_empty")]
+    of_heads = [family, *((family, mixin) for mixin in of_mixins)] if first_layer == NARROW else []
+    for name in (*of_mixins, suffixes, *of_heads):
+        for test, reason in DIFFERENCES.get(name, {}).items():
+            setattr(tests, test, expected_to_fail(getattr(tests, test), reason))
+    if hasattr(COMMON.GenerationTesterMixin, "is_empty"):
         skip = unittest.skip("the source distribution lacks the tests of generation; ours are in tests/models")
         tests.test_generation_tester_mixin_inheritance = skip(lambda self: None)
     return tests
 
 
+GENERATION = (COMMON.GenerationTesterMixin,)
 globals().update(
     (tests.__name__, tests)
-    for family in FAMILIES
     for tests in (
-        make_tests(family, SEQ2SEQ, (COMMON.GenerationTesterMixin,)),
-        make_tests(family, ENCODERS, ()),
+        *(make_tests(family, SEQ2SEQ, GENERATION) for family in FAMILIES),
+        *(make_tests(family, ENCODERS, ()) for family in FAMILIES),
+        make_tests("T5FirstLayersNarrow", SEQ2SEQ, GENERATION, first_layer={"d_ff": NARROW["d_ff"]}),
     )
 )

@@ -18,6 +18,7 @@ pytest.importorskip(
 )
 
 from t5_experimental import attention_triton_t5_experimental as kernels
+from t5_experimental import triton_kernels_t5_experimental as parts
 
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -50,16 +51,16 @@ def raises(*unused):
     raise RuntimeError("out of resource: shared memory")
 
 
-def changed(name, change):
-    """A kernel, or a part of one, whose result is changed."""
-    original = getattr(kernels, name)
-    return {name: lambda *inputs, **more: change(original(*inputs, **more))}
+def changed(name, change, module=kernels):
+    """A pass, or a part of the kernels, whose result is changed."""
+    original = getattr(module, name)
+    return {(module, name): lambda *inputs, **more: change(original(*inputs, **more))}
 
 
 def with_other_sizes(name, **sizes):
     """A part of the kernels, compiled for other problems than they have."""
-    original = getattr(kernels, name)
-    return {name: lambda *inputs: original(*inputs[:-1], inputs[-1]._replace(**sizes))}
+    original = getattr(parts, name)
+    return {(parts, name): lambda *inputs: original(*inputs[:-1], inputs[-1]._replace(**sizes))}
 
 
 def one_gradient_is_zero(index):
@@ -67,8 +68,8 @@ def one_gradient_is_zero(index):
 
 
 BROKEN = {
-    "raise": ({"forward": raises}, "they raise RuntimeError (out of resource: shared memory)"),
-    "raise in the backward pass": ({"backward": raises}, "they raise RuntimeError"),
+    "raise": ({(kernels, "forward"): raises}, "they raise RuntimeError (out of resource: shared memory)"),
+    "raise in the backward pass": ({(kernels, "backward"): raises}, "they raise RuntimeError"),
     "a small error in the output": (changed("forward", lambda x: x + 0.05), "their output differs"),
     "NaN in one element": (changed("forward", lambda x: x.index_fill(0, torch.tensor(0), torch.nan)), "their output"),
     "a gradient is missing": (changed("backward", one_gradient_is_zero(3)), "their logits_projection differs by 1,"),
@@ -76,10 +77,13 @@ BROKEN = {
     "padding is seen": (with_other_sizes("_visible", HAS_MASK=False), "their output differs"),
     "later keys are seen": (with_other_sizes("_visible", CAUSAL=False), "their output differs"),
     "no bias": (with_other_sizes("_biased_logits", HAS_BIAS=False), "their output differs"),
-    "gradients of the softmax": (changed("_biased_gradients", lambda x: x * 1.1), "their query differs by 0.1,"),
-    "weights of the second mix": (changed("_weights_projection", lambda x: x * 0.9), "their output differs by 0.1,"),
+    "gradients of the softmax": (changed("_biased_gradients", lambda x: x * 1.1, parts), "their query differs by 0.1,"),
+    "weights of the second mix": (
+        changed("_weights_projection", lambda x: x * 0.9, parts),
+        "their output differs by 0.1,",
+    ),
     "one kernel of the backward pass": (
-        changed("_key_logit_gradients", lambda x: x * 0.9),
+        changed("_key_logit_gradients", lambda x: x * 0.9, parts),
         "their query differs by 0.1,",
     ),
 }
@@ -88,8 +92,8 @@ BROKEN = {
 @pytest.mark.parametrize("broken", BROKEN)
 def test_broken_kernels_fail(broken, monkeypatch, small, warnings):
     replacements, reason = BROKEN[broken]
-    for name, replacement in replacements.items():
-        monkeypatch.setattr(kernels, name, replacement)
+    for (module, name), replacement in replacements.items():
+        monkeypatch.setattr(module, name, replacement)
     assert not kernels_are_right(SIZES, torch.float16, DEVICE)
     (warning,) = warnings
     assert warning.startswith("Triton kernels of talking-heads attention are off in this process (")

@@ -32,7 +32,6 @@ _MIN_QUERIES = 16
 _MIN_PAIRS = 2**14
 
 
-@cache
 def bucket_starts(num_buckets: int, max_distance: int) -> tuple[int, ...]:
     """Smallest distances of the logarithmic buckets of one direction, except the first of them.
 
@@ -51,6 +50,9 @@ def bucket_starts(num_buckets: int, max_distance: int) -> tuple[int, ...]:
             distance += 1
         starts.append(distance)
     return tuple(starts)
+
+
+_cached_bucket_starts = cache(bucket_starts)
 
 
 def relative_position_bucket(
@@ -75,7 +77,9 @@ def relative_position_bucket(
     else:
         distance = (-relative_position).clamp(min=0)
     bucket = distance.clamp(max=num_buckets // 2)
-    for start in bucket_starts(num_buckets, max_distance):
+    # The compiler warns of a cache, and traces what is behind it.
+    starts = bucket_starts if torch.compiler.is_compiling() else _cached_bucket_starts
+    for start in starts(num_buckets, max_distance):
         bucket = bucket + (distance >= start)
     return offset + bucket
 

@@ -38,6 +38,15 @@ def test_bucket_starts_follow_the_logarithm():
             assert position[0] < i <= position[1] + 1e-9
 
 
+def test_the_compiler_traces_buckets_without_a_warning(recwarn, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.utils, "warn_once_cache", set())
+    torch._dynamo.reset()
+    traced = torch.compile(relative_position_bucket, backend="eager", fullgraph=True)
+    positions = torch.arange(-200, 200)
+    assert torch.equal(traced(positions, True, 32, 128), relative_position_bucket(positions, True, 32, 128))
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("past", [0, 3, torch.tensor(3)])
 def test_bias_is_the_table_at_every_pair(bidirectional, past):

@@ -12,6 +12,7 @@ weights do not change while it runs. Models with adapters, quantized weights, or
 the ordinary forward pass, and so do steps that something observes (calls_t5_experimental.py).
 """
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -179,6 +180,8 @@ class StepDecoder:
         self.final_norm = Norm(decoder.final_layer_norm)
         self.classifier = PreparedLinear(model.lm_head)
         self.hooks = [hooks for module in _modules_of_a_step(model) for hooks in hooks_of(module)]
+        self.lock = threading.Lock()
+        """For one step at a time: threads that copy their context share the session, as `asyncio.to_thread` does."""
         self.steps = 0
         self.dtype = self.embedding.dtype  # of the hidden states
         self.choices: list[Choice] = []  # of kernels, for each linear layer
@@ -199,17 +202,15 @@ class StepDecoder:
 
     def supports_cache(self, cache: Any) -> bool:
         """Whether a cache holds the encoder's keys and values, and has growing layers for self-attention."""
+        if not isinstance(cache, EncoderDecoderCache):
+            return False
         if self._cache() is not cache or not self._supports_cache:
-            count = len(self.layers)
-            self._supports_cache = (
-                isinstance(cache, EncoderDecoderCache)
-                and len(cache.self_attention_cache.layers) == count
-                and all(type(layer) is GrowingLayer for layer in cache.self_attention_cache.layers)
-                and all(cache.is_updated.get(index) for index in range(count))
-            )
+            layers = cache.self_attention_cache.layers
+            self._supports_cache = len(layers) == len(self.layers) and all(type(x) is GrowingLayer for x in layers)
             self._cache = weakref.ref(cache)
             self._encoder_masks = (None, None)
-        return self._supports_cache
+        # `reset` takes these away.
+        return self._supports_cache and all(cache.is_updated.get(index) for index in range(len(self.layers)))
 
     def __call__(
         self,
@@ -244,10 +245,7 @@ class StepDecoder:
         states = self.final_norm(states)
         if self.model.config.scale_decoder_outputs:
             states = states * self.model.config.d_model**-0.5
-        logits = self.classifier(states)[0].to(self.embedding.dtype)
-        if self.is_int8 and not bool(states.sum().isfinite()):  # integers know no NaN
-            logits = torch.where(states.isfinite().all(-1, keepdim=True), logits, torch.nan)
-        return logits
+        return self.classifier(states)[0].to(self.embedding.dtype)
 
     def _choose_kernels(self, rows: int) -> None:
         """Chooses the fastest kernels for a number of rows, and copies the weights for them."""
@@ -455,7 +453,7 @@ def next_token_logits(
         or torch.is_autocast_enabled(input_ids.device.type)
         or is_observed()
         or any(decode.hooks)  # since the session was opened
-        or not decode.supports_cache(cache)
     ):
         return None
-    return decode(input_ids, cache, encoder_mask, decoder_mask)
+    with decode.lock:
+        return decode(input_ids, cache, encoder_mask, decoder_mask) if decode.supports_cache(cache) else None

@@ -12,6 +12,7 @@ scale for each row before each product. torch's operators for that (`torch.ops.q
 They are used only if they multiply rightly here, see [`int8_range`].
 """
 
+import math
 import os
 import threading
 import time
@@ -112,25 +113,30 @@ def int8_kernel(engine: str) -> Kernel | None:
     # Without instructions for products of 8 bits, sums of two overflow unless states have 7 bits.
     reduce_range = bits == 7
 
+    def product(states: torch.Tensor, packed: Any) -> torch.Tensor:
+        return torch.ops.quantized.linear_dynamic(states, packed, reduce_range=reduce_range)
+
     def multiply_int8(states: torch.Tensor, packed: Any) -> torch.Tensor:
+        # Of NaN the operator finds no range, or a wrong one for all rows: rows with NaN are computed as zeros.
         if states.shape[:-1].numel() == 1:
-            return _multiply_quantized(states, packed, reduce_range)
+            if _is_finite(states):
+                return product(states, packed)
+            return product(torch.zeros_like(states), packed).fill_(torch.nan)
         # The operator has one scale for all rows. So that a row hardly depends on which others there are:
         scales = states.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny)
-        return _multiply_quantized(states / scales, packed, reduce_range).mul_(scales)
+        scaled = states / scales
+        if not _is_finite(scales):
+            finite_rows = scales.isfinite()
+            scaled = torch.where(finite_rows, scaled, 0)
+            scales = torch.where(finite_rows, scales, torch.nan)
+        return product(scaled, packed).mul_(scales)
 
     return Kernel(f"int8-{engine}", torch.float32, lambda weight: quantize(weight, engine), multiply_int8)
 
 
-def _multiply_quantized(states: torch.Tensor, packed: Any, reduce_range: bool) -> torch.Tensor:
-    try:
-        return torch.ops.quantized.linear_dynamic(states, packed, reduce_range=reduce_range)
-    except RuntimeError:  # NaN has no range: these rows are NaN, as in float, and the others are computed
-        rows = states.isfinite().all(-1, keepdim=True)
-        if bool(rows.all()):
-            raise
-        product = torch.ops.quantized.linear_dynamic(torch.where(rows, states, 0), packed, reduce_range=reduce_range)
-        return torch.where(rows, product, torch.nan)
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Whether all elements are finite, found by their sum, which takes less time, unless it overflows."""
+    return math.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
 
 
 def quantize(weight: torch.Tensor, engine: str) -> Any:

@@ -127,8 +127,8 @@ class Int8Linear(PreparedLinear):
         kernel = self.choices[rows].kernel
         if not kernel.is_int8:
             return None
-        self.prepare(kernel)
-        return in_chunks(lambda rows: self(rows.float())[0].to(states.dtype), states)
+        copy = self._copy_for(kernel)  # not kept as `copy`: other threads may be in this method
+        return in_chunks(lambda rows: kernel.multiply(rows.float(), copy).to(states.dtype), states)
 
 
 def in_chunks(compute: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@ change of the weights."""
 
 import copy
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 
 import pytest
 import torch
@@ -276,6 +278,48 @@ def test_sessions_of_other_threads_and_models_are_their_own(make_config, inputs)
             thread.join()
     assert len(found) == 4
     assert all(torch.equal(tokens, expected[name]) for (_, name), tokens in found.items())
+
+
+def test_threads_that_share_a_session_take_turns(plain, inputs, monkeypatch):
+    """`asyncio.to_thread` copies the context. What a step remembers belongs to its batch."""
+    batches = [{name: values[:size] for name, values in inputs.items()} for size in (1, 2, 3)]
+    expected = [generate(plain, batch) for batch in batches]
+    step, unlocked = decoding.StepDecoder.__call__, []
+
+    def watched(self, *arguments):
+        unlocked.append(self.lock.acquire(blocking=False))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(decoding.StepDecoder, "__call__", watched)
+    with decoding_session(plain), ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(copy_context().run, generate, plain, batch) for _ in range(4) for batch in batches]
+        found = [job.result() for job in jobs]
+    assert len(inputs["input_ids"]) == 3
+    assert all(map(torch.equal, found, expected * 4))
+    assert set(unlocked) == {False}
+
+
+def test_a_first_token_without_a_cache_takes_the_ordinary_path(plain, inputs, calls):
+    encoded = plain.encoder(**inputs)
+    tokens = torch.tensor([[0, 5]] * len(inputs["input_ids"]))
+    arguments = {"encoder_outputs": encoded, "attention_mask": inputs["attention_mask"]}
+
+    def logits(ids, cache=None):
+        return plain(**arguments, decoder_input_ids=ids, past_key_values=cache, use_cache=True)
+
+    with torch.no_grad():
+        both = logits(tokens).logits
+        with decoding_session(plain):
+            outputs = logits(tokens[:, :1])
+            cache = outputs.past_key_values
+            for _ in range(2):
+                torch.testing.assert_close(outputs.logits, both[:, :1])
+                torch.testing.assert_close(logits(tokens[:, 1:], cache).logits, both[:, 1:])
+                cache.reset()
+                outputs = logits(tokens[:, :1], cache)
+            with pytest.raises(ValueError, match="give an `EncoderDecoderCache`"):
+                logits(tokens[:, :1], ((), ()))
+    assert len(calls) == 2
 
 
 def test_masks_are_not_remembered_beyond_their_cache(plain, inputs):

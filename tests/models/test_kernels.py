@@ -10,7 +10,7 @@ from transformers import AutoModelForSeq2SeqLM
 from t5_experimental import decoding_session, onednn_t5_experimental
 from t5_experimental import kernels_t5_experimental as kernels
 from t5_experimental import linears_t5_experimental as linears
-from t5_experimental.kernels_t5_experimental import choose, float_kernels, int8_kernels, linear_kernel
+from t5_experimental.kernels_t5_experimental import choose, float_kernels, int8_kernel, int8_kernels, linear_kernel
 from tests.models.test_decoding import LENGTH, logits_of_steps
 
 
@@ -426,6 +426,26 @@ def test_weights_that_are_no_numbers_are_refused(wide_model, inputs):
         model.decoder.block[1].layer[2].DenseReluDense.wo.weight[3, 4] = float("nan")
     with pytest.raises(ValueError, match="NaN or infinite values"), decoding_session(model, weights="int8"):
         logits_of_steps(model, inputs, 6)
+
+
+@needs_int8
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_rows_that_are_not_finite_leave_the_others_alone(engine, value, allow):
+    allow(f"int8-{engine}")
+    kernel = int8_kernel(engine)
+    torch.manual_seed(0)
+    weight, states = torch.randn(24, 64), torch.randn(8, 64)
+    packed, exact = kernel.pack(weight), states @ weight.t()
+    for row, feature in ((0, 0), (3, 17), (7, 63)):
+        damaged = states.index_put((torch.tensor(row), torch.tensor(feature)), torch.tensor(value))
+        product = kernel.multiply(damaged, packed)
+        healthy = [x for x in range(8) if x != row]
+        assert product[row].isnan().all()
+        assert relative_error(product[healthy], exact[healthy]) < 0.02
+        assert kernel.multiply(damaged[row : row + 1], packed).isnan().all()
+    large = torch.full((1, 64), 1e37)
+    assert not kernel.multiply(large, packed).isnan().any()  # their sum overflows
 
 
 @needs_int8

@@ -45,6 +45,7 @@ from t5_experimental.training.run import run_trainer
 from t5_experimental.training.trainer.checkpoint_folders import write_aside
 from t5_experimental.training.trainer.finetuning import FinetuningTrainer
 from t5_experimental.training.trainer.finetuning_arguments import FinetuningArguments
+from t5_experimental.training.trainer.frozen_weights import mark_frozen
 from t5_experimental.training.trainer.generation import settle_generation
 from t5_experimental.training.trainer.settle import Run
 from t5_experimental.training.trainer.trainer import T5Trainer
@@ -107,6 +108,8 @@ def build_trainer(
             "leave it out, or lower --per_device_train_batch_size."
         )
     settle_generation(model, training, data.max_target_length)
+    if adapt is not None:
+        mark_frozen(model)
     trainer = FinetuningTrainer(
         splits,
         data,

@@ -110,6 +110,10 @@ class MixtureSampler(Sampler[int]):
             + f" in an epoch of {len(self):,}"
         )
 
+    def sizes(self) -> list[int]:
+        """Examples of each source."""
+        return [source.count for source in self.sources]
+
     def record(self) -> dict[str, Any]:
         """What the order depends on, the seed apart, by option; JSON-serializable."""
         parts = [[source.name, source.count, source.draws] for source in self.sources]

@@ -31,14 +31,14 @@ class PackedRows(MapDataset):
     """
 
     def __init__(self, pairs: Dataset, inputs_length: int, targets_length: int):
-        self._pairs, self._lengths = pairs, (inputs_length, targets_length)
+        self.pairs, self._lengths = pairs, (inputs_length, targets_length)
 
     def __len__(self) -> int:
         """Examples, not rows."""
-        return len(self._pairs)
+        return len(self.pairs)
 
     def __getitem__(self, places: Sequence[int]) -> dict[str, np.ndarray]:
-        examples = self._pairs[list(places)]
+        examples = self.pairs[list(places)]
         sides = zip(examples["input_ids"], examples["labels"], strict=True)
         pairs = ((np.array(inputs), np.array(targets)) for inputs, targets in sides)
         (row,) = pack(pairs, *self._lengths)
@@ -86,6 +86,10 @@ class PackedSampler(Sampler[tuple[int, ...]]):
     def describe(self) -> str:
         """Rows of an epoch, and examples of a row."""
         return f"{len(self):,} in an epoch, with {len(self.order) / len(self):.1f} packed examples each"
+
+    def sizes(self) -> list[int]:
+        """Examples of each part of the mixture."""
+        return self.order.sizes()
 
     def record(self) -> dict[str, Any]:
         """What the rows depend on, the seed apart, by option; JSON-serializable."""

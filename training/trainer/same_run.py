@@ -14,16 +14,27 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from transformers.trainer_utils import SchedulerType
 
+from ..data.digests import digest_of_pairs
 from ..errors import TrainingError
 from ..models.loading import vocabulary_digest
 from ..optim.arguments import OptimizerArguments
 from ..optim.slots import slots_step
+from .frozen_weights import frozen_digest
 
 
 RECORD = "run.json"
 _RATE = "learning rate"
 _SCHEDULE, _BY_STEP = "kind of schedule", "by the step"
-_DATA = ("number of training examples", "--seed", "--mixture", "--pack")
+_COUNT, _TEXT = "number of training examples", "text of the training examples"
+_EVALUATED = "text of the validation examples"
+_LENGTHS = ("--max_source_length", "--max_target_length")
+_DATA = (_COUNT, "--seed", "--mixture", "--pack", *_LENGTHS, _TEXT)
+_FROZEN = "base model"
+_BEST = ("--metric_for_best_model", "--greater_is_better", _EVALUATED)
+# What records of earlier versions lack, or those of runs that it does not matter for.
+_MAY_LACK = {*_LENGTHS, _TEXT, _FROZEN, *_BEST}
+# What the text follows from.
+_OF_TEXT = {_COUNT, "--mixture", *_LENGTHS, "vocabulary"}
 _NAMED = 3  # differences that a message names; it counts the others
 
 _SHAPE = (
@@ -52,9 +63,12 @@ def check_resumption(trainer: Trainer, checkpoint: str) -> None:
     may_differ = set(_DATA) if trainer.args.ignore_data_skip else set()
     if now[_SCHEDULE] == _BY_STEP:
         may_differ.add(_RATE)
+    may_differ |= _MAY_LACK - set(before)
     names = [name for name in now if name not in may_differ and before.get(name) != now[name]]
     if "family" in names:
         names = ["family"]  # the other differences follow from it
+    if _OF_TEXT & set(names):
+        names = [name for name in names if name not in (_TEXT, _EVALUATED)]
     if names:
         named = ", ".join(f"{name} ({before.get(name)} then, {now[name]} now)" for name in names[:_NAMED])
         more = f" and {len(names) - _NAMED} more settings" if len(names) > _NAMED else ""
@@ -102,6 +116,7 @@ def _record(trainer: Trainer) -> dict[str, Any]:
         "family": config.model_type,
         **{name: getattr(config, name, None) for name in _SHAPE},
         **_record_of_adapters(model),
+        **_record_of_best(trainer),
         "vocabulary": vocabulary_digest(cast(Any, trainer.processing_class)),
         "optimizer": args.chosen_optimizer().option,
         "step of --optimizer_slots": "none" if args.optimizer_slots is None else slots_step(args.optimizer_slots),
@@ -113,9 +128,25 @@ def _record(trainer: Trainer) -> dict[str, Any]:
     if isinstance(trainer.train_dataset, Sized):  # streams have their own record
         seed = args.seed if args.data_seed is None else args.data_seed
         order = getattr(trainer, "order", None)
-        record |= zip(_DATA, (len(trainer.train_dataset), seed, None, None), strict=True)
+        record |= {_COUNT: len(trainer.train_dataset), "--seed": seed, "--mixture": None, "--pack": None}
         record |= {} if order is None else order.record()
+        lengths = getattr(trainer, "fixed_lengths", {})
+        limits = zip(_LENGTHS, (lengths.get(name) for name in ("input_ids", "labels")), strict=True)
+        record |= {name: limit for name, limit in limits if limit is not None}
+        text = digest_of_pairs(trainer.train_dataset, () if order is None else order.sizes())
+        record |= {} if text is None else {_TEXT: text}
     return record
+
+
+def _record_of_best(trainer: Trainer) -> dict[str, Any]:
+    """What the best metric so far was measured by and on, if one is kept: a checkpoint restores its value."""
+    args, rows = trainer.args, trainer.eval_dataset
+    if args.metric_for_best_model is None:
+        return {}
+    sets = rows if isinstance(rows, dict) else {"": rows}
+    measured = {name: digest_of_pairs(part) for name, part in sets.items()}
+    values = (args.metric_for_best_model.removeprefix("eval_"), bool(args.greater_is_better), list(measured.values()))
+    return dict(zip(_BEST, values, strict=True))
 
 
 def _record_of_adapters(model: Any) -> dict[str, Any]:
@@ -129,4 +160,5 @@ def _record_of_adapters(model: Any) -> dict[str, Any]:
         "kind of adapters": adapter.peft_type.value,
         **{name: value for name, value in size.items() if value is not None},
         **({} if targets is None else {"adapted layers": sorted(targets)}),
+        **({} if (frozen := frozen_digest(model)) is None else {_FROZEN: frozen}),
     }

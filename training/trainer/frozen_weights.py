@@ -1,0 +1,35 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""Identifies the model under adapters, whose checkpoints hold none of its weights."""
+
+import hashlib
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..engines.fsdp2 import full_copy
+
+
+# How many tensors, and numbers of each, are looked at.
+_TENSORS, _NUMBERS = 16, 256
+_DIGEST = "frozen_weights_digest"
+
+
+def mark_frozen(model: PreTrainedModel) -> None:
+    """Notes in a model which weights it has, before it gets adapters; all processes call this.
+
+    A few numbers of a few tensors tell models apart, and depend neither on the folder nor on how an engine shards them.
+    """
+    weights = sorted(model.named_parameters())
+    digest = hashlib.sha256()
+    for place in torch.linspace(0, len(weights) - 1, min(len(weights), _TENSORS)).long().tolist():
+        name, weight = weights[place]
+        numbers = full_copy(weight).reshape(-1)
+        some = torch.linspace(0, len(numbers) - 1, min(len(numbers), _NUMBERS), dtype=torch.float64).long()
+        digest.update(name.encode() + numbers[some].float().numpy().astype("<f4").tobytes())
+    setattr(model, _DIGEST, digest.hexdigest()[:12])
+
+
+def frozen_digest(model: Any) -> str | None:
+    """What [`mark_frozen`] has noted in the model under the adapters; None if it has not."""
+    return getattr(model.get_base_model(), _DIGEST, None)

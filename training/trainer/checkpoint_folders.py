@@ -226,6 +226,26 @@ def where_it_resumes(folder: Path, resumed_from: str | None, resumes: bool) -> s
     return f"The same command without --resume_from_checkpoint resumes from {newest}."
 
 
+def find_best(checkpoint: Path) -> tuple[str, Path | None]:
+    """The best checkpoint up to one that a run resumes from, by the evaluations of the run that wrote both.
+
+    A recorded path is that of the past: the folder may have been moved or copied since, or be addressed differently. So
+    the one beside this checkpoint counts first.
+
+    Returns:
+        Its name, empty if no evaluation was compared; and where it is, or None if it is gone or damaged.
+    """
+    state = _read_state(checkpoint)
+    step, recorded = state.get("best_global_step"), state.get("best_model_checkpoint")
+    name = f"checkpoint-{step}" if step else Path(recorded or "").name
+    if not name:
+        return "", None
+    if step == state["global_step"]:
+        return name, checkpoint  # by any name
+    places = [checkpoint.parent / name, *([Path(recorded)] if recorded and Path(recorded).name == name else ())]
+    return name, next((place for place in places if place.is_dir() and damage(place) is None), None)
+
+
 def _newest_complete(folder: Path) -> tuple[Path | None, str]:
     """The newest complete checkpoint, and what is wrong with each newer one."""
     problems: list[str] = []

@@ -7,6 +7,7 @@ step is left.
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ from .checkpoint_folders import (
     check_same_run,
     complete,
     file_sizes,
+    find_best,
     find_checkpoints,
     put_in_place,
     remove_aside,
@@ -66,6 +68,7 @@ class SavingTrainer(Seq2SeqTrainer):
         self.run = args if isinstance(args, Run) else settle((args,))
         super().__init__(model, self.run.training, **kwargs)
         self._aside: Path | None = None  # while a checkpoint is written
+        self._best: Path | None = None  # of the checkpoints before the one to resume from
         self._losses_begin = 0  # after this step
         self.add_callback(_RestoreLosses(self))
         self.add_callback(_UseOwnIntervals())
@@ -95,6 +98,18 @@ class SavingTrainer(Seq2SeqTrainer):
         if checkpoint is not None:
             examples = None if self.args.ignore_data_skip else self._examples()
             check_same_run(checkpoint, self._sharded_by(), self.args.world_size, examples)
+            name, self._best = find_best(checkpoint)
+            if self.args.load_best_model_at_end and name and self._best is None:
+                raise TrainingError(
+                    f"The best checkpoint so far, {name}, is not beside {checkpoint}, and --load_best_model_at_end "
+                    "needs it: put it back, or give --load_best_model_at_end False."
+                )
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        with _without_warning("The best checkpoint "):  # of a path where it is no longer
+            begin = super()._init_training_state(*args, **kwargs)
+        self.state.best_model_checkpoint = None if self._best is None else str(self._best)
+        return begin
 
     def _examples(self) -> int:
         """Per step, of all processes together."""
@@ -110,6 +125,15 @@ class SavingTrainer(Seq2SeqTrainer):
             super()._run_epoch(*args, **kwargs)
         else:  # transformers would train for one more step before it checks
             self.control.should_training_stop = True
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        # With a limit of 1, transformers removes all checkpoints but the best: also those that this program did not
+        # write, and the last, from which the same command goes on.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
 
     # Losses.
 
@@ -256,6 +280,21 @@ class SavingTrainer(Seq2SeqTrainer):
                 with held_back():
                     os.replace(folder / ASIDE / STATE, folder / STATE)
         self.accelerator.wait_for_everyone()
+
+
+@contextmanager
+def _without_warning(begin: str) -> Iterator[None]:
+    """Drops what transformers' trainer logs that begins like this."""
+
+    def passes(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(begin)
+
+    logger = logging.getLogger("transformers.trainer")
+    logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        logger.removeFilter(passes)
 
 
 class _RestoreLosses(TrainerCallback):

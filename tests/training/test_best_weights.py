@@ -1,0 +1,84 @@
+# Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
+"""The best weights are those that the run ends with, and its checkpoint stays, wherever the folder is."""
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from t5_experimental.training import finetune
+
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture
+def run(tiny_models, tmp_path, monkeypatch) -> Callable[..., Path]:
+    """`run(folder, **options)`: evaluates and saves every step; the highest loss is the best, which step 1 has."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    common = {"model_name_or_path": tiny_models["t5_v1_1"], "train_file": DATA / "restaurants_train.jsonl"}
+    common |= {"validation_file": DATA / "restaurants_validation.jsonl", "use_cpu": True, "disable_tqdm": True}
+    common |= {"report_to": "none", "per_device_train_batch_size": 2, "eval_strategy": "steps", "eval_steps": 1}
+    common |= {"save_steps": 1, "metric_for_best_model": "loss", "greater_is_better": True, "learning_rate": 0.01}
+    common |= {"load_best_model_at_end": True, "save_total_limit": 2}
+
+    def start(folder: Path | str, **options: object) -> Path:
+        chosen = {**common, "output_dir": folder, **options}
+        finetune.main([word for name, value in chosen.items() for word in (f"--{name}", str(value))])
+        return Path(folder)
+
+    return start
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {name: weight.numpy().tobytes() for name, weight in load_file(folder / "model.safetensors").items()}
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("how", ["moved", "copied", "other path"])
+def test_the_best_checkpoint_is_found_where_the_folder_is_now(how, run, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger("transformers.trainer"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    run("first", max_steps=2)
+    best = weights(Path("first") / "checkpoint-1")
+    if how == "copied":
+        shutil.copytree("first", "second")
+    elif how == "moved":
+        Path("first").rename("second")
+    else:
+        (tmp_path / "first").rename("second")
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+    second = run(tmp_path / "second", max_steps=4)
+    assert checkpoints(second) == ["checkpoint-1", "checkpoint-4"]
+    assert weights(second) == weights(second / "checkpoint-1") == best
+    state = json.loads((second / "trainer_state.json").read_text())
+    assert (state["best_global_step"], state["best_model_checkpoint"]) == (1, str(second / "checkpoint-1"))
+    assert "does not exist anymore" not in caplog.text
+
+
+def test_a_best_checkpoint_that_is_gone_is_missed(run, tmp_path):
+    output = run(tmp_path / "output", max_steps=2)
+    shutil.rmtree(output / "checkpoint-1")
+    with pytest.raises(SystemExit, match=r"best checkpoint so far, checkpoint-1, is not beside .*: put it back, or"):
+        run(output, max_steps=3)
+    run(output, max_steps=3, load_best_model_at_end=False)
+    assert weights(output) == weights(output / "checkpoint-3")
+
+
+def test_the_end_of_a_run_removes_no_checkpoint_of_others_nor_the_last(run, tmp_path):
+    foreign = tmp_path / "output" / "checkpoint-0"
+    foreign.mkdir(parents=True)
+    (foreign / "thesis.tex").write_text("mine")
+    output = run(tmp_path / "output", max_steps=3, save_total_limit=1)
+    assert checkpoints(output) == ["checkpoint-0", "checkpoint-1", "checkpoint-3"]
+    assert (foreign / "thesis.tex").read_text() == "mine"
+    assert weights(output) == weights(output / "checkpoint-1") != weights(output / "checkpoint-3")

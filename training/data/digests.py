@@ -19,8 +19,8 @@ def digest_of_pairs(pairs: Any, sizes: Sequence[int] = ()) -> str | None:
     """Twelve digits that identify pairs by their token ids, wherever their files are; None for data sets of other
     kinds.
 
-    It must be cheap for any amount of data, since every checkpoint has it: only evenly spaced pairs are looked at, about
-    a thousand, so a change of a few rows of many may go unnoticed.
+    It must be cheap for any amount of data, since every checkpoint has it: only evenly spaced pairs are looked at,
+    about a thousand, so a change of a few rows of many may go unnoticed.
 
     Args:
         pairs: with `input_ids` and `labels`.

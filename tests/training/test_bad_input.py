@@ -189,7 +189,7 @@ def test_missing_files(option, model, train_file, tmp_path):
         ({"load_best_model_at_end": True, "save_strategy": "steps"}, "needs evaluations to compare: give --valid"),
         (
             {"load_best_model_at_end": True, "save_strategy": "epoch", "eval_strategy": "steps"},
-            "the save and eval strategy to match",
+            "but --eval_strategy is steps and --save_strategy epoch: give the same, or --save_strategy best",
         ),
         ({"group_by_length": True}, "it is --train_sampling_strategy group_by_length now"),
         ({"warmup-ratio": 0.1}, "There is no option --warmup-ratio; --warmup_steps takes a fraction now"),

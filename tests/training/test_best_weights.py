@@ -28,7 +28,8 @@ def run(tiny_models, tmp_path, monkeypatch) -> Callable[..., Path]:
 
     def start(folder: Path | str, **options: object) -> Path:
         chosen = {**common, "output_dir": folder, **options}
-        finetune.main([word for name, value in chosen.items() for word in (f"--{name}", str(value))])
+        given = {name: str(value) for name, value in chosen.items() if value is not None}
+        finetune.main([word for name, value in given.items() for word in (f"--{name}", value)])
         return Path(folder)
 
     return start
@@ -82,3 +83,23 @@ def test_the_end_of_a_run_removes_no_checkpoint_of_others_nor_the_last(run, tmp_
     assert checkpoints(output) == ["checkpoint-0", "checkpoint-1", "checkpoint-3"]
     assert (foreign / "thesis.tex").read_text() == "mine"
     assert weights(output) == weights(output / "checkpoint-1") != weights(output / "checkpoint-3")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"save_steps": 3}, "but --eval_steps is 1 and --save_steps 3: give the same, or --save_strategy best"),
+        ({"eval_steps": None, "save_steps": 500}, "--eval_steps is 50 and --save_steps 500"),
+        ({"eval_steps": 0.1, "save_steps": 0.3}, "--eval_steps is 0.1 and --save_steps 0.3"),
+        ({"save_strategy": "no"}, "--eval_strategy is steps and --save_strategy no"),
+    ],
+)
+def test_every_evaluation_needs_a_checkpoint(options, expected, run, tmp_path):
+    with pytest.raises(SystemExit, match=f"--load_best_model_at_end needs a checkpoint of every .*{expected}"):
+        run(tmp_path / "output", max_steps=3, **options)
+
+
+def test_only_the_best_are_saved(run, tmp_path):
+    output = run(tmp_path / "output", max_steps=3, save_strategy="best")
+    assert checkpoints(output) == ["checkpoint-1"]
+    assert weights(output) == weights(output / "checkpoint-1")

@@ -132,13 +132,31 @@ class T5TrainingArguments(OptimizerArguments):
         if self.output_dir is None and self.estimate is None:
             raise TrainingError("--output_dir is missing: give the folder to write the model to.")
         self._check_amount()
-        if self.load_best_model_at_end and str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
-            raise TrainingError(
-                "--load_best_model_at_end needs evaluations to compare: give --validation_file and --eval_strategy."
-            )
+        if self.load_best_model_at_end:
+            self._check_best_is_saved()
         self._check_early_stopping()
         check_loss_options(self.z_loss, self.label_smoothing_factor)
         self.settle_optimizer()
+
+    def _check_best_is_saved(self) -> None:
+        evaluates, saves = (str(getattr(kind, "value", kind)) for kind in (self.eval_strategy, self.save_strategy))
+        if evaluates == "no":
+            raise TrainingError(
+                "--load_best_model_at_end needs evaluations to compare: give --validation_file and --eval_strategy."
+            )
+        if saves == "best":
+            return
+        if evaluates != saves:
+            raise TrainingError(
+                f"--load_best_model_at_end needs a checkpoint of every evaluation, but --eval_strategy is {evaluates} "
+                f"and --save_strategy {saves}: give the same, or --save_strategy best."
+            )
+        steps = self.eval_steps or self.logging_steps  # as transformers chooses
+        if evaluates == "steps" and steps != self.save_steps:
+            raise TrainingError(
+                f"--load_best_model_at_end needs a checkpoint of every evaluation, but --eval_steps is {steps:g} and "
+                f"--save_steps {self.save_steps:g}: give the same, or --save_strategy best."
+            )
 
     def _check_early_stopping(self) -> None:
         check_at_least(self, 1, "early_stopping_patience")

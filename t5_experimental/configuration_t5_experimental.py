@@ -143,6 +143,12 @@ class T5ExperimentalConfig(T5ExperimentalArchitecture, PreTrainedConfig):
         ours._attn_implementation = config._attn_implementation
         return ours
 
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, without what is only known of the file that they came from."""
+        values = super().to_dict()
+        values.pop("_classifier_is_unsaid", None)
+        return values
+
     def to_diff_dict(self) -> dict[str, Any]:
         """What is saved, see [`T5ExperimentalArchitecture.as_saved`]."""
         values = self.as_saved(super().to_diff_dict())
@@ -190,7 +196,9 @@ def _own_fields(cls: type[T5ExperimentalConfig], values: dict[str, Any]) -> dict
     values = {name: value for name, value in values.items() if name != "model_type"}
     if model_type in STOCK_DEFAULTS:
         same = {"attention_type": MULTI_HEAD, "layer_overrides": {}}
-        return {**STOCK_DEFAULTS[model_type], **same, **values, **_stock_classifier(model_type, values)}
+        classifier = _stock_classifier(model_type, values)
+        unsaid = {"_classifier_is_unsaid": True} if _classifier_is_unsaid(model_type, values) else {}
+        return {**STOCK_DEFAULTS[model_type], **same, **values, **classifier, **unsaid}
     ours = {cls.model_type, T5ExperimentalConfig.model_type, *(other.model_type for other in CONFIG_CLASSES)}
     if model_type not in ours:
         raise ValueError(
@@ -223,6 +231,16 @@ def _stock_classifier(model_type: str, values: dict[str, Any]) -> dict[str, bool
         said = model_type != "mt5"
     tied = said is not False and scales is not False
     return {"tie_word_embeddings": tied, "scale_decoder_outputs": tied if scales is None else scales}
+
+
+def _classifier_is_unsaid(model_type: str, values: dict[str, Any]) -> bool:
+    """Whether only the stored weights tell if the classifier is the embedding: transformers 5 writes
+    `tie_word_embeddings: true` of every T5, also of one that its own classes did not scale, as if it were untied."""
+    if values.get("tie_word_embeddings") is False:
+        return False
+    if model_type == "mt5" and values.get("scale_decoder_outputs") is None:
+        return str(values.get("transformers_version", "")).startswith("5.")
+    return values.get("scale_decoder_outputs") is False
 
 
 _understand_other_configurations(T5ExperimentalConfig)

@@ -188,6 +188,15 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
             tied.pop("lm_head.weight", None)
         return tied
 
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        """As in transformers. The classifier of a stock T5 that is not stored is the embedding, if its configuration
+        does not say otherwise: transformers 5 saves a tied classifier once."""
+        is_unsaid = getattr(self.config, "_classifier_is_unsaid", False)
+        if is_unsaid and missing_keys is not None and "lm_head.weight" in missing_keys:
+            self.config.tie_word_embeddings = True
+            self.all_tied_weights_keys = {**self.all_tied_weights_keys, "lm_head.weight": "shared.weight"}
+        super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)
+
     @can_return_tuple
     def forward(
         self,

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     BertConfig,
@@ -97,6 +98,40 @@ def test_our_model_loads_a_stock_folder_with_a_shared_classifier(stock_config, b
     assert ours.config.scale_decoder_outputs
     assert ours.lm_head.weight is ours.shared.weight
     assert_same_outputs(ours, theirs, batch)
+
+
+@pytest.mark.parametrize("kind", ["t5", "mt5"])
+def test_our_model_loads_a_stock_folder_without_the_classifier(kind, make_config, batch, tmp_path):
+    """transformers 5 ties all classifiers, saves them once, and says of neither that it is untied."""
+    torch.manual_seed(0)
+    config, model = {
+        "t5": (T5Config, T5ForConditionalGeneration),
+        "mt5": (MT5Config, transformers.MT5ForConditionalGeneration),
+    }[kind]
+    sizes = {name: getattr(make_config("t5.1.1"), name) for name in ("vocab_size", "d_model", "d_kv", "d_ff")}
+    more = {"num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu", "decoder_start_token_id": 0}
+    theirs = model(config(**sizes, **more, tie_word_embeddings=False)).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    assert "lm_head.weight" not in load_file(tmp_path / "theirs" / "model.safetensors")
+    load = t5_experimental.T5V11ForConditionalGeneration.from_pretrained
+    ours, info = load(tmp_path / "theirs", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert ours.lm_head.weight is ours.shared.weight
+    assert_same_outputs(ours, theirs, batch)
+    ours.save_pretrained(tmp_path / "ours")
+    assert "unsaid" not in (tmp_path / "ours" / "config.json").read_text()
+    again = load(tmp_path / "ours")
+    assert again.lm_head.weight is again.shared.weight
+    assert_same_outputs(again, theirs, batch)
+
+
+def test_a_missing_classifier_of_our_own_stays_missing(model, tmp_path):
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    _, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == {"lm_head.weight"}
 
 
 def test_stock_encoder_loads_our_folder(model, stock_config, batch, tmp_path):

@@ -118,7 +118,7 @@ def build_evaluator(settled: Run[EvaluationOptions]) -> tuple[FinetuningTrainer,
         raise TrainingError("There is nothing to evaluate on: give --validation_file, --test_file or --dataset_name.")
     model = load_model(folder, tokenizer)
     keeps_length = not settled.given & {"max_target_length", "generation_max_length"}
-    settle_generation(model, training, data.max_target_length, keeps_length)
+    settle_generation(model, training, data.max_target_length, keeps_length, adapter)
     evaluator = FinetuningTrainer(
         splits,
         data,

@@ -107,7 +107,7 @@ def build_trainer(
             f"--dataloader_drop_last drops all of {splits['train'].epoch} examples, since {batch} make a batch: "
             "leave it out, or lower --per_device_train_batch_size."
         )
-    settle_generation(model, training, data.max_target_length)
+    settle_generation(model, training, data.max_target_length, adapter=adapter)
     if adapt is not None:
         mark_frozen(model)
     trainer = FinetuningTrainer(

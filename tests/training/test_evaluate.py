@@ -240,6 +240,26 @@ def test_adapters_are_evaluated_with_their_model(tiny_models, forked, tmp_path):
     assert tokenizer.decode(output[0], skip_special_tokens=True) == row["prediction"]
 
 
+def test_adapters_keep_the_generation_settings_of_their_training(tiny_models, forked, tmp_path):
+    """Of the finished folder and of a checkpoint; options still come before them."""
+    lora = {"lora_rank": 2, "optimizer_preset": "adamw", "learning_rate": 0.01, "max_steps": 1, "metric": "chrf"}
+    searched = {"generation_max_length": 7, "generation_num_beams": 2}
+    folder, model = tmp_path / "lora", tiny_models["t5_v1_1"]
+    trained = forked(model_name_or_path=model, output_dir=folder, test_file=TEST, **lora, **searched)
+    assert trained.returncode == 0, trained.stderr
+    for adapter in (folder, folder / "checkpoint-1"):
+        output = tmp_path / f"{adapter.name}-output"
+        options = {"entry": "evaluate", "model_name_or_path": model, "adapter_name_or_path": adapter, "metric": "chrf"}
+        result = forked(**options, test_file=TEST, output_dir=output)
+        assert result.returncode == 0, result.stderr
+        assert figures(output, "test") == figures(folder, "test")
+    given = {"test_file": TEST, "output_dir": tmp_path / "longer", "generation_max_length": 9}
+    assert "generation  max_length 9, num_beams 2" in forked(**options, **given).stdout
+    (folder / "generation_config.json").write_text("{")
+    broken = forked(**{**options, "adapter_name_or_path": folder}, test_file=TEST, output_dir=tmp_path / "broken")
+    assert f"The generation_config.json of {folder} does not load (" in broken.stderr
+
+
 @pytest.mark.skipif(not int8_kernels(), reason="this torch or processor has no right int8 kernel")
 def test_texts_in_int8_are_those_of_a_session(tiny_models, forked, tmp_path):
     """The loss is the model's own, adapters are merged, and the folder does not take float's texts for its own."""

@@ -108,11 +108,13 @@ def test_what_the_run_was_told(more, expected, model, few, tmp_path):
     assert saved(tmp_path / "output") == expected
 
 
-def test_adapters_have_no_settings_of_their_own(model, few, tmp_path):
-    """peft reads none from the folder of an adapter."""
+def test_adapters_have_the_settings_of_their_run(model, few, tmp_path):
+    """peft reads none from the folder of an adapter, but an evaluation does."""
     run(prompt_tune, model, tmp_path / "prompt", prompt_length=2, **few)
     run(finetune, model, tmp_path / "lora", lora_rank=2, optimizer_preset="adamw", **few)
-    assert not list(tmp_path.glob("[pl]*/**/generation_config.json"))
+    places = list(tmp_path.glob("[pl]*/**/adapter_config.json"))
+    assert len(places) > 1
+    assert all(saved(place.parent) == {**OWN, "max_length": 129} for place in places)
 
 
 @pytest.mark.parametrize("start", ["checkpoint", "preset"])

@@ -5,10 +5,12 @@ overrides. Also the order in which texts are generated, and how likely they are.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from t5_experimental.loss_t5_experimental import IGNORE_INDEX, token_losses
 
@@ -22,7 +24,11 @@ _SPECIAL_TOKENS = ("decoder_start_token_id", "eos_token_id", "pad_token_id")
 
 
 def settle_generation(
-    model: PreTrainedModel, args: Seq2SeqTrainingArguments, longest: int, keep_length: bool = False
+    model: PreTrainedModel,
+    args: Seq2SeqTrainingArguments,
+    longest: int,
+    keep_length: bool = False,
+    adapter: str | None = None,
 ) -> None:
     """Sets the model's generation defaults, for evaluation and for the saved model.
 
@@ -34,16 +40,16 @@ def settle_generation(
             one. In the settings, the decoder's start token counts, too.
         keep_length: the model's own maximum length, if it has one, comes before `longest`. It is for what the model was
             trained on before.
+        adapter: folder of one for the model. The settings of its training, if it has them, come before the model's.
 
     Raises:
         TrainingError: the settings do not load, or contradict each other; transformers would only notice on saving.
     """
     config: Any = model.generation_config
+    if adapter is not None and (Path(adapter) / GENERATION_CONFIG_NAME).is_file():
+        config = _load(adapter, config, f"The {GENERATION_CONFIG_NAME} of {adapter}")
     if args.generation_config is not None:
-        given = _load(args.generation_config)
-        for name in _SPECIAL_TOKENS:
-            if getattr(given, name) is None:
-                setattr(given, name, getattr(config, name))
+        given = _load(args.generation_config, config, f"--generation_config {args.generation_config}")
         config, args.generation_config = given, None
         has_length = given.max_length is not None or given.max_new_tokens is not None
     else:
@@ -71,14 +77,18 @@ def settle_generation(
     model.generation_config = config
 
 
-def _load(name: Any) -> Any:
+def _load(name: Any, model_settings: Any, what: str) -> Any:
+    """Settings of a file or folder, with the special tokens of the model's where they have none."""
     try:
-        return Seq2SeqTrainer.load_generation_config(name)
+        settings = Seq2SeqTrainer.load_generation_config(name)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise TrainingError(
-            f"--generation_config {name} does not load ({in_a_line(error)}): give a generation_config.json, or the "
-            "folder of one."
+            f"{what} does not load ({in_a_line(error)}): give a generation_config.json, or the folder of one."
         ) from error
+    for token in _SPECIAL_TOKENS:
+        if getattr(settings, token) is None:
+            setattr(settings, token, getattr(model_settings, token))
+    return settings
 
 
 @contextmanager

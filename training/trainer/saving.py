@@ -8,6 +8,7 @@ step is left.
 
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,9 +43,12 @@ from .checkpoint_folders import (
     file_sizes,
     find_best,
     find_checkpoints,
+    finished_step,
+    is_finished,
     put_in_place,
     remove_aside,
     remove_oldest,
+    steps_of,
     why_not_written,
 )
 from .history import HistoryCallback
@@ -73,7 +77,8 @@ class SavingTrainer(Seq2SeqTrainer):
         self.add_callback(_RestoreLosses(self))
         self.add_callback(_UseOwnIntervals())
         if (patience := self.run.training.early_stopping_patience) is not None:
-            self.add_callback(_StopEarly(patience, self.run.training.early_stopping_threshold))
+            begin = None if self.run.checkpoint is None else Path(self.run.checkpoint)
+            self.add_callback(_StopEarly(patience, self.run.training.early_stopping_threshold, begin))
         self.add_callback(_EndWhenTold())
         self.add_callback(HistoryCallback())
 
@@ -121,10 +126,10 @@ class SavingTrainer(Seq2SeqTrainer):
         return self.run.engine.name if self.run.engine.shards_state else ""
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step < self.state.max_steps:
+        # transformers would train for one more step before it checks.
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
-        else:  # transformers would train for one more step before it checks
-            self.control.should_training_stop = True
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         # With a limit of 1, transformers removes all checkpoints but the best: also those that this program did not
@@ -247,6 +252,12 @@ class SavingTrainer(Seq2SeqTrainer):
                 own_folders.begin(folder / ASIDE)
         self.accelerator.wait_for_everyone()
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        model = cast(Any, self.accelerator.unwrap_model(cast(torch.nn.Module, self.model)))
+        if self.args.should_save and hasattr(model, "peft_config"):  # peft saves the adapter alone
+            model.get_base_model().generation_config.save_pretrained(output_dir or str(self.args.output_dir))
+
     def save_finished_model(self) -> None:
         """Writes model and tokenizer into the output folder; all processes call this.
 
@@ -322,15 +333,55 @@ class _UseOwnIntervals(TrainerCallback):
 
 
 class _StopEarly(EarlyStoppingCallback):
-    """Counts on from what the checkpoint has counted."""
+    """Counts on from what the checkpoint has counted; evaluations without the metric, of other data, do not count.
+
+    A run that had stopped, and died before its report, stops at once. One that was finished goes on.
+    """
+
+    def __init__(
+        self, early_stopping_patience: int, early_stopping_threshold: float | None, checkpoint: Path | None = None
+    ):
+        super().__init__(early_stopping_patience, early_stopping_threshold)
+        self._checkpoint = checkpoint
+        self._counted_until = -1
+        self._trains = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **unused: Any
     ) -> None:
         super().on_train_begin(args, state, control, **unused)
+        self._trains, self._counted_until = True, state.global_step
         stored = cast(dict[str, Any], state.stateful_callbacks or {}).get(type(self).__name__)
         if stored:
             self.early_stopping_patience_counter = stored["attributes"]["early_stopping_patience_counter"]
+        if self.early_stopping_patience_counter >= self.early_stopping_patience and self._is_of_unfinished_run(args):
+            control.should_training_stop = True
+
+    def _is_of_unfinished_run(self, args: TrainingArguments) -> bool:
+        """Whether the checkpoint is of the run that this one is to end, and not of one to go on from."""
+        folder, checkpoint = Path(str(args.output_dir)), self._checkpoint
+        if checkpoint is None or checkpoint.resolve().parent != folder.resolve():
+            return False
+        return not is_finished(folder) or steps_of(checkpoint) > finished_step(folder)
+
+    def on_evaluate(  # type: ignore[override]
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **unused: Any
+    ) -> None:
+        wanted = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"
+        # After a checkpoint, --eval_on_start repeats an evaluation.
+        if self._trains and wanted in metrics and state.global_step > self._counted_until:
+            super().on_evaluate(args, state, control, metrics, **unused)
+
+    def check_metric_value(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metric_value: float
+    ) -> None:
+        if math.isfinite(metric_value):
+            super().check_metric_value(args, state, control, metric_value)
+        else:  # even if there is nothing to compare with yet
+            self.early_stopping_patience_counter += 1
+
+    def on_train_end(self, *unused: Any, **more: Any) -> None:
+        self._trains = False
 
 
 class _EndWhenTold(TrainerCallback):

@@ -44,11 +44,15 @@ def bucket_starts(num_buckets: int, max_distance: int) -> tuple[int, ...]:
     exact = num_buckets // 2
     logarithmic = num_buckets - exact
     starts: list[int] = []
-    distance = exact
     for i in range(1, logarithmic):
-        while distance**logarithmic * exact**i < max_distance**i * exact**logarithmic:
-            distance += 1
-        starts.append(distance)
+        least, most = exact, max(exact, max_distance)
+        while least < most:  # configurations allow 2**31 - 1
+            middle = (least + most) // 2
+            if middle**logarithmic * exact**i < max_distance**i * exact**logarithmic:
+                least = middle + 1
+            else:
+                most = middle
+        starts.append(least)
     return tuple(starts)
 
 

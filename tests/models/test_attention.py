@@ -29,7 +29,7 @@ def test_buckets_are_the_originals(reference):
 
 
 def test_bucket_starts_follow_the_logarithm():
-    for num_buckets, max_distance in ((16, 128), (32, 128), (8, 20)):
+    for num_buckets, max_distance in ((16, 128), (32, 128), (8, 20), (32, 2**31 - 1)):
         exact = num_buckets // 2
         for i, start in enumerate(bucket_starts(num_buckets, max_distance), 1):
             position = [

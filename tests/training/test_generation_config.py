@@ -114,7 +114,7 @@ def test_adapters_have_the_settings_of_their_run(model, few, tmp_path):
     run(finetune, model, tmp_path / "lora", lora_rank=2, optimizer_preset="adamw", **few)
     places = list(tmp_path.glob("[pl]*/**/adapter_config.json"))
     assert len(places) > 1
-    assert all(saved(place.parent) == {**OWN, "max_length": 129} for place in places)
+    assert all(saved(place.parent) == {**OWN, "no_repeat_ngram_size": 5, "max_length": 129} for place in places)
 
 
 @pytest.mark.parametrize("start", ["checkpoint", "preset"])

@@ -16,6 +16,7 @@ from typing import Any
 from t5_experimental.model_folders import holds_adapter
 
 from .errors import ConversionError
+from .loading import load_model
 from .output.folder import check_output, finished_or_nothing, reclaimable
 from .output.json_files import read_json
 from .output.onnx_files import copy_tokenizer, write_card, write_config
@@ -224,22 +225,7 @@ def _load(found: OnnxExport, dtype: str) -> Any:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     model_class = getattr(t5_experimental, found.class_name)
-    try:
-        model, info = model_class.from_pretrained(
-            found.folder,
-            dtype=getattr(torch, dtype),
-            local_files_only=True,
-            attn_implementation="eager",
-            output_loading_info=True,
-        )
-    except Exception as error:  # the libraries raise many types for bad files
-        raise ConversionError(f"{found.folder} does not load: {' '.join(str(error).split())}") from error
-    missing = sorted([*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])])
-    if missing:
-        raise ConversionError(
-            f"{found.folder} has no tensor for {missing[0]}, which the model of its config.json has: save the whole "
-            "model."
-        )
+    model = load_model(model_class, found.folder, dtype=getattr(torch, dtype), attn_implementation="eager")
     return model.eval().requires_grad_(False)
 
 

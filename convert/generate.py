@@ -8,6 +8,7 @@ import argparse
 import math
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from t5_experimental.model_folders import (
 )
 
 from .errors import ConversionError
+from .loading import in_a_line, load_model
 
 
 LONGEST = 128
@@ -47,15 +49,19 @@ OPTIONS: tuple[tuple[str, type | None, str], ...] = (
     ("early_stopping", None, "beam search stops at the first texts that are finished"),
 )
 
-_MOST, _TINY = sys.float_info.max, math.ulp(0.0)
+_INT32, _TINY = 2**31 - 1, math.ulp(0.0)
+# Beyond, logits or the lengths of texts leave the range of float32.
+_SCALES, _POWERS = (1e-30, 1e30, "from 1e-30 to 1e30"), (-10, 10, "from -10 to 10")
+_FROM_0, _FROM_1 = (f"from {least} to {_INT32}" for least in (0, 1))
 # What transformers does not check: the least and the greatest value, and both in words.
 _LIMITS: dict[str, tuple[float, float, str]] = {
-    **dict.fromkeys(("batch_size", "max_new_tokens", "num_beams", "num_return_sequences"), (1, _MOST, "at least 1")),
-    **dict.fromkeys(("min_new_tokens", "no_repeat_ngram_size", "top_k"), (0, _MOST, "at least 0")),
-    **dict.fromkeys(("temperature", "repetition_penalty"), (_TINY, _MOST, "finite and more than 0")),
+    **dict.fromkeys(("batch_size", "max_new_tokens", "num_beams", "num_return_sequences"), (1, _INT32, _FROM_1)),
+    **dict.fromkeys(("min_new_tokens", "no_repeat_ngram_size", "top_k"), (0, _INT32, _FROM_0)),
+    **dict.fromkeys(("temperature", "repetition_penalty"), _SCALES),
     **dict.fromkeys(("top_p", "typical_p"), (_TINY, 1, "more than 0 and at most 1")),
     "min_p": (0, 1, "from 0 to 1"),
-    "length_penalty": (-_MOST, _MOST, "finite"),
+    "length_penalty": _POWERS,
+    "seed": (-(2**63), 2**64 - 1, "from -2**63 to 2**64 - 1"),
 }
 
 # What would steer a terminal, or end a line.
@@ -174,24 +180,24 @@ class _Writer:
         register_models()
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-        dtype = "auto" if arguments.dtype == "source" else getattr(torch, arguments.dtype)
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        _check_device(device)
         _check_weights(arguments.weights, device)
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = _model_class(folder).from_pretrained(folder, dtype=dtype, local_files_only=True)
-            settings = deepcopy(model.generation_config)
-            if adapter is not None:
-                import peft
-
-                model = peft.PeftModel.from_pretrained(model, adapter)
-                if arguments.weights == "int8" and not model.active_peft_config.is_prompt_learning:
-                    model = model.merge_and_unload()  # adapters beside rounded weights would be called as modules
-            model = model.to(device).eval()
-        except ConversionError:
-            raise
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the libraries raise many types for bad files
-            raise ConversionError(f"{adapter or folder} does not load: {_in_a_line(error)}") from error
+            raise ConversionError(f"{folder} does not load: {in_a_line(error)}") from error
+        _check_vocabulary(tokenizer, config, folder)
+        dtype = "auto" if arguments.dtype == "source" else getattr(torch, arguments.dtype)
+        model = load_model(_model_class(config, folder), folder, dtype=dtype)
+        settings = deepcopy(model.generation_config)
+        if adapter is not None:
+            model = _with_adapter(model, adapter, arguments.weights)
+        try:
+            model = model.to(device).eval()
+        except Exception as error:  # of any kind, by the device
+            raise ConversionError(f"--device {device} cannot hold the model: {in_a_line(error)}") from error
         if arguments.seed is not None:
             torch.manual_seed(arguments.seed)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -212,10 +218,11 @@ class _Writer:
     def write(self, sources: Sequence[str], **more: Any) -> list[str]:
         """Texts for the sources; `more` for `generate`."""
         inputs = self.tokenizer(list(sources), padding=True, return_tensors="pt").to(self.model.device)
-        names = ("input_ids", "attention_mask")
-        ids = self.model.generate(
-            **{name: inputs[name] for name in names}, generation_config=deepcopy(self.settings), **more
-        )
+        options = {name: inputs[name] for name in ("input_ids", "attention_mask")} | more
+        try:
+            ids = self.model.generate(**options, generation_config=deepcopy(self.settings))
+        except RuntimeError as error:  # torch's, for numbers that are none and for memory that there is not
+            raise ConversionError(f"The model cannot write with these options: {in_a_line(error)}") from error
         return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
 
     def stream(self, sources: Sequence[str], to: TextIO) -> None:
@@ -231,18 +238,55 @@ class _Writer:
         self.write(sources, streamer=Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True))
 
 
-def _model_class(folder: str) -> Any:
+def _model_class(config: Any, folder: str) -> Any:
     """The class that loads a folder: our own for transformers' T5, too, whose layers then decode as fast as ours."""
     import transformers
 
     from t5_experimental import T5V11ForConditionalGeneration
 
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     try:
         stock = is_stock(config, folder, "use transformers' own generate")
     except FolderError as error:
         raise ConversionError(str(error)) from error
+    if not config.is_encoder_decoder:
+        raise ConversionError(
+            f"{folder} holds an encoder alone, which writes no text: give the folder of a whole model."
+        )
     return T5V11ForConditionalGeneration if stock else transformers.AutoModelForSeq2SeqLM
+
+
+def _check_vocabulary(tokenizer: Any, config: Any, folder: str) -> None:
+    rows = getattr(config, "vocab_size", None)
+    if isinstance(rows, int) and len(tokenizer) > rows:
+        raise ConversionError(
+            f"The tokenizer of {folder} has {len(tokenizer)} ids, and the model's embedding {rows} rows: copy both "
+            "from the same model."
+        )
+
+
+def _with_adapter(model: Any, adapter: str, weights: str) -> Any:
+    import peft
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")  # which peft fills with numbers of its own
+            model = peft.PeftModel.from_pretrained(model, adapter)
+        if weights == "int8" and not model.active_peft_config.is_prompt_learning:
+            return model.merge_and_unload()  # adapters beside rounded weights would be called as modules
+    except Exception as error:  # of many types, for bad files
+        raise ConversionError(f"{adapter} does not load: {in_a_line(error)}") from error
+    return model
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, ValueError) as error:
+        raise ConversionError(f"--device {device} is none that torch has: name one such as cpu or cuda:1.") from error
+    if kind == "meta":
+        raise ConversionError(f"--device {device} computes no numbers: name one such as cpu or cuda:1.")
 
 
 def _check_weights(weights: str, device: str) -> None:
@@ -264,21 +308,33 @@ def _settle(settings: Any, options: Mapping[str, Any]) -> Any:
         ConversionError: they contradict each other, or one has no effect.
     """
     given = {name: options[name] for name, _, _ in OPTIONS if options[name] is not None}
-    if given.get("min_new_tokens", 0) > given.get("max_new_tokens", math.inf):
-        raise ConversionError(
-            f"--min-new-tokens is {given['min_new_tokens']}, more than --max-new-tokens: lower it, or leave one out."
-        )
     if "max_new_tokens" in given:
         settings.max_length = None
     elif settings.max_length is None and settings.max_new_tokens is None:
         settings.max_new_tokens = LONGEST
+    _check_lengths(settings, given)
     settings._from_model_config = None
     try:
         settings.update(**given)  # which validates, too
         settings.validate(strict=True)
     except ValueError as error:
-        raise ConversionError(f"The options of generate contradict each other: {_in_a_line(error)}") from error
+        raise ConversionError(f"The options of generate contradict each other: {in_a_line(error)}") from error
     return settings
+
+
+def _check_lengths(settings: Any, given: Mapping[str, Any]) -> None:
+    """Raises if no text is as long as it must be: transformers would leave it short."""
+    most = given.get("max_new_tokens", settings.max_new_tokens)
+    if most is None:
+        most = settings.max_length - 1  # the decoder's start token counts there
+    least = given.get("min_new_tokens", settings.min_new_tokens)
+    if least is None:
+        least = (settings.min_length or 0) - 1
+    if least > most:
+        raise ConversionError(
+            f"The shortest text would have {least} tokens and the longest {most}: change --min-new-tokens or "
+            "--max-new-tokens."
+        )
 
 
 def _check_limits(options: Mapping[str, Any]) -> None:

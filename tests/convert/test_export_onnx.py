@@ -347,7 +347,7 @@ def test_a_package_is_missing(
         ({"model_type": "bert"}, "holds a model of type 'bert', which is none of these families"),
         ({"model_type": ["t5"]}, "holds a model of type ['t5'], which is none of these families"),
         ({"num_layers": 2}, "has no tensor for encoder.block.1"),
-        ({"d_ff": 48}, "does not load"),
+        ({"d_ff": 48}, "has the shape"),
         ({"d_kv": "wide"}, "does not load"),
     ],
     ids=str,

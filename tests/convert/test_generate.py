@@ -8,11 +8,26 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    T5Config,
+    T5EncoderModel,
+)
 
+from t5_experimental import (
+    T5TalkingHeadsForConditionalGeneration,
+    T5V11Config,
+    T5V11EncoderModel,
+    T5V11ForConditionalGeneration,
+    T5V11ForSequenceClassification,
+    T5V11Model,
+)
 from t5_experimental.convert.cli import main
 from t5_experimental.convert.generate import _on_a_line
 from t5_experimental.kernels_t5_experimental import int8_kernels
+from tests.conftest import TINY
 
 
 LINES = ["cheap food", "", "a restaurant by the river, cheap", "name[The Mill]"]
@@ -89,7 +104,11 @@ def test_length_is_the_models_own_or_a_sensible_one(write, folder, expected, tmp
     )
     assert write(model=copy)[1] == expected(max_length=4)
     assert write("--max-new-tokens 9", model=copy)[1] == expected(max_new_tokens=9)
+    assert "would have 4 tokens and the longest 3: change" in write("--min-new-tokens 4", model=copy)[2]
+    assert write("--min-new-tokens 3", model=copy)[1] == expected(max_new_tokens=3, min_new_tokens=3)
     assert write(lines=LINES[:1])[1] == expected(LINES[:1], max_new_tokens=128)
+    (copy / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 0, "min_new_tokens": 9}))
+    assert "would have 9 tokens and the longest 5: change" in write("--max-new-tokens 5", model=copy)[2]
 
 
 def test_prompts_and_adapters(write, folder, expected, tmp_path):
@@ -160,22 +179,29 @@ def test_texts_stay_on_their_line():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--batch-size 0", "--batch-size is 0: it must be at least 1"),
-        ("--num-beams 0", "--num-beams is 0: it must be at least 1"),
-        ("--max-new-tokens -1", "--max-new-tokens is -1: it must be at least 1"),
-        ("--do-sample --top-k -1", "--top-k is -1: it must be at least 0"),
-        ("--do-sample --temperature 0", "--temperature is 0.0: it must be finite and more than 0"),
-        ("--do-sample --temperature nan", "--temperature is nan: it must be finite and more than 0"),
+        ("--batch-size 0", "--batch-size is 0: it must be from 1 to 2147483647"),
+        ("--num-beams 0", "--num-beams is 0: it must be from 1 to 2147483647"),
+        ("--max-new-tokens -1", "--max-new-tokens is -1: it must be from 1 to 2147483647"),
+        ("--do-sample --top-k -1", "--top-k is -1: it must be from 0 to 2147483647"),
+        ("--do-sample --temperature 0", "--temperature is 0.0: it must be from 1e-30 to 1e30"),
+        ("--do-sample --temperature nan", "--temperature is nan: it must be from 1e-30 to 1e30"),
         ("--do-sample --top-p 1.5", "--top-p is 1.5: it must be more than 0 and at most 1"),
         ("--do-sample --min-p -0.1", "--min-p is -0.1: it must be from 0 to 1"),
-        ("--repetition-penalty inf", "--repetition-penalty is inf: it must be finite and more than 0"),
-        ("--num-beams 2 --length-penalty nan", "--length-penalty is nan: it must be finite"),
+        ("--repetition-penalty inf", "--repetition-penalty is inf: it must be from 1e-30 to 1e30"),
+        ("--num-beams 2 --length-penalty nan", "--length-penalty is nan: it must be from -10 to 10"),
         ("--seed 1", "--seed has no effect without --do-sample"),
         ("--temperature 0.5", "The options of generate contradict each other: .*`temperature`"),
         ("--num-return-sequences 2", "contradict each other"),
         ("--weights int8 --device cuda", "--weights int8 is for CPUs, not for cuda: add --device cpu"),
         ("--prompt {empty}", "empty is not a folder of an adapter .it has no adapter_config.json."),
-        ("--device nowhere:1", "does not load: "),
+        ("--device nowhere:1", "--device nowhere:1 is none that torch has: "),
+        ("--device meta", "--device meta computes no numbers: "),
+        ("--do-sample --temperature 1e-320", "--temperature is 1e-320: it must be from 1e-30 to 1e30"),
+        ("--num-beams 2 --length-penalty 1e300", "--length-penalty is 1e.300: it must be from -10 to 10"),
+        (f"--num-beams {10**30}", "--num-beams is 10*: it must be from 1 to 2147483647"),
+        (f"--do-sample --seed {10**23}", "--seed is 10*: it must be from -2..63 to 2..64 - 1"),
+        ("--min-new-tokens 129", "shortest text would have 129 tokens and the longest 128: change --min-new-tokens or"),
+        ("--min-new-tokens 3 --max-new-tokens 2", "shortest text would have 3 tokens and the longest 2: "),
     ],
 )
 def test_bad_options_end_before_anything_is_read(words, message, folder, tmp_path, monkeypatch, capsys):
@@ -217,3 +243,54 @@ def test_folders_of_stock_t5_write_what_converted_ones_write(words, write, tiny_
 
     (stock / "config.json").write_text(json.dumps({"model_type": "bart"}))
     assert "holds a model of type 'bart', which is no T5" in write(model=stock)[2]
+
+
+def test_weights_that_are_not_the_models_are_refused(write, tiny_models, tmp_path):
+    """transformers fills them with random numbers, without a word."""
+    model = T5V11ForConditionalGeneration.from_pretrained(tiny_models["t5_v1_1"])
+    tokenizer = [tiny_models["t5_v1_1"] / name for name in ("spiece.model", "tokenizer_config.json")]
+
+    def message(name, save):
+        save(tmp_path / name)
+        for path in tokenizer:
+            shutil.copy(path, tmp_path / name)
+        status, texts, errors = write("--max-new-tokens 3", model=tmp_path / name)
+        assert (status, texts, errors.count("\n")) == (1, [], 1)
+        return errors
+
+    def changed(**changes):
+        weights = {name: weight.clone() for name, weight in model.state_dict().items()} | changes
+        weights = {name: weight for name, weight in weights.items() if weight is not None}
+        return lambda folder: model.save_pretrained(folder, state_dict=weights)
+
+    table = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    assert f"has no tensor for {table}" in message("missing", changed(**{table: None}))
+    assert f"{table} of" in (wide := message("wide", changed(**{table: torch.zeros(32, 5)})))
+    assert "has the shape [32, 5], and the model of its config.json [32, 4]" in wide
+    assert "has a tensor 'other'" in message("more", changed(other=torch.zeros(3)))
+    for head in (T5V11ForSequenceClassification, T5V11Model):
+        found = message(head.__name__, head.from_pretrained(tiny_models["t5_v1_1"]).save_pretrained)
+        assert "has no tensor for lm_head.weight" in found
+    encoder = T5V11EncoderModel.from_pretrained(tiny_models["t5_v1_1"])
+    assert "holds an encoder alone, which writes no text" in message("encoder", encoder.save_pretrained)
+    assert "has no tensor for decoder." in message("t5", T5EncoderModel(T5Config(**TINY)).save_pretrained)
+    small = T5V11ForConditionalGeneration(T5V11Config(**{**TINY, "vocab_size": 1100}))
+    assert "and the model's embedding 1100 rows: copy both" in message("small", small.save_pretrained)
+
+
+def test_adapters_without_a_tensor_are_refused(write, folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q"])).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "adapter_model.safetensors")
+    name = sorted(weights)[0]
+    save_file({key: weight for key, weight in weights.items() if key != name}, tmp_path / "adapter_model.safetensors")
+    assert "does not load: Found missing adapter keys" in write(model=tmp_path)[2]
+
+
+def test_what_torch_refuses_is_one_sentence(write, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("probability tensor contains\nnan")
+
+    monkeypatch.setattr(T5TalkingHeadsForConditionalGeneration, "generate", fail)
+    assert write()[::2] == (1, "error: The model cannot write with these options: probability tensor contains nan\n")

@@ -6,11 +6,14 @@ import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState
 
 from t5_experimental.training import finetune
+from t5_experimental.training.trainer.saving import _StopEarly
 
 
 DATA = Path(__file__).parents[1] / "data"
@@ -46,7 +49,6 @@ def checkpoints(folder: Path) -> list[str]:
 @pytest.mark.parametrize("how", ["moved", "copied", "other path"])
 def test_the_best_checkpoint_is_found_where_the_folder_is_now(how, run, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(logging.getLogger("transformers.trainer"), "propagate", True)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     run("first", max_steps=2)
     best = weights(Path("first") / "checkpoint-1")
@@ -103,3 +105,50 @@ def test_only_the_best_are_saved(run, tmp_path):
     output = run(tmp_path / "output", max_steps=3, save_strategy="best")
     assert checkpoints(output) == ["checkpoint-1"]
     assert weights(output) == weights(output / "checkpoint-1")
+
+
+STILL = {"learning_rate": 0, "optim": "sgd", "load_best_model_at_end": False, "save_total_limit": 1, "max_steps": 9}
+
+
+def last_step(folder: Path) -> int:
+    return json.loads((folder / "trainer_state.json").read_text())["global_step"]
+
+
+def test_a_run_that_stopped_early_stops_at_once_until_it_is_finished(run, tmp_path):
+    options = {**STILL, "early_stopping_patience": 2}
+    output = run(tmp_path / "output", **options)
+    assert last_step(output) == 3
+    for name in ("report.html", "README.md"):  # as after a kill in the last evaluation
+        (output / name).unlink()
+    run(output, **options)
+    assert (last_step(output), checkpoints(output)) == (3, ["checkpoint-1", "checkpoint-3"])
+    # It goes on; the next evaluation is no better. It may be killed once more.
+    options["max_steps"] = 12
+    run(output, **options)
+    assert last_step(output) == 4
+    (output / "trainer_state.json").write_text('{"global_step": 3}')
+    run(output, **options)
+    assert last_step(output) == 4
+    # The checkpoint of another run is what a new one goes on from.
+    other = run(tmp_path / "other", **options, resume_from_checkpoint=output / "checkpoint-4")
+    assert last_step(other) == 5
+
+
+def test_early_stopping_is_silent_about_evaluations_without_its_metric(run, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    for name in ("a", "b"):
+        shutil.copyfile(DATA / "restaurants_validation.jsonl", tmp_path / f"{name}.jsonl")
+    several = {"validation_file": f"{tmp_path}/[ab].jsonl", "test_file": DATA / "restaurants_test.jsonl"}
+    options = {**STILL, **several, "early_stopping_patience": 2, "metric_for_best_model": "a_loss"}
+    assert last_step(run(tmp_path / "output", **options)) == 3
+    assert "early stopping required" not in caplog.text
+
+
+def test_figures_that_are_not_finite_are_no_improvement():
+    stop = _StopEarly(2, 0.0)
+    args, state = SimpleNamespace(greater_is_better=True), TrainerState()
+    for count, value in enumerate([float("nan")] * 3, start=1):
+        stop.check_metric_value(args, state, TrainerControl(), value)
+        assert stop.early_stopping_patience_counter == count
+    stop.check_metric_value(args, state, TrainerControl(), 0.5)
+    assert stop.early_stopping_patience_counter == 0

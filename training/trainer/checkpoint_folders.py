@@ -68,6 +68,11 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()), key=steps_of)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether an output folder has the last files that a run writes."""
+    return all((folder / name).exists() for name in ("report.html", "README.md"))
+
+
 def finished_step(folder: Path) -> float:
     """The last step of the finished run in an output folder: later checkpoints are of a run that goes on from there.
     Infinite if the run is of a version that did not record it."""

@@ -16,13 +16,19 @@ from ..engines.engine import Engine, engine_of, prepare_engine
 from ..engines.lost_processes import join_on_cpu
 from ..errors import TrainingError
 from .arguments import LAUNCHED, T5TrainingArguments
-from .checkpoint_folders import check_aside, choose_checkpoint, find_checkpoints, finished_step, goes_beyond, steps_of
+from .checkpoint_folders import (
+    check_aside,
+    choose_checkpoint,
+    find_checkpoints,
+    finished_step,
+    goes_beyond,
+    is_finished,
+    steps_of,
+)
 
 
 # Files that make a folder loadable, and are written last.
 FINISHED = {"config.json": "a model", "adapter_config.json": "an adapter"}
-# The last files that a run writes.
-_REPORT = ("report.html", "README.md")
 
 Options = TypeVar("Options", bound=tuple[Any, ...])
 
@@ -133,9 +139,8 @@ def _check_output(folder: Path, training: T5TrainingArguments, resumes: bool) ->
     try:
         if folder.is_file():
             raise TrainingError(f"--output_dir {folder} is a file: give a folder.")
-        is_finished = all((folder / name).exists() for name in _REPORT)
         checkpoints = find_checkpoints(folder)
-        goes_on = bool(checkpoints) and (not is_finished or steps_of(checkpoints[-1]) > finished_step(folder))
+        goes_on = bool(checkpoints) and (not is_finished(folder) or steps_of(checkpoints[-1]) > finished_step(folder))
         for name, what in FINISHED.items():
             if not (folder / name).exists() or goes_on:
                 continue

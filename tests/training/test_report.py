@@ -255,3 +255,35 @@ def test_chart_puts_points_where_they_belong():
 )
 def test_ticks_are_round(low, high, expected):
     assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_figures_that_are_not_finite_are_null_and_not_in_the_card(tiny_models, tmp_path, monkeypatch):
+    """Such as the correlation of constant predictions; also in the state, which a longer run reads again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "undefined.py").write_text(
+        "def own(texts, references):\n    return {'own': float('nan'), 'one': 1.0}\n"
+    )
+    files = "train_file", "validation_file"
+    options = " ".join(f"--{name} {DATA / 'restaurants_test.jsonl'}" for name in files)
+    options += f" --model_name_or_path {tiny_models['t5_v1_1']} --metric undefined:own --max_target_length 4 --use_cpu"
+    steps = "--eval_strategy steps --eval_steps 1 --save_steps 1 --metric_for_best_model own --output_dir out"
+    for count in (1, 2):
+        finetune.main(f"{options} {steps} --max_steps {count}".split())
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    paths = [path for path in Path("out").rglob("*.json*") if path.parent.name != "runs"]
+    read = {path.as_posix(): path.read_text() for path in paths}
+    for path, text in read.items():
+        for line in text.splitlines() if path.endswith("l") else [text]:
+            json.loads(line, parse_constant=refuse)
+    assert json.loads(read["out/all_results.json"])["eval_own"] is None
+    state = json.loads(read["out/checkpoint-2/trainer_state.json"])
+    assert state["best_metric"] is None
+    assert [row["eval_own"] for row in state["log_history"] if "eval_own" in row] == [None, None]
+    assert {"out/eval_results.json", "out/trainer_state.json", "out/history.jsonl"} <= set(read)
+    card = ModelCard.load("out/README.md")
+    assert {result.metric_name for result in card.data.eval_results} == {"loss", "one"}
+    assert "nan" not in card.data.to_yaml()

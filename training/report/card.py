@@ -1,6 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """What a model card says to programs: license, base model, data sets, metrics and results, as YAML."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -88,6 +89,8 @@ def front_matter(
 
 
 def _flat(figures: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, str, float]]:
+    """All that are finite: the hub takes no other, and a correlation may be undefined."""
     for split, values in figures.items():
         for figure, value in values.items():
-            yield split, figure, value
+            if math.isfinite(value):
+                yield split, figure, value

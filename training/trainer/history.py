@@ -8,6 +8,7 @@ removes what was logged after its checkpoint, and will be logged again.
 import json
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,25 @@ def _begin(path: Path, logs: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _as_lines(logs: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps({name: _finite(value) for name, value in log.items()}) + "\n" for log in logs)
+    return "".join(json.dumps(finite(log)) + "\n" for log in logs)
 
 
-def _finite(value: Any) -> Any:
-    """JSON has neither NaN nor infinity: both are null."""
+def finite(value: Any) -> Any:
+    """The same for JSON, which has neither NaN nor infinity: both are null."""
+    if isinstance(value, Mapping):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_state(state: TrainerState, path: Path) -> None:
+    """Writes a trainer's state as [`restore_logs`] expects it."""
+    path.write_text(json.dumps(finite(asdict(state)), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def restore_logs(state: TrainerState) -> None:
+    """Makes null in the log of a state that was read a NaN again."""
+    state.log_history = [
+        {name: math.nan if value is None else value for name, value in log.items()} for log in state.log_history
+    ]

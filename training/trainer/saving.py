@@ -51,7 +51,7 @@ from .checkpoint_folders import (
     steps_of,
     why_not_written,
 )
-from .history import HistoryCallback
+from .history import HistoryCallback, finite, restore_logs, write_state
 from .settle import FINISHED, Run, settle
 
 
@@ -114,6 +114,7 @@ class SavingTrainer(Seq2SeqTrainer):
         with _without_warning("The best checkpoint "):  # of a path where it is no longer
             begin = super()._init_training_state(*args, **kwargs)
         self.state.best_model_checkpoint = None if self._best is None else str(self._best)
+        restore_logs(self.state)
         return begin
 
     def _examples(self) -> int:
@@ -192,7 +193,7 @@ class SavingTrainer(Seq2SeqTrainer):
                 self.state.best_model_checkpoint = str(place)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                self.state.save_to_json(str(written / STATE))
+                write_state(self.state, written / STATE)
                 (written / _LOSSES).write_text(json.dumps(losses) + "\n", encoding="utf-8")
                 complete(written, self._record(written))
                 with held_back():
@@ -282,12 +283,15 @@ class SavingTrainer(Seq2SeqTrainer):
                 flush_one(folder)
         self.accelerator.wait_for_everyone()
 
+    def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
+        super().save_metrics(split, finite(metrics), combined)
+
     def save_state(self) -> None:
         """Writes the trainer's state, with its log and best step, into the output folder; all processes call this."""
         folder = Path(str(self.args.output_dir))
         with self.writing(STATE, folder):
             if self.is_world_process_zero():
-                self.state.save_to_json(str(folder / ASIDE / STATE))
+                write_state(self.state, folder / ASIDE / STATE)
                 with held_back():
                     os.replace(folder / ASIDE / STATE, folder / STATE)
         self.accelerator.wait_for_everyone()

@@ -17,7 +17,6 @@ from ..source.local_files import LocalFiles
 from ..source.matrix import FileMatrix
 from ..tensors import SAFETENSORS_DTYPES, Matrix, Memory, Variable, numpy_dtype
 from .json_files import MAX_BYTES, check_plain_name, parse_json, read_json
-from .safetensors_format import INDEX_FILENAME
 
 
 WEIGHTS_FILENAME = "model.safetensors"
@@ -225,19 +224,30 @@ class _Row:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model, whether it is in one or in several.
+    """The safetensors files of a model.
 
     Raises:
         ConversionError: there are none, or their index is damaged.
     """
-    index = folder / INDEX_FILENAME
-    if not index.is_file():
-        if not (folder / WEIGHTS_FILENAME).is_file():
-            raise ConversionError(
-                f"{folder} has no {WEIGHTS_FILENAME}: save the model with `save_pretrained`, which writes it."
-            )
-        return [folder / WEIGHTS_FILENAME]
-    return indexed_files(index)
+    files = files_of(folder, WEIGHTS_FILENAME)
+    if not files:
+        raise ConversionError(
+            f"{folder} has no {WEIGHTS_FILENAME}: save the model with `save_pretrained`, which writes it."
+        )
+    return files
+
+
+def files_of(folder: Path, name: str) -> list[Path]:
+    """The files of a model in one form: the one of this name, or else those of its index, since transformers reads the
+    one where a folder has both. Empty if there is neither.
+
+    Raises:
+        ConversionError: the index is damaged.
+    """
+    index = folder / f"{name}.index.json"
+    if (folder / name).is_file():
+        return [folder / name]
+    return indexed_files(index) if index.is_file() else []
 
 
 def indexed_files(index: Path) -> list[Path]:

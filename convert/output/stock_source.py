@@ -23,7 +23,7 @@ from ..tensors import Variable
 from .flax_reader import FlaxReader
 from .format import OutputFormat
 from .json_files import parse_json, read_json
-from .safetensors_reader import SafetensorsReader, indexed_files
+from .safetensors_reader import SafetensorsReader, files_of
 from .tf2_reader import Tf2Reader
 from .torch_reader import TorchReader
 
@@ -133,17 +133,15 @@ def find_stock(
 
 
 def open_weights(folder: Path) -> SafetensorsReader:
-    """The weights of a folder, in the first form that is there; several files before one, as transformers has it.
+    """The weights of a folder, in the first form that is there, as transformers has it.
 
     Raises:
         ConversionError: a file is missing or damaged, or a package that reads it is.
     """
     readers = dict(zip(STOCK_WEIGHTS, (SafetensorsReader, TorchReader, FlaxReader, Tf2Reader), strict=True))
     for name, reader in readers.items():
-        if (folder / name).is_file():
-            return reader([folder / name])
-        if (folder / f"{name}.index.json").is_file():
-            return reader(indexed_files(folder / f"{name}.index.json"))
+        if files := files_of(folder, name):
+            return reader(files)
     raise ConversionError(f"{folder} has no weights any more: copy all of its files again.")
 
 

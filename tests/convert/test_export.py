@@ -23,6 +23,7 @@ from t5_experimental.convert.mesh import axes as arrays_module
 from t5_experimental.convert.mesh.parameters import parameters
 from t5_experimental.convert.output import safetensors_reader
 from t5_experimental.convert.output.safetensors_reader import SafetensorsReader
+from t5_experimental.convert.output.stock_source import open_weights
 from t5_experimental.convert.plan.tensors import Entry
 from t5_experimental.convert.source.checkpoint import resolve
 
@@ -265,10 +266,15 @@ def header(**changes: Any) -> bytes:
     return len(text).to_bytes(8, "little") + text + bytes(8)
 
 
+def write_index(folder: Path, text: str) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
 def copy_shard(folder: Path) -> None:
+    shutil.copyfile(folder / "model.safetensors", folder / "one.safetensors")
     shutil.copyfile(folder / "model.safetensors", folder / "second.safetensors")
-    index = {"weight_map": {"a": "model.safetensors", "b": "second.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    write_index(folder, json.dumps({"weight_map": {"a": "one.safetensors", "b": "second.safetensors"}}))
 
 
 BAD = {
@@ -296,7 +302,7 @@ BAD = {
         r"'x' has 8 bytes, which float32 \[3\] has not",
     ),
     "negative": (lambda f: (f / "model.safetensors").write_bytes(header(data_offsets=[-8, 0])), "no lists of integers"),
-    "twice": (copy_shard, r"is in model\.safetensors, too"),
+    "twice": (copy_shard, r"is in one\.safetensors, too"),
     "cut off": (lambda f: os.truncate(f / "model.safetensors", 5000), "is no complete safetensors file"),
     "empty": (lambda f: os.truncate(f / "model.safetensors", 0), "is no complete safetensors file"),
     "missing": (lambda f: edit_tensors(f, lambda t: t.pop("lm_head.weight")), "has no tensor lm_head.weight, which"),
@@ -312,9 +318,9 @@ BAD = {
     ),
     "integers": (lambda f: edit_tensors(f, lambda t: t.update(x=torch.zeros(1, dtype=torch.int32))), "dtype 'I32'"),
     "bad record": (lambda f: (f / "conversion.json").write_text("{"), r"conversion\.json cannot be read"),
-    "bad index": (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "index.json cannot be read"),
+    "bad index": (lambda f: write_index(f, "{}"), "index.json cannot be read"),
     "a shard elsewhere": (
-        lambda f: (f / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../m.safetensors"}}'),
+        lambda f: write_index(f, '{"weight_map": {"a": "../../m.safetensors"}}'),
         r"index\.json cannot be read .'\.\./\.\./m\.safetensors' is no name of a file in its folder",
     ),
 }  # fmt: skip
@@ -441,3 +447,16 @@ def test_planning_reads_no_weight(folder: Path) -> None:
     assert found.layout.named_layers
     with pytest.raises(ConversionError, match="the dtype 'float16' is none that the original restores"):
         plan_export(folder, dtype="float16")
+
+
+def test_one_file_is_read_before_several(folder: Path, tmp_path: Path) -> None:
+    """As transformers does where a folder has both."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    before = model.lm_head.weight.detach().clone()
+    model.lm_head.weight.data.add_(1)
+    (folder / "model.safetensors").rename(tmp_path / "one")
+    model.save_pretrained(folder, max_shard_size="100KB")
+    (tmp_path / "one").rename(folder / "model.safetensors")
+    assert (folder / "model.safetensors.index.json").is_file()
+    for reader in (SafetensorsReader(safetensors_reader.weight_files(folder)), open_weights(folder)):
+        assert np.array_equal(reader.read("lm_head.weight"), before.numpy())

@@ -152,3 +152,24 @@ def test_figures_that_are_not_finite_are_no_improvement():
         assert stop.early_stopping_patience_counter == count
     stop.check_metric_value(args, state, TrainerControl(), 0.5)
     assert stop.early_stopping_patience_counter == 0
+
+
+def test_figures_of_earlier_weights_do_not_stay_beside_new_ones(run, tmp_path):
+    shared = {"load_best_model_at_end": False, "max_target_length": 4}
+    first = {"test_file": f"{DATA}/restaurants_[tv]*[tn].jsonl", "metric": "exact_match"}
+    output = run(tmp_path / "output", **shared, **first, max_steps=1)
+    splits = ("restaurants_test", "restaurants_train", "restaurants_validation")
+    written = {f"test_{split}_results.json" for split in splits} | {
+        f"predictions_test_{split}.jsonl" for split in splits
+    }
+    assert {*written, "predictions_eval.jsonl"} <= {path.name for path in output.iterdir()}
+    mine = {"my_results.json": '{"my_loss": 1}', "test_results.json": "[]", "predictions_test.jsonl": "mine"}
+    for name, text in mine.items():
+        (output / name).write_text(text)
+    run(output, **shared, max_steps=2)
+    assert not {*written, "predictions_eval.jsonl"} & {path.name for path in output.iterdir()}
+    assert {name: (output / name).read_text() for name in mine} == mine
+    figures = {}
+    for split in ("train", "eval"):
+        figures |= json.loads((output / f"{split}_results.json").read_text())
+    assert json.loads((output / "all_results.json").read_text()) == figures

@@ -273,3 +273,29 @@ def test_evaluation_computes_own_metrics_and_those_of_classes(build, tmp_path, m
         build(f"{flags} {best} total", validation_file=tmp_path / "classes.jsonl")
     with pytest.raises(TrainingError, match="--positive_label c is no target in the eval data, which has"):
         build(flags.replace("label b", "label c"), validation_file=tmp_path / "classes.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("target", "generated", "expected"),
+    [
+        ("<extra_id_0> Thai <extra_id_1> park", "<extra_id_0> Thai <extra_id_1> park", True),
+        ("<extra_id_0>Thai<extra_id_1> park", "<extra_id_0> Thai <extra_id_1> park", True),
+        ("<extra_id_0> Thai <extra_id_1> park", "<extra_id_1> Thai <extra_id_0> park", False),
+        ("Thai park", "Thai <extra_id_0> park", True),
+    ],
+)
+def test_special_tokens_that_references_have_count(target, generated, expected, build, tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"source": "area[park]", "target": target}) + "\n")
+    trainer = build("--metric exact_match", validation_file=tmp_path / "rows.jsonl")
+    ids = torch.tensor([[0, *trainer.processing_class(generated)["input_ids"], 0, 0]])
+    step = FinetuningTrainer.prediction_step
+
+    def generate(self, model, inputs, prediction_loss_only, **more):
+        return step(self, model, inputs, True, **more) if prediction_loss_only else (None, ids, None)
+
+    monkeypatch.setattr(FinetuningTrainer, "prediction_step", generate)
+    for _ in range(2):  # also texts that a run goes on after
+        trainer.folder_of_predictions = tmp_path
+        assert trainer.evaluate()["eval_exact_match"] == (100 if expected else 0)
+    assert "<pad>" not in trainer.samples["eval"][0].prediction
+    assert "</s>" not in trainer.samples["eval"][0].prediction

@@ -1,8 +1,10 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """What fine-tuning adds to training: it generates texts and compares them with all references of their input."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,6 +65,7 @@ class FinetuningTrainer(T5Trainer):
         """From the last evaluation of each split."""
         self.predictions: dict[str, list[Sample]] = {}
         """All of the last evaluation of each split that generated texts."""
+        self._special: dict[str, bool] = {}  # whether references of a split have special tokens
         self.folder_of_predictions: Path | None = None
         """Where texts are written while they are generated, and read if they are there already; None for nowhere."""
 
@@ -105,7 +108,7 @@ class FinetuningTrainer(T5Trainer):
         """Some examples of a split with texts of the current model, or of the split's last evaluation; all processes
         call this."""
         if split not in self.samples:
-            references = dict(list(self._splits[split].references().items())[:_SAMPLES])
+            references = dict(list(self._references(split).items())[:_SAMPLES])
             self._gen_kwargs = {
                 "max_length": self.args.generation_max_length,
                 "num_beams": self.args.generation_num_beams,
@@ -113,9 +116,51 @@ class FinetuningTrainer(T5Trainer):
             self.samples[split] = self._generate(split, references)
         return self.samples[split]
 
+    def _references(self, split: str) -> dict[str, list[str]]:
+        """Of every distinct input of a split; special tokens in them have the same spaces around as in predictions."""
+        references = self._splits[split].references()
+        if not self._has_special_tokens(split):
+            return references
+        return {source: list(map(self._spaced, texts)) for source, texts in references.items()}
+
+    def _has_special_tokens(self, split: str) -> bool:
+        """Whether texts of a split are about them; an evaluation of it without training has to find the same."""
+        if split not in self._special:
+            references = self._splits[split].references().values()
+            found = (self._special_tokens.search(text) for texts in references for text in texts)
+            self._special[split] = any(found)
+        return self._special[split]
+
+    @cached_property
+    def _special_tokens(self) -> re.Pattern[str]:
+        """Those that a text may be about, such as `<extra_id_0>`; not those that only begin, end and fill it."""
+        tokenizer = cast(Any, self.processing_class)
+        ids = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+        return re.compile(
+            f"({'|'.join(re.escape(text) for number, text in ids if number not in self._fillers) or '(?!)'})"
+        )
+
+    @cached_property
+    def _fillers(self) -> set[int | None]:
+        tokenizer, config = cast(Any, self.processing_class), self.plain_model().config
+        return {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, config.decoder_start_token_id}
+
+    def _spaced(self, text: str) -> str:
+        """A text with one space on each side of special tokens; the tokenizer does not keep how many there were."""
+        parts = self._special_tokens.split(text)
+        return text if len(parts) == 1 else " ".join(filter(None, map(str.strip, parts)))
+
+    def _decode(self, split: str, ids: Sequence[Sequence[int]]) -> list[str]:
+        """Texts of generated ids, with special tokens if references of the split have some."""
+        tokenizer = cast(Any, self.processing_class)
+        if not self._has_special_tokens(split):
+            return tokenizer.batch_decode(ids, skip_special_tokens=True)
+        texts = tokenizer.batch_decode([[number for number in row if number not in self._fillers] for row in ids])
+        return list(map(self._spaced, texts))
+
     def _predict(self, split: str) -> list[Sample]:
         """The model's texts for all inputs of a split; those that are in its file already are not generated again."""
-        references = self._splits[split].references()
+        references = self._references(split)
         if self.folder_of_predictions is None:
             return self._generate(split, references)
         path = predictions_file(self.folder_of_predictions, split)
@@ -157,20 +202,21 @@ class FinetuningTrainer(T5Trainer):
         order = by_length([len(ids) for ids in features["input_ids"]], size)
         loader = self.get_test_dataloader(cast(torch.utils.data.Dataset, features.select(order)))
         samples: list[Sample] = []
-        texts: list[tuple[str, float]] = []
+        generated: list[tuple[list[int], float]] = []
         with self._generating(loader):
             for inputs in loader:
-                if not texts:
+                if not generated:
                     self._seed(begin + len(samples))
-                texts += self._generate_batch(inputs)
+                generated += self._generate_batch(inputs)
                 self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
                 window = order[len(samples) : len(samples) + size]
-                if len(texts) == len(window):
-                    known = sorted(zip(window, texts, strict=True))
+                if len(generated) == len(window):
+                    ids, scores = zip(*generated, strict=True)
+                    known = sorted(zip(window, zip(self._decode(split, ids), scores, strict=True), strict=True))
                     done = [Sample(rows[row][0], text, rows[row][1], score) for row, (text, score) in known]
                     receive(done[max(skip - begin - len(samples), 0) :])
                     samples += done
-                    texts = []
+                    generated = []
         return samples[skip - begin :]
 
     @contextmanager
@@ -195,15 +241,14 @@ class FinetuningTrainer(T5Trainer):
             # Other processes draw for other inputs.
             torch.manual_seed(hash((self.args.seed, row, self.args.process_index)))
 
-    def _generate_batch(self, inputs: dict[str, Any]) -> list[tuple[str, float]]:
-        """Texts of a batch of all processes, and their scores."""
+    def _generate_batch(self, inputs: dict[str, Any]) -> list[tuple[list[int], float]]:
+        """Ids of the texts of a batch of all processes, and their scores."""
         model, tokenizer = cast(torch.nn.Module, self.model), cast(Any, self.processing_class)
         _, ids, _ = self.prediction_step(model, inputs, prediction_loss_only=False)
         scores = sequence_scores(model, self._prepare_inputs(inputs), ids, self.plain_model().generation_config)
         ids = self.accelerator.pad_across_processes(ids, dim=1, pad_index=tokenizer.pad_token_id)
         ids, scores = self.accelerator.gather_for_metrics((ids, scores))
-        texts = tokenizer.batch_decode(ids.cpu().numpy(), skip_special_tokens=True)
-        return list(zip(texts, scores.tolist(), strict=True))
+        return list(zip(ids.tolist(), scores.tolist(), strict=True))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         return super()._get_train_sampler(train_dataset) if self.order is None else self.order

@@ -299,3 +299,18 @@ def test_special_tokens_that_references_have_count(target, generated, expected, 
         assert trainer.evaluate()["eval_exact_match"] == (100 if expected else 0)
     assert "<pad>" not in trainer.samples["eval"][0].prediction
     assert "</s>" not in trainer.samples["eval"][0].prediction
+
+
+def test_samples_of_a_mixture_are_those_of_its_epochs(tiny_models, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    row = json.dumps({"source": "food[Thai]", "target": "Thai"}) + "\n"
+    (tmp_path / "rows.jsonl").write_text(row * 20)
+    part = f"train_file: {tmp_path / 'rows.jsonl'}, validation_file: {tmp_path / 'rows.jsonl'}"
+    (tmp_path / "mixture.yaml").write_text(f"limit: 4\nentries:\n- {{name: a, {part}}}\n")
+    flags = f"--model_name_or_path {tiny_models['t5_v1_1']} --output_dir {tmp_path / 'output'} --use_cpu"
+    more = f"--mixture {tmp_path / 'mixture.yaml'} --num_train_epochs 2 --per_device_train_batch_size 2"
+    trainer, _ = finetune.build_trainer(finetune.parse(f"{flags} {more} --save_strategy no".split()))
+    metrics = trainer.train().metrics
+    assert trainer.state.global_step == 4
+    assert metrics["train_samples_per_second"] == pytest.approx(2 * metrics["train_steps_per_second"], rel=0.01)
+    assert trainer.num_examples(trainer.get_eval_dataloader("a")) == 20

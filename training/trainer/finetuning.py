@@ -55,6 +55,7 @@ class FinetuningTrainer(T5Trainer):
         self._splits, self._data, self._metrics = splits, data, metrics
         self.order = splits["train"].sampler if "train" in splits else None
         """Of training on a mixture or on packed rows; None for transformers' own."""
+        self._train_loader: DataLoader | None = None
         self.hooks.check_search(self.args.generation_num_beams)
         # The pass that computes losses does not generate.
         self.args.predict_with_generate = True
@@ -249,6 +250,16 @@ class FinetuningTrainer(T5Trainer):
         ids = self.accelerator.pad_across_processes(ids, dim=1, pad_index=tokenizer.pad_token_id)
         ids, scores = self.accelerator.gather_for_metrics((ids, scores))
         return list(zip(ids.tolist(), scores.tolist(), strict=True))
+
+    def get_train_dataloader(self) -> DataLoader:
+        self._train_loader = super().get_train_dataloader()
+        return self._train_loader
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        # transformers counts the examples that there are: a mixture may have fewer or more in an epoch.
+        if self.order is not None and dataloader is self._train_loader:
+            return self._splits["train"].epoch
+        return super().num_examples(dataloader)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
         return super()._get_train_sampler(train_dataset) if self.order is None else self.order

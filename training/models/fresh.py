@@ -27,7 +27,7 @@ def load_any_tokenizer(name: str) -> PreTrainedTokenizerBase:
         TrainingError: there is none, or it is not compatible with T5.
     """
     if not Path(name).is_file():
-        return load_tokenizer(name)
+        return load_tokenizer(name, for_pairs=False)
     try:
         vocabulary = read_vocabulary(Path(name))
     except VocabularyError as error:

@@ -25,12 +25,24 @@ from ..errors import TrainingError, in_a_line
 from .arguments import EvaluatedModelArguments, ModelArguments, folder_errors
 
 
-def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """Tokenizer of a model's folder."""
+def load_tokenizer(folder: str, for_pairs: bool = True) -> PreTrainedTokenizerBase:
+    """Tokenizer of a model's folder.
+
+    Args:
+        folder: of the model.
+        for_pairs: it has to end every text, by which a model learns to stop.
+    """
     with folder_errors():
         check_tokenizer(folder)
     with refusals(f"The tokenizer of {folder} does not load"):
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        end = tokenizer("")["input_ids"][-1:]
+    if for_pairs and end != [tokenizer.eos_token_id]:
+        raise TrainingError(
+            f"The tokenizer of {folder} does not end a text with its end-of-sequence token {tokenizer.eos_token!r}: "
+            "convert the checkpoint again, or restore the post_processor in tokenizer.json."
+        )
+    return tokenizer
 
 
 @contextmanager

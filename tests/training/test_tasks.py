@@ -133,7 +133,7 @@ def test_bad_rows_are_named(name, row, message):
         TASKS[name].labeled(row, "data, line 7")
 
 
-@pytest.mark.parametrize("label", [1, "1", 1.0, "equivalent"])
+@pytest.mark.parametrize("label", [1, "1", 1.0, "1.0", "1.00", "equivalent"])
 def test_labels_are_numbers_or_names(label):
     assert TASKS["glue_mrpc"].labeled({**ROW, "label": label}, "")["targets"] == ["equivalent"]
 

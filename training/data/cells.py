@@ -70,9 +70,11 @@ class Cells:
         value = self[column]
         if isinstance(value, float) and value.is_integer():
             return int(value)
-        if isinstance(value, bool) or not re.fullmatch(r"-?\d{1,18}", str(value)):
+        # JSON lines and tables keep numbers as they are written, such as 1.0.
+        found = None if isinstance(value, bool) else re.fullmatch(r"(-?\d{1,18})(\.0+)?", str(value))
+        if found is None:
             raise self._wrong(column, "no integer")
-        return int(value)
+        return int(found[1])
 
     def number(self, column: str) -> float:
         value = self[column]
@@ -89,7 +91,7 @@ class Cells:
         value = self[column]
         if str(value) in names:
             return names.index(str(value))
-        index = self.integer(column) if re.fullmatch(r"-?\d+(\.0)?", str(value)) else len(names)
+        index = self.integer(column) if re.fullmatch(r"-?\d+(\.0+)?", str(value)) else len(names)
         if not -1 <= index < len(names):
             classes = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
             raise self._wrong(column, f"none of the classes {classes}")

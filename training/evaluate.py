@@ -20,11 +20,10 @@ from collections.abc import Sequence
 
 from t5_experimental.training.cli.entry_point import EntryPoint
 from t5_experimental.training.data.arguments import EvaluationDataArguments
-from t5_experimental.training.errors import TrainingError
 from t5_experimental.training.evaluation import EvaluationOptions, run_evaluation
 from t5_experimental.training.models.arguments import EvaluatedModelArguments
 from t5_experimental.training.report.start_lines import warn_of_float16
-from t5_experimental.training.trainer.finetuning_arguments import EvaluationArguments
+from t5_experimental.training.trainer.finetuning_arguments import EvaluationArguments, check_only_evaluates
 from t5_experimental.training.trainer.settle import Run
 
 
@@ -35,17 +34,6 @@ ENTRY_POINT = EntryPoint(
     options=(EvaluatedModelArguments, EvaluationDataArguments, EvaluationArguments),
 )
 
-# Options of transformers that only have an effect in training.
-_OF_TRAINING = {
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs"),
-    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
-    *("optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
-    *("max_grad_norm", "label_smoothing_factor", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
-    *("eval_strategy", "eval_steps", "eval_on_start", "logging_strategy", "logging_steps"),
-    *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "push_to_hub", "resume_from_checkpoint"),
-    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "train_sampling_strategy", "do_train"),
-}
-
 
 def parse(arguments: Sequence[str] | None = None) -> Run[EvaluationOptions]:
     """A settled run from the command line; `arguments` replace it in tests and notebooks."""
@@ -54,8 +42,7 @@ def parse(arguments: Sequence[str] | None = None) -> Run[EvaluationOptions]:
 
 def run(settled: Run[EvaluationOptions]) -> None:
     """Evaluates, and writes metrics and predictions."""
-    if idle := sorted(settled.given & _OF_TRAINING):
-        raise TrainingError(f"--{idle[0]} has no effect on an evaluation, which trains nothing: leave it out.")
+    check_only_evaluates(settled.given, {"do_train"})
     warn_of_float16(settled.training)
     run_evaluation(settled)
 

@@ -44,7 +44,7 @@ from t5_experimental.training.report.start_lines import describe_step, warn_of_f
 from t5_experimental.training.run import run_trainer
 from t5_experimental.training.trainer.checkpoint_folders import write_aside
 from t5_experimental.training.trainer.finetuning import FinetuningTrainer
-from t5_experimental.training.trainer.finetuning_arguments import FinetuningArguments
+from t5_experimental.training.trainer.finetuning_arguments import FinetuningArguments, check_only_evaluates
 from t5_experimental.training.trainer.frozen_weights import mark_frozen
 from t5_experimental.training.trainer.generation import settle_generation
 from t5_experimental.training.trainer.settle import Run
@@ -85,7 +85,8 @@ def build_trainer(
         if adapt is not None:
             raise TrainingError(f"--model_name_or_path {adapter} holds an adapter: give the folder of the model.")
         _check_further_training(adapter, training)
-        adapt = partial(_with_adapter, adapter)
+        dropout = model_options.dropout_rate if "dropout_rate" in settled.given else None
+        adapt = partial(_with_adapter, adapter, dropout)
     elif adapt is None and training.lora_rank:
         adapt = _with_lora(training.lora_rank)
     elif training.merge_lora:
@@ -138,6 +139,7 @@ def run(settled: Run[Options]) -> None:
         return
     model_options.check_trains()
     if not training.trains(any(source is not None for source in (data.train_file, data.dataset_name, data.mixture))):
+        check_only_evaluates(settled.given)
         evaluated = EvaluatedModelArguments(model_options.model_name_or_path)
         warn_of_float16(training)
         run_evaluation(replace(cast(Any, settled), options=(evaluated, data, training)))
@@ -166,9 +168,11 @@ def _check_further_training(adapter: str, training: FinetuningArguments) -> None
         )
 
 
-def _with_adapter(adapter: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """The model with the LoRA adapters of a folder, to train them further."""
-    return load_adapter(model, adapter, trains=True)
+def _with_adapter(
+    adapter: str, dropout: float | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Any:
+    """The model with the LoRA adapters of a folder, to train them further; None keeps the dropout of their inputs."""
+    return load_adapter(model, adapter, trains=True, dropout=dropout)
 
 
 def _with_lora(rank: int) -> Callable[[PreTrainedModel, PreTrainedTokenizerBase], Any]:

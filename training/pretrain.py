@@ -59,7 +59,7 @@ ENTRY_POINT = EntryPoint(
 
 # Options of transformers without effect: nothing is generated, and the stream has its own order and number of rows.
 _IDLE = {
-    *("num_train_epochs", "train_sampling_strategy", "length_column_name", "dataloader_drop_last"),
+    *("num_train_epochs", "train_sampling_strategy", "dataloader_drop_last", "dataloader_persistent_workers"),
     *("generation_max_length", "generation_num_beams", "generation_config"),
 }
 
@@ -105,24 +105,29 @@ def _tokenizer(options: PretrainingModelArguments) -> PreTrainedTokenizerBase | 
     """The tokenizer that the options name; None for a preset without one."""
     if options.tokenizer_name is not None:
         return load_any_tokenizer(options.tokenizer_name)
-    return None if options.model_name_or_path is None else load_tokenizer(options.model_name_or_path)
+    return None if options.model_name_or_path is None else load_tokenizer(options.model_name_or_path, for_pairs=False)
 
 
 def build_trainer(settled: Run[Options]) -> PretrainingTrainer:
     """The trainer. Finds out everything that is wrong with the options or the beginning of each file."""
     model_options, data, training = settled.options
-    training.check_data(settled.given, data.validation_file is not None, has_test=False)
-    training.check_best_metric(["loss"])
     if idle := sorted(settled.given & _IDLE):
         raise TrainingError(f"--{idle[0]} has no effect on an endless stream of text: leave it out.")
+    training.check_data(settled.given, data.validation_file is not None, has_test=False)
+    training.check_best_metric(["loss"])
     model_options.check_trains()
     data.check_trains()
     folder, tokenizer_name = model_options.model_name_or_path, model_options.tokenizer_name
     tokenizer = cast(PreTrainedTokenizerBase, _tokenizer(model_options))
     objective = data.make_objective(tokenizer)
     loader = _make_loader(settled, tokenizer, objective)
-    if "text_column" in settled.given and loader.stream.windows.settings()["--text_column"] is None:
+    read = loader.stream.windows.settings()
+    if "text_column" in settled.given and read["--text_column"] is None:
         raise TrainingError("--text_column has no effect on .txt files: leave it out, or give JSON lines.")
+    if "document_per_line" in settled.given and read["--document_per_line"] is None:
+        raise TrainingError("--document_per_line has no effect without .txt files: leave it out.")
+    if "validation_rows" in settled.given and data.validation_file is None:
+        raise TrainingError("--validation_rows has no effect without --validation_file: give both, or none.")
     rows = None
     if data.validation_file is not None:
         windows = _windows("validation_file", data.validation_file, data, least=1)

@@ -2,16 +2,18 @@
 """Bad input ends in one clear sentence and a non-zero exit, and leaves nothing behind."""
 
 import errno
+import json
 import re
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForTextEncoding, LongT5Config
+from transformers import AutoModelForTextEncoding, AutoTokenizer, LongT5Config
 
 from t5_experimental.training import finetune
 from t5_experimental.training.cli import entry_point as commandline
+from t5_experimental.training.models.loading import load_tokenizer
 
 
 RESTAURANTS = Path(__file__).parents[1] / "data" / "restaurants_validation.jsonl"
@@ -155,12 +157,56 @@ def test_missing_files(option, model, train_file, tmp_path):
         ({"eval_steps": 5}, "--eval_steps has no effect without --eval_strategy steps"),
         ({"seed": -1}, "--seed is -1: it must be at least 0"),
         ({"dataloader_num_workers": -1}, "--dataloader_num_workers is -1"),
-        ({"generation_max_length": 0}, "--generation_max_length is 0: it must be at least 1"),
+        ({"seed": 2**32}, "--seed is 4294967296: it must be at most 4294967295"),
+        ({"data_seed": 2**32}, "--data_seed is 4294967296: it must be at most 4294967295"),
+        ({"max_steps": 0}, "--max_steps is 0, which trains nothing: it must be at least 1"),
+        ({"max_steps": -2}, "--max_steps is -2, which trains nothing"),
+        (
+            {"dataloader_persistent_workers": True},
+            "--dataloader_persistent_workers has no effect without --dataloader_n",
+        ),
+        (
+            {"dataloader_prefetch_factor": 2},
+            "--dataloader_prefetch_factor has no effect without --dataloader_num_workers",
+        ),
+        (
+            {"dataloader_num_workers": 2, "dataloader_prefetch_factor": 0},
+            "--dataloader_prefetch_factor is 0: it must be",
+        ),
+        ({"generation_max_length": 1}, "--generation_max_length is 1: it must be at least 2"),
+        ({"neftune_noise_alpha": 5}, "--neftune_noise_alpha has no effect on these models"),
+        ({"use_liger_kernel": True}, "--use_liger_kernel has no effect on these models"),
+        ({"save_strategy": "best"}, "--save_strategy best needs evaluations to compare: give --validation_file"),
+        (
+            {"save_strategy": "best", "eval_strategy": "epoch", "validation_file": RESTAURANTS},
+            "--save_strategy best does not say what is compared: give --metric_for_best_model, such as loss",
+        ),
+        ({"max_steps": 5, "num_train_epochs": 5}, "--num_train_epochs has no effect with --max_steps"),
+        ({"save_strategy": "no", "save_steps": 5}, "--save_steps has no effect without --save_strategy steps"),
+        ({"save_strategy": "epoch", "save_steps": 5}, "--save_steps has no effect without --save_strategy steps"),
+        ({"save_strategy": "no", "save_total_limit": 5}, "--save_total_limit has no effect with --save_strategy no"),
+        (
+            {"logging_strategy": "epoch", "logging_steps": 5},
+            "--logging_steps has no effect without --logging_strategy st",
+        ),
+        ({"eval_delay": 5}, "--eval_delay has no effect without --eval_strategy"),
+        (
+            {"eval_strategy": "epoch", "eval_steps": 5, "validation_file": RESTAURANTS},
+            "--eval_steps has no effect without --eval_strategy steps",
+        ),
+        ({"eval_on_start": True}, "--eval_on_start needs examples to evaluate on: give --validation_file"),
+        ({"greater_is_better": True}, "--greater_is_better has no effect without --metric_for_best_model"),
+        ({"length_column_name": "n"}, "--length_column_name does not apply to data that this program tokenizes"),
+        ({"label_names": "labels"}, "--label_names does not apply to data that this program tokenizes"),
         ({"save_steps": 0}, "--save_steps is 0: it must be more than 0"),
         ({"logging_steps": 0}, "--logging_steps is 0: it must be more than 0"),
         (
             {"gradient_checkpointing_kwargs": '{"use_reentrant": false}'},
             "--gradient_checkpointing_kwargs has no effect without --gradient_checkpointing",
+        ),
+        *(
+            ({"optim": name}, f"--optim {name} needs a package that is not installed (")
+            for name in ("adamw_bnb_8bit", "galore_adamw", "apollo_adamw", "lomo", "schedule_free_adamw")
         ),
         ({"generation_num_beams": 0}, "--generation_num_beams is 0: it must be at least 1"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": "no"}, "--lr_scheduler_kwargs no does not fit"),
@@ -321,6 +367,29 @@ def test_files_that_may_not_be_read(model, train_file, tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "is_file", refuse)
     said = complaint(tmp_path / "output", model_name_or_path=model, train_file=train_file)
     assert said.endswith(" cannot be used (Permission denied): give another path, or make it accessible.")
+
+
+def test_a_tokenizer_that_does_not_end_texts(model, train_file, tmp_path):
+    """Truncation keeps the last token, which would be any; plain text is ended elsewhere."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.post_processor = None
+    (folder / "spiece.model").unlink()
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "PreTrainedTokenizerFast"}))
+    assert AutoTokenizer.from_pretrained(folder)("a").input_ids[-1] != 1
+    said = complaint(tmp_path / "output", model_name_or_path=folder, train_file=train_file)
+    assert f"The tokenizer of {folder} does not end a text with its end-of-sequence token" in said
+    assert load_tokenizer(str(folder), for_pairs=False)
+
+
+def test_settings_of_a_model_without_room_for_a_text(model, train_file, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"max_length": 1, "decoder_start_token_id": 0}')
+    options = {"generation_config": folder, "validation_file": train_file}
+    said = complaint(tmp_path / "output", model_name_or_path=folder, train_file=train_file, **options)
+    assert "The generation settings have max_length 1, which the decoder's start token fills" in said
 
 
 def test_model_folders(model, train_file, tmp_path):

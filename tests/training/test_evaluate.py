@@ -322,6 +322,11 @@ def test_what_cannot_be_evaluated_is_refused(evaluate_here, tiny_models, tmp_pat
     for options, message in [
         ({}, "There is nothing to evaluate on: give --validation_file, --test_file or --dataset_name"),
         ({"test_file": TEST, "learning_rate": 1}, "--learning_rate has no effect on an evaluation"),
+        ({"test_file": TEST, "do_train": False}, "--do_train has no effect on an evaluation"),
+        (
+            {"test_file": TEST, "metric": "chrf", "generation_max_length": 1},
+            "--generation_max_length is 1: it must be at",
+        ),
         ({"test_file": TEST, "train_file": TEST}, "There is no option --train_file"),
         ({"test_file": [TEST, tmp_path / "sub" / TEST.name]}, "--test_file has two files restaurants_test, by whose"),
         ({"test_file": TEST, "output_dir": tmp_path / "folder"}, "holds checkpoint-3 of a training run"),
@@ -339,6 +344,10 @@ def test_what_cannot_be_evaluated_is_refused(evaluate_here, tiny_models, tmp_pat
     for options, message in [
         ({"do_train": False}, "--do_train False leaves nothing to do: give --validation_file or --test_file, too"),
         ({"do_eval": True}, "--do_eval needs examples to evaluate on"),
+        *(
+            ({"do_train": False, "test_file": TEST, **idle}, f"--{next(iter(idle))} has no effect on an evaluation")
+            for idle in ({"lora_rank": 4}, {"max_steps": 4}, {"optimizer_preset": "adamw"}, {"dropout_rate": 0.1})
+        ),
         ({"test_file": TEST}, "There is nothing to train on: give --train_file"),
         (
             {"train_file": TEST, "model_name_or_path": adapter},

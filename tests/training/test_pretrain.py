@@ -235,6 +235,23 @@ def test_missing_files(tiny_models, text, tmp_path):
     assert f"--validation_file {missing} does not exist" in message
 
 
+def test_documents_per_line_are_for_text_files(tiny_models, tmp_path):
+    (tmp_path / "text.jsonl").write_text('{"text": "a b c d"}\n' * 9)
+    options = {"model_name_or_path": tiny_models["t5_v1_1"], "train_file": tmp_path / "text.jsonl"}
+    said = complaint(tmp_path / "output", **options, document_per_line=True)
+    assert "--document_per_line has no effect without .txt files: leave it out." in said
+
+
+def test_a_finished_run_is_told_of_options_that_there_are(tiny_models, text, tmp_path):
+    output = tmp_path / "output"
+    options = {"use_cpu": True, "report_to": "none", "max_steps": 1, "save_steps": 1, "max_source_length": 16}
+    options |= {"model_name_or_path": tiny_models["t5_v1_1"], "train_file": text, "output_dir": output}
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    pretrain.main(flags)
+    with pytest.raises(SystemExit, match="its run is finished: give more --max_steps to go on from its last checkpoi"):
+        pretrain.main(flags)
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -283,10 +300,20 @@ def test_missing_files(tiny_models, text, tmp_path):
         ({"max_steps": -1}, "--max_steps is missing"),
         ({"optim": "adamw_torch"}, "or give --optimizer_preset '' where a preset is the default"),
         ({"eval_strategy": "steps"}, "give --validation_file"),
+        ({"max_steps": 0}, "--max_steps is 0, which trains nothing"),
+        ({"validation_rows": 3}, "--validation_rows has no effect without --validation_file"),
+        (
+            {"dataloader_num_workers": 1, "dataloader_persistent_workers": True},
+            "--dataloader_persistent_workers has no",
+        ),
+        ({"neftune_noise_alpha": 1}, "--neftune_noise_alpha has no effect"),
         ({"num_train_epochs": 2}, "--num_train_epochs has no effect on an endless stream of text"),
         ({"generation_num_beams": 3}, "--generation_num_beams has no effect"),
         ({"do_predict": True}, "--do_predict needs examples"),
-        ({"metric_for_best_model": "bleu"}, "--metric_for_best_model bleu is not computed, only loss"),
+        (
+            {"metric_for_best_model": "bleu"},
+            "--metric_for_best_model bleu is not computed, only loss: choose one of these.",
+        ),
         ({"predict_with_generate": True}, "--predict_with_generate is for fine-tuning"),
         ({"preset": "t5.1.1.small"}, "Give either --model_name_or_path"),
         ({"config_overrides": '{"d_model": 1}'}, "--config_overrides is for --preset"),

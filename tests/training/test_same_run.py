@@ -131,6 +131,15 @@ def test_the_best_value_is_of_the_same_metric_and_examples(change, expected, opt
     run(finetune, {**options, **validation, **place, **({} if "validation_file" not in change else change)})
 
 
+@pytest.mark.parametrize(("more", "expected"), [({}, 0.1), ({"dropout_rate": 0.3}, 0.3)])
+def test_adapters_that_are_trained_further_have_the_dropout_that_is_given(more, expected, options, tmp_path):
+    lora = {"optimizer_preset": "adamw", "max_steps": 1}
+    run(finetune, {**options, **lora, "lora_rank": 2, "output_dir": tmp_path / "first"})
+    further = {"model_name_or_path": tmp_path / "first", "output_dir": tmp_path / "second"}
+    run(finetune, {**options, **lora, **further, **more})
+    assert json.loads((tmp_path / "second" / "adapter_config.json").read_text())["lora_dropout"] == expected
+
+
 @pytest.mark.parametrize(
     ("program", "adapter"),
     [(finetune, {"lora_rank": 2, "optimizer_preset": "adamw"}), (prompt_tune, {"prompt_length": 3})],

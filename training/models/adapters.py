@@ -128,14 +128,25 @@ def add_prompt(model: PreTrainedModel, rows: torch.Tensor) -> "PeftModel":
     return adapted
 
 
-def load_adapter(model: PreTrainedModel, folder: str, trains: bool = False) -> "PeftModel":
+def load_adapter(
+    model: PreTrainedModel, folder: str, trains: bool = False, dropout: float | None = None
+) -> "PeftModel":
     """A model with an adapter of a folder, LoRA or a prompt, for evaluation, or to train it further.
+
+    Args:
+        model: without adapters.
+        folder: of the adapter.
+        trains: the adapter is trained further.
+        dropout: of the input of LoRA in training, instead of the adapter's own.
 
     Raises:
         TrainingError: peft is not installed, or the adapter does not fit the model.
     """
     peft = import_peft()
     try:
-        return peft.PeftModel.from_pretrained(model, folder, is_trainable=trains)
+        config = peft.PeftConfig.from_pretrained(folder)
+        if dropout is not None:
+            config.lora_dropout = dropout
+        return peft.PeftModel.from_pretrained(model, folder, is_trainable=trains, config=config)
     except Exception as error:  # peft and torch raise many types for weights that do not fit
         raise TrainingError(f"The adapter of {folder} does not load: {in_a_line(error)}") from error

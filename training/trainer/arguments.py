@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+from transformers import Trainer
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
 
 from t5_experimental.activation_checkpointing_t5_experimental import OPTION
 
-from ..errors import TrainingError, check_at_least
+from ..errors import TrainingError, check_at_least, in_a_line
 from ..optim.arguments import OptimizerArguments
 from .losses import LossDenominator, check_loss_options
 
@@ -20,6 +21,15 @@ LAUNCHED = "launched"
 
 # Keys of `--gradient_checkpointing_kwargs`: ours, and those of torch's checkpoint function.
 _CHECKPOINTING = {OPTION, "use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop"}
+
+
+# Of numpy's generator.
+_HIGHEST_SEED = 2**32 - 1
+
+
+def _value(choice: Any) -> str:
+    """The name of a choice, which may be an enumeration's value yet or not."""
+    return str(getattr(choice, "value", choice))
 
 
 def _check_reporters(names: list[str]) -> None:
@@ -47,6 +57,8 @@ class T5TrainingArguments(OptimizerArguments):
 
     may_only_evaluate: ClassVar[bool] = False
     """Whether a run may leave out training."""
+    more_training: ClassVar[str] = "more --max_steps or --num_train_epochs"
+    """Options that train a finished run further, for messages."""
 
     logging_steps: float = field(default=50, metadata={"help": "Steps between two logs of the loss."})
     z_loss: float = field(
@@ -135,6 +147,8 @@ class T5TrainingArguments(OptimizerArguments):
         if self.load_best_model_at_end:
             self._check_best_is_saved()
         self._check_early_stopping()
+        self._check_best_has_a_metric()
+        self._check_without_effect()
         check_loss_options(self.z_loss, self.label_smoothing_factor)
         self.settle_optimizer()
 
@@ -157,6 +171,36 @@ class T5TrainingArguments(OptimizerArguments):
                 f"--load_best_model_at_end needs a checkpoint of every evaluation, but --eval_steps is {steps:g} and "
                 f"--save_steps {self.save_steps:g}: give the same, or --save_strategy best."
             )
+
+    def _check_best_has_a_metric(self) -> None:
+        if _value(self.save_strategy) != "best":
+            return
+        if _value(self.eval_strategy) == "no":
+            raise TrainingError(
+                "--save_strategy best needs evaluations to compare: give --validation_file and --eval_strategy."
+            )
+        if self.metric_for_best_model is None and not self.load_best_model_at_end:
+            raise TrainingError(
+                "--save_strategy best does not say what is compared: give --metric_for_best_model, such as loss."
+            )
+
+    def _check_without_effect(self) -> None:
+        """Refuses options of transformers that these models or data would ignore."""
+        if self.neftune_noise_alpha is not None:
+            raise TrainingError(
+                "--neftune_noise_alpha has no effect on these models, which do not read embeddings where transformers "
+                "adds noise: leave it out."
+            )
+        if self.use_liger_kernel:
+            raise TrainingError(
+                "--use_liger_kernel has no effect on these models, which have kernels of their own: leave it out."
+            )
+        if self.dataloader_num_workers == 0:
+            for option in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
+                if getattr(self, option):
+                    raise TrainingError(
+                        f"--{option} has no effect without --dataloader_num_workers: give both, or none."
+                    )
 
     def _check_early_stopping(self) -> None:
         check_at_least(self, 1, "early_stopping_patience")
@@ -190,6 +234,17 @@ class T5TrainingArguments(OptimizerArguments):
             TrainingError: one is missing.
         """
         _check_reporters(cast(list[str], self.report_to))
+        if self.optimizer_preset is not None:
+            return
+        try:
+            Trainer.get_optimizer_cls_and_kwargs(self)
+        except ImportError as error:
+            raise TrainingError(
+                f"--optim {_value(self.optim)} needs a package that is not installed ({in_a_line(error)}): install it, "
+                "or choose another."
+            ) from error
+        except Exception:  # what an optimizer lacks without a model is told when it is made
+            return
 
     def check_data(self, given: Collection[str], has_validation: bool, has_test: bool) -> None:
         """Refuses options that need data that there is not, or that contradict the data.
@@ -201,8 +256,9 @@ class T5TrainingArguments(OptimizerArguments):
         """
         if self.eval_strategy != "no" and not has_validation:
             raise TrainingError("--eval_strategy needs examples to evaluate on: give --validation_file, too.")
-        if "eval_steps" in given and self.eval_strategy == "no":
-            raise TrainingError("--eval_steps has no effect without --eval_strategy steps: give both, or none.")
+        if self.eval_on_start and not has_validation:
+            raise TrainingError("--eval_on_start needs examples to evaluate on: give --validation_file, too.")
+        self._check_given(given)
         if self.gradient_checkpointing_kwargs is not None and not self.gradient_checkpointing:
             raise TrainingError(
                 "--gradient_checkpointing_kwargs has no effect without --gradient_checkpointing: give both, or none."
@@ -226,20 +282,47 @@ class T5TrainingArguments(OptimizerArguments):
             if wish is False and is_there:
                 raise TrainingError(f"--{option} False contradicts --{source}, which is evaluated on: leave one out.")
 
+    def _check_given(self, given: Collection[str]) -> None:
+        """Refuses options that the user gave without the one that they belong to."""
+        evaluates, saves, logs = map(_value, (self.eval_strategy, self.save_strategy, self.logging_strategy))
+        needed = (
+            ("eval_steps", evaluates == "steps", "--eval_strategy steps"),
+            ("eval_delay", evaluates != "no", "--eval_strategy"),
+            ("save_steps", saves == "steps", "--save_strategy steps"),
+            ("logging_steps", logs == "steps", "--logging_strategy steps"),
+            ("greater_is_better", self.metric_for_best_model is not None, "--metric_for_best_model"),
+        )
+        for option, has_effect, other in needed:
+            if option in given and not has_effect:
+                raise TrainingError(f"--{option} has no effect without {other}: give both, or none.")
+        if "save_total_limit" in given and saves == "no":
+            raise TrainingError("--save_total_limit has no effect with --save_strategy no: leave one of them out.")
+        if {"max_steps", "num_train_epochs"} <= set(given) and self.max_steps > 0:
+            raise TrainingError("--num_train_epochs has no effect with --max_steps: leave one of them out.")
+        for option in ("label_names", "length_column_name"):
+            if option in given:
+                raise TrainingError(f"--{option} does not apply to data that this program tokenizes: leave it out.")
+
     def check_best_metric(self, figures: Sequence[str]) -> None:
         """Refuses a --metric_for_best_model that no evaluation computes; `figures` are the available ones."""
         wanted = self.metric_for_best_model
         if wanted is None or wanted.removeprefix("eval_") in figures:
             return
+        other = ", or give --metric" if hasattr(self, "metric") else ""
         raise TrainingError(
-            f"--metric_for_best_model {wanted} is not computed, only {', '.join(figures)}: choose one of these, or "
-            "give --metric."
+            f"--metric_for_best_model {wanted} is not computed, only {', '.join(figures)}: choose one of these{other}."
         )
 
     def _check_amount(self) -> None:
         check_at_least(self, 0, "dataloader_num_workers", "seed", "data_seed")
-        check_at_least(self, 1, "generation_num_beams", "generation_max_length", "gradient_accumulation_steps")
+        check_at_least(self, 1, "generation_num_beams", "gradient_accumulation_steps", "dataloader_prefetch_factor")
         check_at_least(self, 1, "per_device_train_batch_size", "per_device_eval_batch_size")
+        check_at_least(self, 2, "generation_max_length")  # the decoder's start token counts
+        for option in ("seed", "data_seed"):
+            if (value := getattr(self, option)) is not None and value > _HIGHEST_SEED:
+                raise TrainingError(f"--{option} is {value}: it must be at most {_HIGHEST_SEED}.")
+        if self.max_steps < 1 and self.max_steps != T5TrainingArguments.max_steps:
+            raise TrainingError(f"--max_steps is {self.max_steps}, which trains nothing: it must be at least 1.")
         for option in ("save_steps", "eval_steps", "logging_steps"):
             if (value := getattr(self, option)) is not None and not value > 0:
                 raise TrainingError(f"--{option} is {value:g}: it must be more than 0.")

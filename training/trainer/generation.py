@@ -58,6 +58,11 @@ def settle_generation(
         args.generation_max_length = longest + 1
     if args.generation_max_length is not None:
         config.max_length, config.max_new_tokens = args.generation_max_length, None
+    elif config.max_length is not None and config.max_length < 2 and config.max_new_tokens is None:
+        raise TrainingError(
+            f"The generation settings have max_length {config.max_length}, which the decoder's start token fills: give "
+            "--generation_max_length."
+        )
     if args.generation_num_beams is not None:
         config.num_beams = args.generation_num_beams
     if (config.num_return_sequences or 1) != 1:

@@ -2,6 +2,7 @@
 """Options of pre-training."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from ..errors import TrainingError
 from .arguments import OF_DENOMINATOR, T5TrainingArguments
@@ -11,6 +12,8 @@ from .losses import LossDenominator
 @dataclass
 class PretrainingArguments(T5TrainingArguments):
     """How to train: the original's pre-training by default."""
+
+    more_training: ClassVar[str] = "more --max_steps"
 
     optimizer_preset: str | None = field(
         default="pretrain",

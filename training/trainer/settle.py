@@ -151,8 +151,8 @@ def _check_output(folder: Path, training: T5TrainingArguments, resumes: bool) ->
                 )
             if not resumes or not goes_beyond(checkpoints[-1], training.max_steps, training.num_train_epochs):
                 raise TrainingError(
-                    f"--output_dir {folder} already holds {what}, and its run is finished: give more --max_steps or "
-                    "--num_train_epochs to go on from its last checkpoint, or another folder."
+                    f"--output_dir {folder} already holds {what}, and its run is finished: give "
+                    f"{training.more_training} to go on from its last checkpoint, or another folder."
                 )
         check_aside(folder)
         # Tried out, since permissions alone do not tell. The folder is temporary, with a random name, so that several

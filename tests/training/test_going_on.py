@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from t5_experimental.training import finetune, prompt_tune
 from t5_experimental.training.trainer.checkpoint_folders import finished_step, goes_beyond
+from t5_experimental.training.trainer.saving import _UseOwnIntervals
 
 
 def weights(folder: Path) -> dict[str, bytes]:
@@ -208,3 +210,10 @@ def test_an_estimate_needs_neither_model_nor_folder(tmp_path, monkeypatch, capsy
     ):
         with pytest.raises(SystemExit, match=message):
             finetune.main([*options, "--use_cpu"])
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(3, 1), (19, 1), (40, 4), (50, 50), (99, 50)])
+def test_runs_shorter_than_the_interval_log_every_tenth(steps, expected):
+    args, state = TrainingArguments(use_cpu=True, logging_steps=50, report_to="none"), TrainerState(max_steps=steps)
+    _UseOwnIntervals().on_train_begin(args, state, TrainerControl())
+    assert state.logging_steps == expected

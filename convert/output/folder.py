@@ -18,7 +18,7 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from t5_experimental import own_folders
 from ..errors import ConversionError
 from ..readable import say
 from ..signals import terminating_signals
+from .fingerprints import FIELD, changed_files, fingerprints
 from .paths import check_encodable
 from .record import RECORD_FILENAME
 
@@ -120,7 +121,7 @@ def _check_replaceable(output: Path, kind: str, overwrite: bool) -> None:
     if not overwrite:
         raise ConversionError(f"{output} exists: choose another folder, or pass --overwrite to replace it.")
     # A mistyped path must not cost a user's files.
-    why = None if _is_empty(output) else own_folders.why_not_finished(output, [RECORDS[kind]])
+    why = None if _is_empty(output) else _why_not_ours(output, [RECORDS[kind]])
     if why is not None:
         raise ConversionError(
             f"{output} is not a folder that was {kind} and nothing else ({why}), so --overwrite does not replace it: "
@@ -155,7 +156,20 @@ def _check_places(output: Path) -> None:
 
 def _is_ours(folder: Path) -> bool:
     """Whether it is a finished folder, of any kind."""
-    return own_folders.why_not_finished(folder, RECORDS.values()) is None
+    return _why_not_ours(folder, RECORDS.values()) is None
+
+
+def _why_not_ours(folder: Path, records: Iterable[str]) -> str | None:
+    """As `own_folders.why_not_finished`; weights that were trained since are the user's."""
+    records = list(records)
+    why = own_folders.why_not_finished(folder, records)
+    if why is not None:
+        return why
+    for path in (folder / name for name in records if (folder / name).exists()):
+        changed = changed_files(folder, json.loads(path.read_bytes()))
+        if changed:
+            return f"{changed[0]} is not the one that this program wrote"
+    return None
 
 
 def _is_empty(path: Path) -> bool:
@@ -251,6 +265,7 @@ def _list_files(folder: Path, record: str) -> None:
     """Has the record name all files of a complete folder, by which it is known to hold nothing else."""
     path, draft = folder / record, folder / f"{record}.draft"
     fields = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    fields[FIELD] = fingerprints(folder)
     fields["files"] = sorted({record, *os.listdir(folder)} - {own_folders.MARK})
     draft.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     draft.replace(path)

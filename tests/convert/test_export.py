@@ -460,3 +460,27 @@ def test_one_file_is_read_before_several(folder: Path, tmp_path: Path) -> None:
     assert (folder / "model.safetensors.index.json").is_file()
     for reader in (SafetensorsReader(safetensors_reader.weight_files(folder)), open_weights(folder)):
         assert np.array_equal(reader.read("lm_head.weight"), before.numpy())
+
+
+def test_weights_that_were_trained_are_the_users(reference: Path, run: Run, tmp_path: Path) -> None:
+    """They have the names of those that were converted, and the optimizer's state is not theirs."""
+    source, folder = reference / "golden" / "t5.1.1.tiny", tmp_path / "model"
+    assert run("convert", source, folder, "--with-optimizer").status == 0
+    assert run("convert", source, folder, "--with-optimizer", "--overwrite").status == 0
+    assert plan_export(folder).slots
+    edit_tensors(folder, lambda tensors: tensors["lm_head.weight"].add_(0.5))
+    trained = (folder / "model.safetensors").read_bytes()
+    result = run("convert", source, folder, "--overwrite")
+    assert result.status == 1
+    assert "(model.safetensors is not the one that this program wrote), so --overwrite does not" in result.err
+    assert (folder / "model.safetensors").read_bytes() == trained
+    result = run("export", folder, tmp_path / "out")
+    assert result.status == 0
+    assert "optimizer.safetensors is left out: the weights have changed since it was written" in result.out
+    assert not any("slot" in name for name in variables_of(tmp_path / "out"))
+
+    record = json.loads((folder / "conversion.json").read_text())
+    del record["weights"]  # as earlier versions wrote it
+    (folder / "conversion.json").write_text(json.dumps(record))
+    assert plan_export(folder).slots
+    assert run("convert", source, folder, "--overwrite").status == 0

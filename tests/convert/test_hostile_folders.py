@@ -279,6 +279,8 @@ INDEXES: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("command", ["export", "push"])
 def test_indexes(case: str, command: str, folder: Path, reference: Path, run: Run, tmp_path: Path) -> None:
     fields, message = INDEXES[case]
+    (folder / "model.safetensors").unlink()
+    edit_json(folder / "conversion.json", set_to(tensors={}))  # by which a push would miss it
     (folder / "model.safetensors.index.json").write_text(json.dumps(fields))
     assert_refused(run(command, *arguments(command, folder, reference)), message)
     assert os.listdir(tmp_path) == ["folder"]

@@ -7,6 +7,7 @@ classifier, has gated GELU and ReLU alone, and its last bucket of positions begi
 """
 
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,10 +22,12 @@ from .errors import ConversionError
 from .mesh.parameters import Parameter, parameters
 from .output.model_folder import read_config, sort_tensors
 from .output.options import GGUF_DTYPES
+from .output.paths import check_encodable
 from .output.safetensors_reader import SafetensorsReader, weight_files
 from .output.unigram import Unigram, read_unigram
 from .plan.plan import check_space
 from .plan.stock_tensors import is_encoder
+from .readable import shown
 
 
 if TYPE_CHECKING:
@@ -117,7 +120,7 @@ def export_gguf(
         raise ConversionError(f"the dtype {dtype!r} is none of {', '.join(GGUF_DTYPES)}.")
     gguf = _import_gguf()
     config = read_config(folder)
-    _check_output(folder, output, overwrite)
+    _check_output(output, overwrite)
     reader = SafetensorsReader(weight_files(folder))
     if is_encoder(reader.variables):
         config.is_encoder_decoder = False
@@ -127,11 +130,12 @@ def export_gguf(
         wanted = {name: parameter for name, parameter in wanted.items() if name.startswith(("shared.", "encoder."))}
     sort_tensors(folder, reader.variables, wanted, config.tie_word_embeddings)
     vocabulary = read_unigram(folder)
+    _check_ids(folder, config, vocabulary)
     tensors = _tensors(config, wanted, gguf.GGMLQuantizationType[_TYPES[dtype]])
     check_space(sum(tensor.nbytes for tensor in tensors), output)
     notes = _notes(config, vocabulary)
     file_type = "ALL_F32" if dtype == "float32" else f"MOSTLY_{_TYPES[dtype]}"
-    with _finished_or_nothing(output) as partial:
+    with _finished_or_nothing(output, overwrite) as partial:
         writer = gguf.GGUFWriter(partial, "t5" if config.is_encoder_decoder else "t5encoder")
         _add_fields(writer, config, folder.resolve().name, gguf.LlamaFileType[file_type].value)
         _add_vocabulary(writer, config, vocabulary)
@@ -182,12 +186,16 @@ def _check_expressible(folder: Path, config: "T5ExperimentalConfig") -> None:
             raise ConversionError(f"{folder} cannot become a GGUF file: {reason}.")
 
 
-def _check_output(folder: Path, output: Path, overwrite: bool) -> None:
+def _check_output(output: Path, overwrite: bool) -> None:
+    check_encodable(output)
     if output.is_dir():
         raise ConversionError(f"{output} is a folder: name the file to write, such as {output / 'model.gguf'}.")
-    if output.exists() and not overwrite:
+    if not os.path.lexists(output):
+        return
+    if not overwrite:
         raise ConversionError(f"{output} exists: choose another name, or pass --overwrite to replace it.")
-    if output.exists() and not _is_gguf(output):
+    # What is no file is never opened: a pipe waits for who writes to it.
+    if not stat.S_ISREG(output.lstat().st_mode) or not _is_gguf(output):
         raise ConversionError(f"{output} is no GGUF file, and is not replaced: choose another name.")
 
 
@@ -196,8 +204,25 @@ def _is_gguf(path: Path) -> bool:
         return file.read(4) in (b"GGUF", b"")
 
 
+def _check_ids(folder: Path, config: "T5ExperimentalConfig", vocabulary: Unigram | None) -> None:
+    """Raises for a token that has no row: the file's tables have one for each row of the embedding."""
+    ids = {f"{name} of its config.json": [getattr(config, name)] for name in ("pad_token_id", "decoder_start_token_id")}
+    ids = {name: value for name, value in ids.items() if value != [None]}
+    ids["eos_token_id of its config.json"] = [_eos(config)]
+    if vocabulary is not None:
+        ids["unk_id of its tokenizer"] = [vocabulary.unknown]
+        ids["a special token of its tokenizer"] = sorted(vocabulary.special)
+    rows = range(config.vocab_size)
+    for name, value in ids.items():
+        wrong = [token for token in value if type(token) is not int or token not in rows]
+        if wrong:
+            raise ConversionError(
+                f"{folder} cannot become a GGUF file: {name} is {shown(wrong[0])}, and ids are from 0 to {rows[-1]}."
+            )
+
+
 @contextmanager
-def _finished_or_nothing(output: Path) -> Iterator[Path]:
+def _finished_or_nothing(output: Path, overwrite: bool) -> Iterator[Path]:
     """A hidden file beside the output, which takes its name on success and is removed on error or interrupt."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -208,6 +233,7 @@ def _finished_or_nothing(output: Path) -> Iterator[Path]:
             mask = os.umask(0)
             os.umask(mask)
             Path(name).chmod(0o666 & ~mask)
+            _check_output(output, overwrite)  # something may have got the name meanwhile
             Path(name).replace(output)
         except BaseException:
             Path(name).unlink(missing_ok=True)
@@ -313,12 +339,17 @@ def _add_vocabulary(writer: "gguf.GGUFWriter", config: "T5ExperimentalConfig", v
     writer.add_remove_extra_whitespaces(vocabulary.joins_spaces)
     if vocabulary.charsmap:
         writer.add_precompiled_charsmap(vocabulary.charsmap)
-    eos = config.eos_token_id
-    writer.add_eos_token_id(eos[0] if isinstance(eos, list) else 1 if eos is None else eos)
+    writer.add_eos_token_id(_eos(config))
     writer.add_pad_token_id(config.pad_token_id or 0)
     writer.add_unk_token_id(vocabulary.unknown)
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(True)
+
+
+def _eos(config: "T5ExperimentalConfig") -> Any:
+    """The id that ends a text, of which a file has one; None if there is none."""
+    eos = config.eos_token_id
+    return next(iter(eos), None) if isinstance(eos, list) else 1 if eos is None else eos
 
 
 def _notes(config: "T5ExperimentalConfig", vocabulary: Unigram | None) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ class Unigram:
         pieces: with their scores, by id.
         added: ids of tokens that were added to them, such as the sentinels.
         special: ids of tokens that stand for no text, such as the end of a text.
-        unknown: id of the piece for what no other covers.
+        unknown: id of the piece for what no other covers; None if there is none.
         charsmap: SentencePiece's compiled table of normalization, or empty.
         joins_spaces: whether several spaces count as one.
         begins_with_space: whether a text begins with a space that it did not have.
@@ -31,7 +31,7 @@ class Unigram:
     pieces: tuple[tuple[str, float], ...]
     added: Mapping[int, str]
     special: frozenset[int]
-    unknown: int
+    unknown: int | None
     charsmap: bytes
     joins_spaces: bool
     begins_with_space: bool

@@ -4,6 +4,7 @@ logits with llama.cpp itself."""
 
 import builtins
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 import t5_experimental
 from t5_experimental.convert import ConversionError
@@ -310,6 +312,53 @@ def test_an_output_that_is_there_stays(folders: dict[str, Path], tmp_path: Path,
     )
     assert "is a folder: name the file to write" in run("export-gguf", folders["t5.1.0"], tmp_path).err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf", "thesis.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_what_is_no_file_is_not_replaced(folders: dict[str, Path], tmp_path: Path, run: Run) -> None:
+    (tmp_path / "gone").symlink_to("nothing")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "link").symlink_to("model.gguf")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("gone", "loop", "link", "pipe"):
+        for options, message in (((), "exists: choose another"), (("--overwrite",), "is no GGUF file, and is not")):
+            result = run("export-gguf", folders["encoder"], tmp_path / name, *options)
+            assert result.status == 1
+            assert f"{name} {message}" in result.err
+    assert (tmp_path / "gone").is_symlink()
+    assert "is not UTF-8 text" in run("export-gguf", folders["encoder"], tmp_path / "caf\udce9").err
+
+
+def test_tokens_without_a_row_are_refused(folders: dict[str, Path], tmp_path: Path, run: Run) -> None:
+    folder = Path(shutil.copytree(folders["vocabulary"], tmp_path / "model"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+
+    def message() -> str:
+        result = run("export-gguf", folder, tmp_path / "model.gguf")
+        assert (result.status, result.err.count("\n")) == (1, 1)
+        return str(result.err)
+
+    config, table = (folder / "config.json").read_text(), json.loads((folder / "tokenizer.json").read_text())
+    for name, value, seen in (
+        ("eos_token_id", [], None),
+        ("eos_token_id", [320], 320),
+        ("pad_token_id", -1, -1),
+        ("decoder_start_token_id", 320, 320),
+    ):
+        edit(folder, **{name: value})
+        assert f"{name} of its config.json is {seen}, and ids are from 0 to 319." in message()
+        (folder / "config.json").write_text(config)
+    (folder / "tokenizer.json").write_text(json.dumps({**table, "model": {**table["model"], "unk_id": None}}))
+    assert "unk_id of its tokenizer is None, and ids" in message()
+    (folder / "tokenizer.json").write_text(json.dumps(table))
+    tokenizer.add_tokens([f"token{number}" for number in range(100)])
+    tokenizer.add_special_tokens({"bos_token": "<BOS>"})
+    tokenizer.save_pretrained(folder)
+    assert "a special token of its tokenizer is 379, and ids" in message()
+    assert os.listdir(tmp_path) == ["model"]
 
 
 def test_without_the_package_the_message_names_it(

@@ -62,7 +62,8 @@ def options(model: Path, output: Path, processes: int = 1, **more: object) -> li
         **({"ddp_backend": "gloo"} if processes > 1 else {}),
         **more,
     }
-    return [text for name, value in chosen.items() for text in (f"--{name}", str(value))]
+    given = {name: value for name, value in chosen.items() if value is not None}
+    return [text for name, value in given.items() for text in (f"--{name}", str(value))]
 
 
 def checkpoints(output: Path) -> list[str]:
@@ -144,7 +145,7 @@ def test_ctrl_c_in_every_entry_point(fork_server, tiny_models, tmp_path):
 def test_what_the_same_command_does(fork_server, tiny_models, tmp_path):
     """Where it does something else than to resume from the newest checkpoint, the sentence says so."""
     output = tmp_path / "output"
-    arguments = options(tiny_models["t5_v1_1"], output, save_strategy="no")
+    arguments = options(tiny_models["t5_v1_1"], output, save_strategy="no", save_steps=None)
     run = fork_server.start("finetune", arguments, "single", 1, hook("T5Trainer", "evaluation_loop"))
     assert run.wait() == [143]
     assert f"Training was finished, and {output} has its result; only the eval" in run.read()

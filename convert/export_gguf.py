@@ -20,13 +20,14 @@ import numpy as np
 
 from .errors import ConversionError
 from .mesh.parameters import Parameter, parameters
+from .output.json_files import read_json
 from .output.model_folder import read_config, sort_tensors
 from .output.options import GGUF_DTYPES
 from .output.paths import check_encodable
 from .output.safetensors_reader import SafetensorsReader, weight_files
 from .output.unigram import Unigram, read_unigram
 from .plan.plan import check_space
-from .plan.stock_tensors import is_encoder
+from .plan.stock_tensors import is_encoder, says_encoder
 from .readable import shown
 
 
@@ -123,6 +124,11 @@ def export_gguf(
     _check_output(output, overwrite)
     reader = SafetensorsReader(weight_files(folder))
     if is_encoder(reader.variables):
+        if not says_encoder(read_json(folder / "config.json")):
+            raise ConversionError(
+                f"{folder} has no tensor of a decoder, and its config.json does not say that it is an encoder alone: "
+                "save the whole model, or its encoder."
+            )
         config.is_encoder_decoder = False
     _check_expressible(folder, config)
     wanted = parameters(config)

@@ -15,7 +15,7 @@ from t5_experimental.architecture_t5_experimental import T5ExperimentalArchitect
 from ..errors import ConversionError
 from ..plan.plan import Plan
 from ..plan.stock_config import Classifier, check_type, read_model
-from ..plan.stock_tensors import classifier_of, copies_of_embedding, is_encoder, plan_stock
+from ..plan.stock_tensors import classifier_of, copies_of_embedding, is_encoder, plan_stock, says_encoder
 from ..readable import joined
 from ..source.checkpoint import Checkpoint
 from ..source.kinds import CONFIG, STOCK_WEIGHTS
@@ -123,8 +123,13 @@ def find_stock(
     )
     built = model.architecture
     plan = plan_stock(variables, reader.transposed, built, copies, output.encoder_only, place, dtype, max_shard_size)
+    if is_alone and not encoder_only and not says_encoder(fields):
+        raise ConversionError(
+            f"{folder} has no tensor of a decoder, and its {CONFIG} does not say that it is an encoder alone: copy all "
+            "of its weights and their index, or pass --encoder-only."
+        )
     files, file_notes = _taken_over(folder, output)
-    notes = [*model.notes, *file_notes]
+    notes = [*model.notes, *file_notes, *_unread_shards(folder)]
     if is_alone and not encoder_only:
         notes.append("The folder holds an encoder alone, and so does what is written.")
     if isinstance(reader, TorchReader) and reader.loaded:
@@ -143,6 +148,15 @@ def open_weights(folder: Path) -> SafetensorsReader:
         if files := files_of(folder, name):
             return reader(files)
     raise ConversionError(f"{folder} has no weights any more: copy all of its files again.")
+
+
+def _unread_shards(folder: Path) -> list[str]:
+    """A note on shards of the form of weights that is read which no index names."""
+    name = next(name for name in STOCK_WEIGHTS if files_of(folder, name))
+    read, (stem, _, ending) = {path.name for path in files_of(folder, name)}, name.partition(".")
+    shard = re.compile(rf"{stem}-\d+-of-\d+\.{ending}")
+    others = sorted(path.name for path in folder.iterdir() if shard.fullmatch(path.name) and path.name not in read)
+    return [f"Not read, as the index does not name them: {joined(others)}."] if others else []
 
 
 def _by_our_names(reader: SafetensorsReader) -> dict[str, Variable]:

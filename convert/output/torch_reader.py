@@ -116,6 +116,8 @@ def _load(path: Path, in_place: bool) -> Mapping[str, "torch.Tensor"]:
             raise ValueError(f"its {name!r:.200} is a {type(tensor).__name__}, not a tensor with a name")
         if tensor.layout != torch.strided or tensor.is_quantized:
             raise ValueError(f"{name!r:.200} is sparse or quantized")
+        if tensor.is_neg() or tensor.is_conj():
+            raise ValueError(f"{name!r:.200} is stored with the opposite sign, which resolve_neg() undoes")
         if in_place and tensor.untyped_storage()._checkpoint_offset is None:
             raise ValueError(f"the numbers of {name!r:.200} are not in it: the tensor was on the device 'meta'")
     return content

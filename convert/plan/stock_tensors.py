@@ -6,7 +6,7 @@ Tensors are given by our names, which PyTorch's classes have, too; what a file c
 
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConversionError, UnknownVariables
 from ..mesh.axes import labels_of
@@ -79,6 +79,13 @@ def is_encoder(variables: Collection[str]) -> bool:
     return not any(
         (name.startswith("decoder.") and name not in EMBEDDINGS) or name == CLASSIFIER.ours for name in variables
     )
+
+
+def says_encoder(fields: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of an encoder alone."""
+    names = fields.get("architectures")
+    is_named = isinstance(names, list) and any(isinstance(name, str) and "Encoder" in name for name in names)
+    return is_named or fields.get("is_encoder_decoder") is False
 
 
 def plan_stock(

@@ -175,6 +175,28 @@ def test_an_encoder_becomes_an_encoder(embedding: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "generation_config.json").exists()
 
 
+def test_an_index_without_the_decoder_is_not_an_encoder(
+    spoiled_stock: Callable[..., Path], run: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = spoiled_stock()
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    encoder = {name: tensor for name, tensor in tensors.items() if name.startswith(("shared.", "encoder."))}
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    save_file(encoder, folder / names[0])
+    save_file({name: tensor for name, tensor in tensors.items() if name not in encoder}, folder / names[1])
+    index = {"weight_map": dict.fromkeys(encoder, names[0])}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    result = run("convert", folder, tmp_path / "out")
+    assert (result.status, os.listdir(tmp_path)) == (1, ["source"])
+    assert "has no tensor of a decoder, and its config.json does not say that it is an encoder alone" in result.err
+    result = run("export-gguf", folder, tmp_path / "out")
+    assert "has no tensor of a decoder, and its config.json does not say" in result.err
+    result = run("convert", folder, tmp_path / "out", "--encoder-only")
+    assert result.status == 0
+    assert f"Not read, as the index does not name them: {names[1]}." in result.out
+
+
 @pytest.mark.parametrize("name", ["t5-v1_1", "t5-base, bin", "madlad400"])
 def test_the_encoder_alone_of_a_whole_model(name: str, stock_sample: Sample, tmp_path: Path) -> None:
     folder, theirs = stock_sample(name)
@@ -453,6 +475,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "nested": (lambda path: torch.save({"state_dict": {}}, path), "its 'state_dict' is a dict, not a tensor"),
     "integers": (lambda path: torch.save({"a": torch.ones(2, dtype=torch.int8)}, path), "has the dtype int8"),
     "gaps": (lambda path: torch.save({"a": torch.ones(4, 4)[:, :2]}, path), "are not stored one after the other"),
+    "negative": (lambda path: torch.save({"a": torch._neg_view(torch.ones(4))}, path), "with the opposite sign"),
+    "negative, in memory": (
+        lambda path: torch.save({"a": torch._neg_view(torch.ones(4))}, path, _use_new_zipfile_serialization=False),
+        "with the opposite sign, which resolve_neg",
+    ),
     "sparse": (lambda path: torch.save({"a": torch.ones(4, 4).to_sparse()}, path), "is no complete file of weights"),
     "compressed": (compress, "in it is compressed"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "has a config.json but no weights"),

@@ -68,6 +68,14 @@ def test_the_best_checkpoint_is_found_where_the_folder_is_now(how, run, tmp_path
     assert "does not exist anymore" not in caplog.text
 
 
+def test_the_best_checkpoint_may_be_the_one_to_resume_from_by_any_name(run, tmp_path):
+    first = run(tmp_path / "first", max_steps=1)
+    (first / "checkpoint-1").rename(tmp_path / "kept")
+    output = run(tmp_path / "output", max_steps=2, resume_from_checkpoint=tmp_path / "kept")
+    assert weights(output) == weights(tmp_path / "kept")
+    assert "the saved model is that of step 1" in (output / "README.md").read_text()
+
+
 def test_a_best_checkpoint_that_is_gone_is_missed(run, tmp_path):
     output = run(tmp_path / "output", max_steps=2)
     shutil.rmtree(output / "checkpoint-1")
@@ -102,7 +110,7 @@ def test_every_evaluation_needs_a_checkpoint(options, expected, run, tmp_path):
 
 
 def test_only_the_best_are_saved(run, tmp_path):
-    output = run(tmp_path / "output", max_steps=3, save_strategy="best")
+    output = run(tmp_path / "output", max_steps=3, save_strategy="best", save_steps=None)
     assert checkpoints(output) == ["checkpoint-1"]
     assert weights(output) == weights(output / "checkpoint-1")
 

@@ -151,7 +151,8 @@ def describe_best(state: TrainerState, args: T5TrainingArguments) -> str:
     if not found:
         return ""
     checkpoint = state.best_model_checkpoint if args.load_best_model_at_end else None
-    saved = state.global_step if checkpoint is None else steps_of(Path(checkpoint))
+    # A checkpoint that a run resumed from may have any name.
+    saved = state.global_step if checkpoint is None else state.best_global_step or steps_of(Path(checkpoint))
     return f"{', '.join(found)}; the saved model is that of step {saved:,}"
 
 

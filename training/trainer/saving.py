@@ -48,7 +48,6 @@ from .checkpoint_folders import (
     put_in_place,
     remove_aside,
     remove_oldest,
-    steps_of,
     why_not_written,
 )
 from .history import HistoryCallback, finite, restore_logs, write_state
@@ -358,17 +357,19 @@ class _StopEarly(EarlyStoppingCallback):
         stored = cast(dict[str, Any], state.stateful_callbacks or {}).get(type(self).__name__)
         if stored:
             self.early_stopping_patience_counter = stored["attributes"]["early_stopping_patience_counter"]
-        if self.early_stopping_patience_counter >= self.early_stopping_patience and self._is_of_unfinished_run(args):
+        if self.early_stopping_patience_counter >= self.early_stopping_patience and self._is_of_unfinished_run(
+            args, state
+        ):
             control.should_training_stop = True
 
-    def _is_of_unfinished_run(self, args: TrainingArguments) -> bool:
+    def _is_of_unfinished_run(self, args: TrainingArguments, state: TrainerState) -> bool:
         """Whether the checkpoint is of the run that this one is to end, and not of one to go on from."""
         folder, checkpoint = Path(str(args.output_dir)), self._checkpoint
         if checkpoint is None or checkpoint.resolve().parent != folder.resolve():
             return False
-        return not is_finished(folder) or steps_of(checkpoint) > finished_step(folder)
+        return not is_finished(folder) or state.global_step > finished_step(folder)
 
-    def on_evaluate(  # type: ignore[override]
+    def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any, **unused: Any
     ) -> None:
         wanted = f"eval_{str(args.metric_for_best_model).removeprefix('eval_')}"

@@ -185,7 +185,8 @@ T5Trainer.training_step = step
         # The first evaluation is the best; three more are no better.
         assert json.loads((tmp_path / name / "trainer_state.json").read_text())["global_step"] == 4
     # One that improves goes on, though its patience is short.
-    improving = {**options, "early_stopping_patience": 1, "max_steps": 4, "learning_rate": 0.1, "save_strategy": "no"}
+    improving = {**options, "early_stopping_patience": 1, "max_steps": 4, "learning_rate": 0.1}
+    improving |= {"save_strategy": "no", "save_steps": None}
     result = forked(**improving, output_dir=tmp_path / "improving")
     assert json.loads((tmp_path / "improving" / "trainer_state.json").read_text())["global_step"] == 4, result.stderr
     refused = forked(**{**options, "eval_strategy": "no"}, output_dir=tmp_path / "no")

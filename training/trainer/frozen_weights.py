@@ -5,6 +5,8 @@ import hashlib
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from ..engines.fsdp2 import full_copy
@@ -20,6 +22,12 @@ def mark_frozen(model: PreTrainedModel) -> None:
 
     A few numbers of a few tensors tell models apart, and depend neither on the folder nor on how an engine shards them.
     """
+    # FSDP2 may have loaded weights in the first process alone, which sends them to the others later.
+    found = [None if any(weight.is_meta for weight in model.parameters()) else _digest(model)]
+    setattr(model, _DIGEST, (broadcast_object_list(found) if PartialState().num_processes > 1 else found)[0])
+
+
+def _digest(model: PreTrainedModel) -> str:
     weights = sorted(model.named_parameters())
     digest = hashlib.sha256()
     for place in torch.linspace(0, len(weights) - 1, min(len(weights), _TENSORS)).long().tolist():
@@ -27,7 +35,7 @@ def mark_frozen(model: PreTrainedModel) -> None:
         numbers = full_copy(weight).reshape(-1)
         some = torch.linspace(0, len(numbers) - 1, min(len(numbers), _NUMBERS), dtype=torch.float64).long()
         digest.update(name.encode() + numbers[some].float().numpy().astype("<f4").tobytes())
-    setattr(model, _DIGEST, digest.hexdigest()[:12])
+    return digest.hexdigest()[:12]
 
 
 def frozen_digest(model: Any) -> str | None:

@@ -20,7 +20,7 @@ from .generate import add_arguments, as_typed, generate
 from .mesh.rules import FAMILY_SECTIONS
 from .output.format import FORMATS, NATIVE
 from .output.options import DTYPES, GGUF_DTYPES, ONNX_DTYPES, OPSET, OPSETS, parse_size
-from .readable import say
+from .readable import say, writing
 from .signals import terminating_signals
 
 
@@ -45,12 +45,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Nothing here builds a model, and their classes take as long to import as all the rest.
         with _terminated_as_interrupted(), without_models():
             _COMMANDS[arguments.command](arguments)
-        sys.stdout.flush()
+        _flush()
     except BrokenPipeError:
-        # `head` or a pager has seen enough. What is still buffered must not be tried once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # `head` or a pager has seen enough.
+        _forget_output()
         return 141
     except ConversionError as error:
+        try:
+            _flush()
+        except (BrokenPipeError, ConversionError):
+            _forget_output()
         say(f"error: {error}", to=sys.stderr)
         return 1
     except OSError as error:
@@ -66,6 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"{'; '.join(['error: interrupted', *getattr(interrupt, '__notes__', [])])}.", to=sys.stderr)
         return 130
     return 0
+
+
+def _flush() -> None:
+    if sys.stdout is not None:
+        with writing():
+            sys.stdout.flush()
+
+
+def _forget_output() -> None:
+    """What is still buffered must not be tried once more at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from t5_experimental.model_folders import (
 
 from .errors import ConversionError
 from .loading import in_a_line, load_model
+from .readable import writing
 
 
 LONGEST = 128
@@ -119,6 +120,8 @@ def generate(arguments: argparse.Namespace, lines: Iterable[str] | None = None, 
         ConversionError: the model does not load, or options contradict each other. Nothing has been read then.
     """
     lines, to = sys.stdin if lines is None else lines, sys.stdout if to is None else to
+    if lines is None or to is None:
+        raise ConversionError("The standard input or output is closed: leave both open.")
     _check_limits(vars(arguments))
     if arguments.seed is not None and not arguments.do_sample:
         raise ConversionError("--seed has no effect without --do-sample: give both, or none.")
@@ -132,8 +135,10 @@ def generate(arguments: argparse.Namespace, lines: Iterable[str] | None = None, 
             if streams:
                 writer.stream(sources, to)
             else:
-                to.writelines(f"{_on_a_line(text)}\n" for text in writer.write(sources))
-                to.flush()
+                found = [f"{_on_a_line(text)}\n" for text in writer.write(sources)]
+                with writing():
+                    to.writelines(found)
+                    to.flush()
 
 
 def _checked(lines: Iterable[str]) -> Iterator[str]:
@@ -144,6 +149,10 @@ def _checked(lines: Iterable[str]) -> Iterator[str]:
             yield line.rstrip("\r\n")
     except UnicodeError as error:
         raise ConversionError(f"The input is not UTF-8 text ({error}): convert it.") from error
+    except OSError as error:
+        raise ConversionError(
+            f"The input cannot be read ({error.strerror or error}): give a file or a pipe."
+        ) from error
 
 
 def _on_a_line(text: str) -> str:
@@ -231,8 +240,9 @@ class _Writer:
 
         class Streamer(TextStreamer):
             def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-                to.write(_on_a_line(text) + "\n" * stream_end)
-                to.flush()
+                with writing():
+                    to.write(_on_a_line(text) + "\n" * stream_end)
+                    to.flush()
 
         # The first token is the decoder's start token.
         self.write(sources, streamer=Streamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True))

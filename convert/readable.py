@@ -4,7 +4,8 @@
 import re
 import reprlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 
@@ -51,10 +52,28 @@ def say(*lines: str, to: TextIO | None = None) -> None:
         to: stdout unless given.
     """
     stream = to or sys.stdout
+    if stream is None:  # closed before the command began
+        return
     encoding = stream.encoding or "utf-8"
-    for line in lines:
-        # A terminal that knows fewer letters gets the others escaped, too.
-        print(readable(line).encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    with writing():
+        for line in lines:
+            # A terminal that knows fewer letters gets the others escaped, too.
+            print(readable(line).encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Has one sentence for output that cannot be written; a reader that is gone stays a `BrokenPipeError`."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        from .errors import ConversionError  # here: it imports this module
+
+        raise ConversionError(
+            f"the output cannot be written ({error.strerror or error}): make room for it, or send it elsewhere."
+        ) from error
 
 
 _ACTIVE = re.compile(

@@ -3,6 +3,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 
@@ -291,3 +292,18 @@ def test_what_torch_refuses_is_one_sentence(write, monkeypatch):
 
     monkeypatch.setattr(T5TalkingHeadsForConditionalGeneration, "generate", fail)
     assert write()[::2] == (1, "error: The model cannot write with these options: probability tensor contains nan\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is always full")
+def test_output_and_input_that_fail_are_one_sentence(folder, monkeypatch, capsys):
+    for words in (["generate", str(folder), "--max-new-tokens", "3"], ["presets"]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("cheap food\n"))
+        with monkeypatch.context() as patched, open("/dev/full", "w") as full:
+            patched.setattr("sys.stdout", full)
+            assert main(words) == 1
+        assert capsys.readouterr().err.endswith(
+            "error: the output cannot be written (No space left on device): make room for it, or send it elsewhere.\n"
+        )
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["generate", str(folder)]) == 1
+    assert capsys.readouterr().err == "error: The standard input or output is closed: leave both open.\n"

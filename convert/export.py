@@ -118,7 +118,7 @@ def plan_export(folder: str | Path, dtype: str = "source", step: int | None = No
     slots = sort_tensors(folder, reader.variables, wanted, config.tie_word_embeddings)
     if dtype == "source":
         dtype = "bfloat16" if {reader.variables[name].dtype for name in wanted} == {"bfloat16"} else "float32"
-    step = _checked_step(folder, reader.metadata.get("step", record.get("step") or 0) if step is None else step)
+    step = _checked_step(folder, reader.metadata.get("step", record.get("step") or 0), step)
     layout, notes = _layout(config, wanted, record.get("tensors", {}))
     if stale:
         notes += (f"{SLOTS_FILE} is left out: the weights have changed since it was written, see --step, too.",)
@@ -220,11 +220,14 @@ def _same_json(text: str, other: str) -> bool:
         return False
 
 
-def _checked_step(folder: Path, step: Any) -> int:
+def _checked_step(folder: Path, stored: Any, given: int | None) -> int:
+    step = stored if given is None else given
     number = int(step) if isinstance(step, str) and re.fullmatch("[0-9]{1,19}", step) else step
-    if type(number) is not int or not 0 <= number < 2**63:
-        raise ConversionError(f"{folder} says that the step is {step!r:.80}: pass --step N with N from 0 on.")
-    return number
+    if type(number) is int and 0 <= number < 2**63:
+        return number
+    if given is not None:
+        raise ConversionError(f"--step is {given}: it must be from 0 to 2**63 - 1.")
+    raise ConversionError(f"{folder} says that the step is {step!r:.80}: pass --step N with N from 0 on.")
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

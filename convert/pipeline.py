@@ -2,6 +2,7 @@
 """Conversion: inspect, plan, write into a temporary sibling, rename; only then it looks finished."""
 
 import math
+import re
 import sys
 import time
 from collections import Counter
@@ -49,6 +50,10 @@ if TYPE_CHECKING:
     from t5_experimental.architecture_t5_experimental import T5ExperimentalArchitecture
     from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
     from t5_experimental.vocabulary import Vocabulary
+
+
+# What a message says of options that a user has given to `convert`, and not to `verify`.
+_OF_OPTIONS = re.compile("--(family|d-kv|feed-forward-proj|encoder-only|format|with-optimizer)")
 
 
 @dataclass(frozen=True)
@@ -394,7 +399,16 @@ def verify(
         ConversionError: they differ, or one of the two cannot be read.
     """
     folder = Path(output).expanduser()
-    found = inspect(source, **read_record(folder)["options"], cache_dir=cache_dir)
+    record = read_record(folder)
+    try:
+        found = inspect(source, **record["options"], cache_dir=cache_dir)
+    except ConversionError as error:
+        if not _OF_OPTIONS.search(str(error)):
+            raise
+        raise ConversionError(
+            f"{source} does not take the options with which {output} was converted from {record['source']}, so it is "
+            "another source: give that one."
+        ) from error
     _check(found, folder, folder, progress)
     return found
 

@@ -51,15 +51,25 @@ def check_output(output: Path, kind: str, source: Path | None, overwrite: bool) 
         overwrite: replace what has that name.
     """
     check_encodable(output)
+    origin = None if source is None else _resolved(source)
     try:
         place = output.resolve()
-        if source is not None and place in (source.resolve(), *source.resolve().parents):
+        if origin is not None and place in (origin, *origin.parents):
             what = "checkpoint" if kind == "converted" else "model"
             raise ConversionError(f"{output} holds the {what} itself: choose another folder for the output.")
         _check_replaceable(output, kind, overwrite)
         _check_places(output.absolute())
     except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads back to itself.
         raise ConversionError(f"{output} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _resolved(source: Path) -> Path:
+    try:
+        return source.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads back to itself.
+        raise ConversionError(
+            f"{source} cannot be read ({getattr(error, 'strerror', None) or error}): give another path."
+        ) from error
 
 
 @contextmanager

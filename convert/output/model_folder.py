@@ -63,7 +63,8 @@ def read_config(folder: Path) -> "T5ExperimentalConfig":
         # Around what the configuration says itself there may be an exception that says where it was said.
         reason = " ".join(str(error.__cause__ or error).split())
         reason = reason if reason.isprintable() else repr(reason)  # it may quote the file
-        raise ConversionError(f"{path} describes no model ({reason:.1000}): convert again.") from error
+        advice = "correct it" if model_type in STOCK_DEFAULTS else "convert again"
+        raise ConversionError(f"{path} describes no model ({reason.rstrip('.'):.1000}): {advice}.") from error
 
 
 def _known(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -484,3 +484,22 @@ def test_weights_that_were_trained_are_the_users(reference: Path, run: Run, tmp_
     (folder / "conversion.json").write_text(json.dumps(record))
     assert plan_export(folder).slots
     assert run("convert", source, folder, "--overwrite").status == 0
+
+
+def test_messages_name_what_is_wrong(
+    folder: Path, reference: Path, spoiled_stock: Callable[..., Path], run: Run, tmp_path: Path
+) -> None:
+    """And not what was not asked for."""
+    (tmp_path / "loop").symlink_to("loop")
+    stock = spoiled_stock(num_heads="four")
+    other = reference / "golden" / "t5.1.th.tiny"
+    for words, message in (
+        (("export", folder, tmp_path / "out", "--step", "-1"), "error: --step is -1: it must be from 0 to 2**63 - 1."),
+        (("export", tmp_path / "loop", tmp_path / "out"), f"error: {tmp_path / 'loop'} cannot be read ("),
+        (("export", stock, tmp_path / "out"), "): correct it."),
+        (("verify", other, folder), f"error: {other} does not take the options with which {folder} was converted"),
+    ):
+        result = run(*words)
+        assert result.status == 1
+        assert message in result.err
+        assert not (tmp_path / "out").exists()

@@ -208,6 +208,8 @@ def test_missing_files(option, model, train_file, tmp_path):
             ({"optim": name}, f"--optim {name} needs a package that is not installed (")
             for name in ("adamw_bnb_8bit", "galore_adamw", "apollo_adamw", "lomo", "schedule_free_adamw")
         ),
+        ({"optim": "grokadamw"}, "--optim grokadamw does not work like this (Please install grokadamw"),
+        ({"optim": "adamw_anyprecision"}, "--optim adamw_anyprecision does not work like this (Please install"),
         ({"generation_num_beams": 0}, "--generation_num_beams is 0: it must be at least 1"),
         ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": "no"}, "--lr_scheduler_kwargs no does not fit"),
         (

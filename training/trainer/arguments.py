@@ -243,8 +243,13 @@ class T5TrainingArguments(OptimizerArguments):
                 f"--optim {_value(self.optim)} needs a package that is not installed ({in_a_line(error)}): install it, "
                 "or choose another."
             ) from error
-        except Exception:  # what an optimizer lacks without a model is told when it is made
-            return
+        except (ValueError, TypeError, NotImplementedError) as error:
+            if "pass a" in str(error):  # the model, which is not there yet
+                return
+            raise TrainingError(
+                f"--optim {_value(self.optim)} does not work like this ({in_a_line(error)}): give or install what it "
+                "lacks, or choose another."
+            ) from error
 
     def check_data(self, given: Collection[str], has_validation: bool, has_test: bool) -> None:
         """Refuses options that need data that there is not, or that contradict the data.

@@ -56,6 +56,20 @@ max_steps: 7
         assert training.max_steps == 9
 
 
+def test_flags_override_what_a_recipe_says_of_the_same(flags, recipe):
+    """What has no effect then is not taken for the user's; all else in the recipe is."""
+    path = recipe("save_steps: 5\nsave_total_limit: 2\nlearning_rate: 3e-4\neval_steps: 3\n")
+    common = [path, *flags]
+    idle = {"save_steps", "save_total_limit"}
+    assert {*idle, "learning_rate", "eval_steps"} <= finetune.parse(common).given
+    given = finetune.parse([*common, "--save_strategy", "no"]).given
+    assert not idle & given
+    assert {"learning_rate", "eval_steps", "save_strategy"} <= given
+    assert "save_steps" in finetune.parse([*common, "--save_strategy", "no", "--save_steps", "7"]).given
+    assert not {*idle, "learning_rate"} & finetune.parse([*common, "--do_train", "False"]).given
+    assert "learning_rate" in finetune.parse([*common, "--do_train", "True"]).given
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

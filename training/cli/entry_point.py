@@ -23,7 +23,7 @@ from transformers import HfArgumentParser
 from ..engines.lost_processes import lost_peer
 from ..errors import ProcessError, TrainingError, check_unicode, in_a_line, shown, unique_names
 from ..interruption import claim_word, end, leave, peer_was_interrupted, received, watched
-from ..trainer.arguments import T5TrainingArguments
+from ..trainer.arguments import T5TrainingArguments, names_given
 from ..trainer.checkpoint_folders import where_it_resumes
 from ..trainer.settle import Run, settle
 from .first_answers import RECIPE_HELP, answer, usage
@@ -97,8 +97,8 @@ class EntryPoint:
             # Undecodable bytes from the shell; such names could neither be printed nor written to a report.
             check_unicode(word, f"The command line has {shown(word)}")
         recipe, flags = _split_recipe(given)
-        if recipe is not None:
-            flags = [*_recipe_flags(_find_recipe(recipe), names), *flags]
+        of_recipe = [] if recipe is None else list(_recipe_flags(_find_recipe(recipe), names))
+        on_line, flags = list(names_of(flags, names)), [*of_recipe, *flags]
         _check_json(flags)
         try:
             *options, unknown = parser.parse_args_into_dataclasses(
@@ -107,7 +107,8 @@ class EntryPoint:
             if unknown:
                 refuse_unknown(unknown[0].partition("=")[0], names)
             command = as_text(own_command() if arguments is None else [f"{self.name}.py", *given])
-            return settle(tuple(options), command, frozenset(names_of(flags, names)))
+            trains = all(getattr(option, "do_train", None) is not False for option in options)
+            return settle(tuple(options), command, names_given(on_line, list(names_of(of_recipe, names)), trains))
         except (ValueError, TypeError) as error:  # raised by transformers' own options
             raise TrainingError(in_a_line(error)) from error
 

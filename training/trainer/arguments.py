@@ -23,8 +23,41 @@ LAUNCHED = "launched"
 _CHECKPOINTING = {OPTION, "use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop"}
 
 
+# Options that only have an effect in training; evaluate.py has fewer of them.
+OF_TRAINING_ALONE = {
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs"),
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("max_grad_norm", "label_smoothing_factor", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "logging_strategy", "logging_steps"),
+    *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "push_to_hub", "resume_from_checkpoint"),
+    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "train_sampling_strategy"),
+    *("lora_rank", "merge_lora", "optimizer_preset", "optimizer_slots", "pack", "z_loss", "loss_denominator"),
+    *("early_stopping_patience", "early_stopping_threshold", "dropout_rate", "broadcast_dropout"),
+}
+# What a recipe says to no effect if a flag has another of these.
+_OVERRIDDEN = {
+    "eval_strategy": {"eval_steps", "eval_delay"},
+    "save_strategy": {"save_steps", "save_total_limit"},
+    "logging_strategy": {"logging_steps"},
+}
+
 # Of numpy's generator.
 _HIGHEST_SEED = 2**32 - 1
+
+
+def names_given(flags: Collection[str], recipe: Collection[str], trains: bool) -> frozenset[str]:
+    """Names of the options that the user gave, for checks whether they have an effect: those on the command line, and
+    those of a recipe that these do not override, as `--save_strategy no` overrides its `save_steps`.
+
+    Args:
+        flags: names of the options on the command line.
+        recipe: of those in the recipe.
+        trains: not with `--do_train False`, which overrides all that a recipe says of training.
+    """
+    overridden = {name for flag in flags for name in _OVERRIDDEN.get(flag, ())}
+    overridden |= set() if trains else OF_TRAINING_ALONE
+    return frozenset({*flags, *(set(recipe) - overridden)})
 
 
 def _value(choice: Any) -> str:

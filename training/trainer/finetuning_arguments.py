@@ -11,30 +11,17 @@ from ..data.metrics import check_metrics, check_packages, figures_of
 from ..data.own_metrics import is_own
 from ..data.tasks import Task
 from ..errors import TrainingError
-from .arguments import T5TrainingArguments
+from .arguments import OF_TRAINING_ALONE, T5TrainingArguments
 from .losses import LossDenominator
 
 
 # Options for the logits that transformers collects in an evaluation, with their defaults.
 _OF_LOGITS = {"prediction_loss_only": False, "batch_eval_metrics": False, "eval_do_concat_batches": True}
 
-# Options that only have an effect in training; evaluate.py has fewer of them.
-_OF_TRAINING_ALONE = {
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "num_train_epochs"),
-    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
-    *("optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
-    *("max_grad_norm", "label_smoothing_factor", "gradient_checkpointing", "gradient_checkpointing_kwargs"),
-    *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "logging_strategy", "logging_steps"),
-    *("save_strategy", "save_steps", "save_total_limit", "save_only_model", "push_to_hub", "resume_from_checkpoint"),
-    *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "train_sampling_strategy"),
-    *("lora_rank", "merge_lora", "optimizer_preset", "optimizer_slots", "pack", "z_loss", "loss_denominator"),
-    *("early_stopping_patience", "early_stopping_threshold", "dropout_rate", "broadcast_dropout"),
-}
-
 
 def check_only_evaluates(given: Collection[str], more: Collection[str] = ()) -> None:
     """Refuses options, of those that the user gave, that have no effect on a run which does not train, and `more`."""
-    if idle := sorted({*_OF_TRAINING_ALONE, *more} & set(given)):
+    if idle := sorted({*OF_TRAINING_ALONE, *more} & set(given)):
         raise TrainingError(f"--{idle[0]} has no effect on an evaluation, which trains nothing: leave it out.")
 
 

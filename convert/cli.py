@@ -20,7 +20,7 @@ from .generate import add_arguments, as_typed, generate
 from .mesh.rules import FAMILY_SECTIONS
 from .output.format import FORMATS, NATIVE
 from .output.options import DTYPES, GGUF_DTYPES, ONNX_DTYPES, OPSET, OPSETS, parse_size
-from .readable import say, writing
+from .readable import OutputError, say, writing
 from .signals import terminating_signals
 
 
@@ -50,10 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # `head` or a pager has seen enough.
         _forget_output()
         return 141
+    except OutputError as error:
+        _forget_output()
+        say(f"error: the output cannot be written ({error}): make room for it, or send it elsewhere.", to=sys.stderr)
+        return 1
     except ConversionError as error:
         try:
             _flush()
-        except (BrokenPipeError, ConversionError):
+        except (BrokenPipeError, OutputError):
             _forget_output()
         say(f"error: {error}", to=sys.stderr)
         return 1

@@ -335,6 +335,7 @@ def _add_vocabulary(writer: "gguf.GGUFWriter", config: "T5ExperimentalConfig", v
             rows[token] = (text, -1000.0, types.USER_DEFINED)
     for token in vocabulary.special:
         rows[token] = (rows[token][0], 0.0, types.CONTROL)
+    assert vocabulary.unknown is not None  # `_check_ids`
     rows[vocabulary.unknown] = (rows[vocabulary.unknown][0], 0.0, types.UNKNOWN)
     writer.add_tokenizer_model("t5")
     writer.add_tokenizer_pre("default")

@@ -24,9 +24,8 @@ from t5_experimental.model_folders import (
     model_and_adapter,
 )
 
-from .errors import ConversionError
-from .loading import in_a_line, load_model
-from .readable import writing
+from .errors import ConversionError, load_model
+from .readable import in_a_line, writing
 
 
 LONGEST = 128

@@ -36,12 +36,21 @@ def message(text: str) -> str:
     return text
 
 
+def in_a_line(error: Exception) -> str:
+    """What an exception says, on one line."""
+    return " ".join(str(error).split())
+
+
 def shown(value: object) -> str:
     """A value of a file as Python writes it, shortened."""
     try:
         return _SHORT.repr(value)
     except (ValueError, RecursionError):  # Python does not write integers of more than some thousand digits.
         return f"a {type(value).__name__} that is too long to be shown"
+
+
+class OutputError(Exception):
+    """Where the command prints takes no more; the message is the system's."""
 
 
 def say(*lines: str, to: TextIO | None = None) -> None:
@@ -63,17 +72,13 @@ def say(*lines: str, to: TextIO | None = None) -> None:
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """Has one sentence for output that cannot be written; a reader that is gone stays a `BrokenPipeError`."""
+    """Tells output that cannot be written from other errors; a reader that is gone stays a `BrokenPipeError`."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        from .errors import ConversionError  # here: it imports this module
-
-        raise ConversionError(
-            f"the output cannot be written ({error.strerror or error}): make room for it, or send it elsewhere."
-        ) from error
+        raise OutputError(error.strerror or str(error)) from error
 
 
 _ACTIVE = re.compile(

@@ -27,8 +27,9 @@ def changed_files(folder: Path, record: Mapping[str, Any]) -> list[str]:
     """Names of the files of weights that are not those of which a record has fingerprints; one of an earlier version
     has none."""
     known = record.get(FIELD)
-    found = fingerprints(folder) if isinstance(known, dict) else {}
-    return [name for name, fingerprint in found.items() if known.get(name) != fingerprint]
+    if not isinstance(known, dict):
+        return []
+    return [name for name, fingerprint in fingerprints(folder).items() if known.get(name) != fingerprint]
 
 
 def _fingerprint(path: Path) -> str:

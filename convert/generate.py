@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, TextIO
 
 from t5_experimental.model_folders import (
@@ -199,7 +200,7 @@ class _Writer:
         _check_vocabulary(tokenizer, config, folder)
         dtype = "auto" if arguments.dtype == "source" else getattr(torch, arguments.dtype)
         model = load_model(_model_class(config, folder), folder, dtype=dtype)
-        settings = deepcopy(model.generation_config)
+        settings = _settings(model, adapter)
         if adapter is not None:
             model = _with_adapter(model, adapter, arguments.weights)
         try:
@@ -271,6 +272,23 @@ def _check_vocabulary(tokenizer: Any, config: Any, folder: str) -> None:
             f"The tokenizer of {folder} has {len(tokenizer)} ids, and the model's embedding {rows} rows: copy both "
             "from the same model."
         )
+
+
+def _settings(model: Any, adapter: str | None) -> Any:
+    """How a model generates; what the folder of an adapter says of its training comes first."""
+    from transformers import GenerationConfig
+
+    own = deepcopy(model.generation_config)
+    if adapter is None or not (Path(adapter) / "generation_config.json").is_file():
+        return own
+    try:
+        settings = GenerationConfig.from_pretrained(adapter, local_files_only=True)
+    except Exception as error:  # of many types, for bad files
+        raise ConversionError(f"The generation_config.json of {adapter} does not load: {in_a_line(error)}") from error
+    for token in ("decoder_start_token_id", "eos_token_id", "pad_token_id"):
+        if getattr(settings, token) is None:
+            setattr(settings, token, getattr(own, token))
+    return settings
 
 
 def _with_adapter(model: Any, adapter: str, weights: str) -> Any:

@@ -121,6 +121,11 @@ def test_prompts_and_adapters(write, folder, expected, tmp_path):
     assert texts != expected(max_new_tokens=7)
     assert write(f"--prompt {tmp_path / 'prompt'} --max-new-tokens 7")[1] == texts
     assert write("--max-new-tokens 7", model=tmp_path / "prompt")[1] == texts  # it names its model
+    settings = tmp_path / "prompt" / "generation_config.json"
+    settings.write_text('{"max_new_tokens": 4}')  # as training leaves it
+    assert write(f"--prompt {tmp_path / 'prompt'}")[1] == expected(model=prompted, max_new_tokens=4)
+    settings.write_text('{"max_new_tokens": ')
+    assert "generation_config.json of" in write(f"--prompt {tmp_path / 'prompt'}")[2]
 
 
 @pytest.mark.skipif(not int8_kernels(), reason="this torch or processor has no right int8 kernel")

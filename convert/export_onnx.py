@@ -15,7 +15,8 @@ from typing import Any
 
 from t5_experimental.model_folders import holds_adapter
 
-from .errors import ConversionError, load_model
+from .errors import ConversionError
+from .loading import load_model
 from .output.folder import check_output, finished_or_nothing, reclaimable
 from .output.json_files import read_json
 from .output.onnx_files import copy_tokenizer, write_card, write_config

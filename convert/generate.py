@@ -25,7 +25,8 @@ from t5_experimental.model_folders import (
     model_and_adapter,
 )
 
-from .errors import ConversionError, load_model
+from .errors import ConversionError
+from .loading import load_model
 from .readable import in_a_line, writing
 
 

@@ -32,9 +32,10 @@ ROOMS = {
         "export.py": {"tensors.py", "source", "bundle", "mesh", "plan", "output"},
         "export_gguf.py": {"mesh", "plan", "output"},
         "hub.py": {"plan", "output"},
-        "generate.py": set(),
+        "loading.py": set(),
+        "generate.py": {"loading.py"},
         "onnx": set(),
-        "export_onnx.py": {"plan", "output", "onnx"},
+        "export_onnx.py": {"plan", "output", "onnx", "loading.py"},
         "cli.py": {
             "mesh",
             "plan",

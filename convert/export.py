@@ -25,9 +25,8 @@ from .mesh.parameters import Parameter, parameters
 from .mesh.rules import GLOBAL_STEP
 from .mesh.scopes import Layout
 from .output.blocks import Transfer
-from .output.fingerprints import changed_files
 from .output.folder import check_output, finished_or_nothing, reclaimable
-from .output.model_folder import WITHOUT_SLOTS, read_config, sort_tensors
+from .output.model_folder import WITHOUT_SLOTS, read_config, slots_are_stale, sort_tensors
 from .output.record import RECORD_FILENAME, load_record
 from .output.safetensors_reader import SafetensorsReader, weight_files
 from .plan.optimizer_slots import find_slots, slot_variables, with_optimizer
@@ -112,7 +111,7 @@ def plan_export(folder: str | Path, dtype: str = "source", step: int | None = No
     if dtype not in DTYPES:
         raise ConversionError(f"the dtype {dtype!r} is none that the original restores: use {', '.join(DTYPES)}.")
     optimizer, record = folder / SLOTS_FILE, _read_record(folder)
-    stale = _is_stale(folder, record)
+    stale = slots_are_stale(folder, record)
     reader = SafetensorsReader([*weight_files(folder), *([optimizer] if optimizer.is_file() and not stale else [])])
     wanted = parameters(config)
     slots = sort_tensors(folder, reader.variables, wanted, config.tie_word_embeddings)
@@ -240,15 +239,6 @@ def _read_record(folder: Path) -> dict[str, Any]:
         raise ConversionError(
             f"{folder / RECORD_FILENAME} cannot be read ({error}): remove it, and the variables get today's names."
         ) from error
-
-
-def _is_stale(folder: Path, record: Mapping[str, Any]) -> bool:
-    """Whether the optimizer's state is that of the conversion, and the weights are not, as of a model that was trained
-    and saved to its folder."""
-    if not (folder / SLOTS_FILE).is_file():
-        return False
-    changed = changed_files(folder, record)
-    return SLOTS_FILE not in changed and any(path.name in changed for path in weight_files(folder))
 
 
 def _layout(

@@ -11,6 +11,7 @@ from t5_experimental.original import SLOTS_FILE
 
 from .errors import ConversionError
 from .output.json_files import read_json
+from .output.model_folder import slots_are_stale
 from .output.record import read_record
 from .output.safetensors_reader import SafetensorsReader, weight_files
 
@@ -66,7 +67,7 @@ def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
 
     check_repo_id(repo_id)
     folder = Path(folder).expanduser()
-    _check_complete(folder)
+    check_complete(folder)
     check_token()
     api = HfApi()
     again = _again(folder, repo_id, private)
@@ -87,9 +88,10 @@ def push(folder: str | Path, repo_id: str, private: bool = False) -> str:
     return str(url)
 
 
-def _check_complete(folder: Path) -> None:
+def check_complete(folder: Path) -> None:
     """All that loading takes is there, files of tensors are as long as their headers say, and names can be sent."""
-    files = {row["file"] for row in read_record(folder)["tensors"].values()}
+    record = read_record(folder)
+    files = {row["file"] for row in record["tensors"].values()}
     try:
         code = _code_files(read_json(folder / "config.json"))
     except FileNotFoundError as error:
@@ -106,6 +108,10 @@ def _check_complete(folder: Path) -> None:
             raise ConversionError(f"the name {path.name!r:.300} in {folder} is not UTF-8: rename that file.") from error
     optimizer = folder / SLOTS_FILE
     SafetensorsReader([*weight_files(folder), *([optimizer] if optimizer.is_file() else [])])
+    if slots_are_stale(folder, record):
+        raise ConversionError(
+            f"{folder} has the {SLOTS_FILE} of weights that have changed since: move it away to upload the model alone."
+        )
 
 
 def _code_files(config: Mapping[str, Any]) -> set[str]:

@@ -13,7 +13,9 @@ from ..errors import ConversionError
 from ..mesh.parameters import Parameter
 from ..mesh.rules import SLOTS
 from ..tensors import Variable
+from .fingerprints import changed_files
 from .json_files import read_json
+from .safetensors_reader import weight_files
 
 
 if TYPE_CHECKING:
@@ -89,9 +91,11 @@ def sort_tensors(
     slots: dict[str, list[str]] = {}
     for name, parameter in wanted.items():
         if name not in tensors:
+            # transformers 5 saves every classifier as the embedding, and does not say so.
+            advice = "convert it first, if transformers 5 saved it, or " if name == "lm_head.weight" else ""
             raise ConversionError(
-                f"{folder} has no tensor {name}, which the model of its config.json has: save the whole model, with "
-                "adapters merged into it."
+                f"{folder} has no tensor {name}, which the model of its config.json has: {advice}save the whole model, "
+                "with adapters merged into it."
             )
         if tensors[name].shape != parameter.shape:
             raise ConversionError(
@@ -113,3 +117,12 @@ def sort_tensors(
         if {*slots.get(name, ())} - {"m"} not in complete:
             raise ConversionError(f"{SLOTS_FILE} lacks a slot of {name}: {WITHOUT_SLOTS}.")
     return slots
+
+
+def slots_are_stale(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether the optimizer's state is that of the conversion, and the weights are not, as of a model that was trained
+    and saved to its folder; `record` is that of the conversion."""
+    if not (folder / SLOTS_FILE).is_file():
+        return False
+    changed = changed_files(folder, record)
+    return SLOTS_FILE not in changed and any(path.name in changed for path in weight_files(folder))

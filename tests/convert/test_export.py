@@ -19,6 +19,7 @@ from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.cli import main
 from t5_experimental.convert.errors import ConversionError
 from t5_experimental.convert.export import plan_export
+from t5_experimental.convert.hub import check_complete
 from t5_experimental.convert.mesh import axes as arrays_module
 from t5_experimental.convert.mesh.parameters import parameters
 from t5_experimental.convert.output import safetensors_reader
@@ -141,6 +142,8 @@ def test_a_stock_t5_that_was_saved_by_transformers(tied: bool, run: Run, tmp_pat
     )  # fmt: skip
     T5ForConditionalGeneration(config).save_pretrained(tmp_path / "saved")
     tensors = load_file(tmp_path / "saved" / "model.safetensors")
+    if not tied:
+        assert "convert it first, if transformers 5 saved it" in run("export", tmp_path / "saved", tmp_path / "no").err
     # transformers 4 saves these copies, too.
     copies = {name: tensors["shared.weight"].clone() for name in ("encoder.embed_tokens.weight", "lm_head.weight")}
     save_file({**copies, **tensors}, tmp_path / "saved" / "model.safetensors", {"format": "pt"})
@@ -478,6 +481,10 @@ def test_weights_that_were_trained_are_the_users(reference: Path, run: Run, tmp_
     assert result.status == 0
     assert "optimizer.safetensors is left out: the weights have changed since it was written" in result.out
     assert not any("slot" in name for name in variables_of(tmp_path / "out"))
+    with pytest.raises(
+        ConversionError, match=r"optimizer.safetensors of weights that have changed since: move it away"
+    ):
+        check_complete(folder)
 
     record = json.loads((folder / "conversion.json").read_text())
     del record["weights"]  # as earlier versions wrote it

@@ -2,6 +2,7 @@
 """Writing checkpoints without TensorFlow: its own reader and ours find what was written, and its files are the same."""
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def assert_holds(tensorflow_reader: Callable[[Path], Any]) -> Callable[[Path, Ar
 names = st.lists(st.sampled_from(["encoder", "block_000", "layer", "a", "é", "_slot_vr", "x" * 300]), min_size=1).map(
     "/".join
 )
-shapes = st.lists(st.sampled_from([0, 1, 2, 3, 7, 200]), max_size=3).map(tuple)
+# They are written in blocks of one byte, too.
+shapes = st.lists(st.sampled_from([0, 1, 2, 3, 7, 200]), max_size=3).filter(lambda x: math.prod(x) < 10_000).map(tuple)
 
 
 @settings(

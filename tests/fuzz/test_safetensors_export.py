@@ -15,7 +15,8 @@ from t5_experimental import without_models
 from t5_experimental.convert.errors import ConversionError
 from t5_experimental.convert.export import plan_export
 from t5_experimental.convert.output import json_files, safetensors_reader
-from t5_experimental.convert.output.safetensors_reader import SafetensorsReader, weight_files
+from t5_experimental.convert.output.safetensors_format import INDEX_FILENAME
+from t5_experimental.convert.output.safetensors_reader import WEIGHTS_FILENAME, SafetensorsReader, weight_files
 from tests.fuzz.json_mutations import assert_unambiguous, mutated
 
 
@@ -36,7 +37,7 @@ def attempt(converted: Callable[[str], Path], tmp_path: Path) -> Attempt:
     small = of_three_tensors()
     other = tmp_path / "small"
     other.mkdir()
-    index = {"metadata": {"total_size": 1}, "weight_map": {"a": "model.safetensors", "b": "b.safetensors"}}
+    index = {"metadata": {"total_size": 1}, "weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}
 
     def try_one(generator: random.Random) -> None:
         kind = generator.randrange(8)
@@ -46,12 +47,14 @@ def attempt(converted: Callable[[str], Path], tmp_path: Path) -> Attempt:
                 plan_export(folder)
             assert_believable(folder / "model.safetensors")
             return
-        (other / "model.safetensors").write_bytes(mutated_file(small, generator) if kind > 1 else small)
+        # transformers reads no index beside a model.safetensors.
+        first = other / ("a.safetensors" if kind < 3 else WEIGHTS_FILENAME)
+        (other / WEIGHTS_FILENAME).unlink(missing_ok=True)
+        first.write_bytes(mutated_file(small, generator) if kind > 1 else small)
         (other / "b.safetensors").write_bytes(small.replace(b'"a', b'"b'))
-        (other / safetensors_reader.INDEX_FILENAME).unlink(missing_ok=True)
         if kind < 3:
             data = mutated(index, generator)
-            (other / safetensors_reader.INDEX_FILENAME).write_bytes(data)
+            (other / INDEX_FILENAME).write_bytes(data)
             files = weight_files(other)
             assert_unambiguous(data)
             assert all(path.parent == other for path in files)
@@ -60,8 +63,8 @@ def attempt(converted: Callable[[str], Path], tmp_path: Path) -> Attempt:
         reader = SafetensorsReader(files)
         for name, variable in reader.variables.items():
             assert reader.read(name).shape == variable.shape
-        if other / "model.safetensors" in files:
-            assert_believable(other / "model.safetensors")
+        if first in files:
+            assert_believable(first)
 
     return try_one
 

@@ -56,6 +56,6 @@ def test_ctrl_break_ends_a_run_with_one_sentence(
     monkeypatch.setitem(interruption._NAMES, int(SIGBREAK), "Ctrl-Break (SIGBREAK)")
     monkeypatch.setattr(saving, "share_as_usual", lambda _: signal.raise_signal(SIGBREAK))
     with pytest.raises(SystemExit) as ended:
-        run(tiny_models["t5_v1_1"], tmp_path / "output", max_steps=1, save_strategy="no")
+        run(tiny_models["t5_v1_1"], tmp_path / "output", max_steps=1)
     assert ended.value.code == 128 + SIGBREAK
     assert "Ended by Ctrl-Break (SIGBREAK)" in capsys.readouterr().err

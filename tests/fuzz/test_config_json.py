@@ -39,7 +39,7 @@ def attempt(converted: Callable[[str], Path], tmp_path: Path) -> Attempt:
         (folder / "config.json").write_bytes(data)
         with without_models():
             if generator.random() < 0.3:
-                hub._check_complete(folder)
+                hub.check_complete(folder)
                 names = assert_unambiguous(data).get("auto_map", {}).values()
                 assert all(name.isprintable() and "/" not in name.partition(".")[0] for name in names), names
                 return

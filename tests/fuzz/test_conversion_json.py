@@ -48,7 +48,7 @@ def attempt(reference: Path, converted: Callable[[str], Path], tmp_path: Path) -
                 found = plan_export(folder)
                 assert 0 <= found.step < 2**63
             elif command == 1:
-                hub._check_complete(folder)
+                hub.check_complete(folder)
             else:
                 plan_again(source, folder)
         accepted = assert_unambiguous(data)

@@ -28,9 +28,9 @@ from t5_experimental import own_folders
 from ..errors import ConversionError
 from ..readable import say
 from ..signals import terminating_signals
-from .fingerprints import FIELD, changed_files, fingerprints
 from .paths import check_encodable
 from .record import RECORD_FILENAME
+from .unchanged import changed_files
 
 
 if TYPE_CHECKING:
@@ -275,7 +275,6 @@ def _list_files(folder: Path, record: str) -> None:
     """Has the record name all files of a complete folder, by which it is known to hold nothing else."""
     path, draft = folder / record, folder / f"{record}.draft"
     fields = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    fields[FIELD] = fingerprints(folder)
     fields["files"] = sorted({record, *os.listdir(folder)} - {own_folders.MARK})
     draft.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     draft.replace(path)

@@ -13,9 +13,9 @@ from ..errors import ConversionError
 from ..mesh.parameters import Parameter
 from ..mesh.rules import SLOTS
 from ..tensors import Variable
-from .fingerprints import changed_files
 from .json_files import read_json
 from .safetensors_reader import weight_files
+from .unchanged import changed_files
 
 
 if TYPE_CHECKING:

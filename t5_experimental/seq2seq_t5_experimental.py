@@ -190,9 +190,11 @@ class T5ExperimentalForConditionalGeneration(T5ExperimentalEncoderDecoder, Gener
 
     def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
         """As in transformers. The classifier of a stock T5 that is not stored is the embedding, if its configuration
-        does not say otherwise: transformers 5 saves a tied classifier once."""
+        does not say otherwise: transformers 5 saves a tied classifier once. A model without a head has none to save."""
+        classes = self.config.architectures or [type(self).__name__]
         is_unsaid = getattr(self.config, "_classifier_is_unsaid", False)
-        if is_unsaid and missing_keys is not None and "lm_head.weight" in missing_keys:
+        is_missing = missing_keys is not None and "lm_head.weight" in missing_keys
+        if is_unsaid and is_missing and any(name.endswith("ForConditionalGeneration") for name in classes):
             self.config.tie_word_embeddings = True
             self.all_tied_weights_keys = {**self.all_tied_weights_keys, "lm_head.weight": "shared.weight"}
         super().tie_weights(missing_keys=missing_keys, recompute_mapping=recompute_mapping)

@@ -123,6 +123,11 @@ def test_our_model_loads_a_stock_folder_without_the_classifier(kind, make_config
     again = load(tmp_path / "ours")
     assert again.lm_head.weight is again.shared.weight
     assert_same_outputs(again, theirs, batch)
+    fields = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    fields["architectures"] = ["T5Model"]  # without a head, its classifier is lost
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(fields))
+    _, info = load(tmp_path / "theirs", output_loading_info=True)
+    assert info["missing_keys"] == {"lm_head.weight"}
 
 
 def test_a_missing_classifier_of_our_own_stays_missing(model, tmp_path):

@@ -93,6 +93,8 @@ def test_the_texts_may_be_elsewhere_and_a_record_of_an_earlier_version_says_less
     path.write_text(json.dumps(record))
     other = {"train_file": write_pairs(tmp_path / "other.jsonl", "other"), "max_steps": 3}
     run(finetune, {**options, **other, "output_dir": tmp_path / "output"})
+    steps = json.loads((tmp_path / "output" / "trainer_state.json").read_text())["log_history"]
+    assert (steps[0]["step"], steps[-1]["step"]) == (1, 3)
 
 
 @pytest.mark.parametrize("pack", [False, True])

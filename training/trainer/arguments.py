@@ -61,7 +61,7 @@ def names_given(flags: Collection[str], recipe: Collection[str], trains: bool) -
 
 
 def _value(choice: Any) -> str:
-    """The name of a choice, which may be an enumeration's value yet or not."""
+    """The name of a choice, which may be a member of an enumeration or its value."""
     return str(getattr(choice, "value", choice))
 
 
@@ -186,7 +186,7 @@ class T5TrainingArguments(OptimizerArguments):
         self.settle_optimizer()
 
     def _check_best_is_saved(self) -> None:
-        evaluates, saves = (str(getattr(kind, "value", kind)) for kind in (self.eval_strategy, self.save_strategy))
+        evaluates, saves = _value(self.eval_strategy), _value(self.save_strategy)
         if evaluates == "no":
             raise TrainingError(
                 "--load_best_model_at_end needs evaluations to compare: give --validation_file and --eval_strategy."
@@ -244,7 +244,7 @@ class T5TrainingArguments(OptimizerArguments):
                     "--early_stopping_threshold has no effect without --early_stopping_patience: give both, or none."
                 )
             return
-        if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
+        if _value(self.eval_strategy) == "no":
             raise TrainingError(
                 "--early_stopping_patience needs evaluations to compare: give --validation_file and --eval_strategy."
             )

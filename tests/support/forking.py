@@ -180,6 +180,8 @@ def main(more: Sequence[str]) -> None:
     """Follows orders, line by line."""
     for name in ("evaluate", "finetune", "pretrain", "prompt_tune", *more):
         _module(name)
+    with suppress(ImportError):  # accelerate imports it in every run, if it is installed
+        import_module("deepspeed")
     gc.collect()
     gc.freeze()  # so that collections in the forked processes neither look at nor copy what is imported
     for line in sys.stdin:

@@ -55,8 +55,9 @@ def options_of(path: Path, name: str) -> dict[str, OptionText]:
     if not any(ast.unparse(decorator).startswith("dataclass") for decorator in node.decorator_list):
         return found
     group = re.split("[.:;]", ast.get_docstring(node) or "")[0]
+    without_option = _without_option(node)
     for option in _fields(source, node, group):
-        if option.name in _without_option(node):  # what a base has, and this one decides itself
+        if option.name in without_option:  # what a base has, and this one decides itself
             found.pop(option.name, None)
         else:
             found[option.name] = option
@@ -73,7 +74,7 @@ class ProgramText:
     options: dict[str, OptionText]
 
 
-@lru_cache  # it takes a quarter of a second, and every start asks twice: before its imports, and when it parses
+@lru_cache  # every start asks twice: before its imports, and when it parses
 def program_of(name: str) -> ProgramText:
     """The entry point that a module of `training/` assigns to `ENTRY_POINT`."""
     source = _read(TRAINING / f"{name}.py")
@@ -154,7 +155,8 @@ def _without_option(node: ast.ClassDef) -> set[str]:
     return {
         ast.unparse(line.target)
         for line in node.body
-        if isinstance(line, ast.AnnAssign) and line.value is not None and "init=False" in ast.unparse(line.value)
+        if isinstance(line, ast.AnnAssign) and isinstance(line.value, ast.Call)
+        if any(word.arg == "init" and ast.unparse(word.value) == "False" for word in line.value.keywords)
     }
 
 

@@ -65,6 +65,7 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else a body waits until its head is acknowledged, 40 ms
 
             def do_GET(self) -> None:
                 server.answer(self)

@@ -16,10 +16,13 @@ def spoiled(engines) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def trained(trained_alone: Path, engines, spoiled, once) -> Path:
+def trained(trained_alone: Path, engines, spoiled, once, fork_server) -> Path:
     """The same folder, with what two processes trained, right and wrong."""
     cells = [*engines.QUICK_CELLS, *spoiled.values()]
-    once("ddp", lambda _: engines.train("ddp", cells, trained_alone, steps=engines.QUICK_STEPS))
+    once(
+        "ddp",
+        lambda _: engines.train("ddp", cells, trained_alone, steps=engines.QUICK_STEPS, fork_server=fork_server),
+    )
     return trained_alone
 
 

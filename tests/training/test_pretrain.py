@@ -2,11 +2,8 @@
 """`training/pretrain.py`: every objective trains, resumes exactly, and refuses what cannot work in one sentence."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -56,7 +53,7 @@ def run(text: Path, output: Path, **options: object) -> list[dict[str, float]]:
 
 
 @pytest.mark.slow
-def test_starts_with_the_launcher_from_a_recipe(text, tmp_path):
+def test_fresh_weights_from_a_recipe(text, fork_server, tmp_path):
     options = {
         "preset": "t5.1.th.base",
         "config_overrides": TINY,
@@ -72,21 +69,16 @@ def test_starts_with_the_launcher_from_a_recipe(text, tmp_path):
         "dataloader_num_workers": 1,
         "use_cpu": True,
     }
-    script, recipe = REPOSITORY / "training" / "pretrain.py", REPOSITORY / "training" / "recipes" / "pretrain.yaml"
-    result = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", str(script), str(recipe), *flags(options)],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "(t5_talking_heads)" in result.stdout
-    assert "preset pretrain" in result.stdout
-    assert "span_corruption, z-loss 0.0001" in result.stdout
-    assert "512 tokens in, 114 out, of 568 tokens of text" in result.stdout
-    assert "8 rows to evaluate on" in result.stdout
-    assert "8 examples on 1 process(es)" in result.stdout
+    recipe = REPOSITORY / "training" / "recipes" / "pretrain.yaml"
+    run = fork_server.start("pretrain", [recipe, *flags(options)], "single", 1)
+    assert run.wait() == [0], run.read()
+    printed, _ = run.printed()
+    assert "(t5_talking_heads)" in printed
+    assert "preset pretrain" in printed
+    assert "span_corruption, z-loss 0.0001" in printed
+    assert "512 tokens in, 114 out, of 568 tokens of text" in printed
+    assert "8 rows to evaluate on" in printed
+    assert "8 examples on 1 process(es)" in printed
 
     output = tmp_path / "output"
     assert {"config.json", "model.safetensors", "tokenizer.json", "report.html"} <= {f.name for f in output.iterdir()}

@@ -4,7 +4,6 @@
 import ast
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -43,38 +42,30 @@ def load(model, adapter):
     return peft.PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(model), adapter).eval()
 
 
-def test_a_prompt_learns_loads_and_generates(tiny_models, tmp_path):
-    """In processes of its own, with the recipe."""
+def test_a_prompt_learns_loads_and_generates(tiny_models, fork_server, tmp_path):
+    """In a process of its own, with the recipe."""
     model, output = tiny_models["t5_lm_adapted"], tmp_path / "adapter"
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "accelerate.commands.launch", REPOSITORY / "training" / "prompt_tune.py"),
-            "prompt_tune.yaml",
-            *words(
-                model_name_or_path=model,
-                train_file=TRAIN,
-                validation_file=DATA / "restaurants_validation.jsonl",
-                output_dir=output,
-                prompt_length=20,
-                class_labels="The, Thai food",
-                max_steps=30,
-                logging_steps=10,
-                eval_steps=30,
-                save_steps=30,
-                disable_tqdm=True,
-            ),
-        ],
-        env={**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1800,
+    options = words(
+        model_name_or_path=model,
+        train_file=TRAIN,
+        validation_file=DATA / "restaurants_validation.jsonl",
+        output_dir=output,
+        prompt_length=20,
+        class_labels="The, Thai food",
+        max_steps=30,
+        logging_steps=10,
+        eval_steps=30,
+        save_steps=30,
+        disable_tqdm=True,
     )
-    assert result.returncode == 0, result.stderr
-    assert "prompt      20 rows, initialized with labels; all else is frozen\n" in result.stdout
-    assert "adafactor without parameter scaling, learning rate 0.3, schedule constant, decay 1e-05\n" in result.stdout
-    assert "32 examples on 1 process(es)" in result.stdout
-    assert "dropout     0.1\n" in result.stdout
-    losses = logged_losses(result.stdout)
+    run = fork_server.start("prompt_tune", ["prompt_tune.yaml", *options], "single", 1)
+    assert run.wait() == [0], run.read()
+    printed, _ = run.printed()
+    assert "prompt      20 rows, initialized with labels; all else is frozen\n" in printed
+    assert "adafactor without parameter scaling, learning rate 0.3, schedule constant, decay 1e-05\n" in printed
+    assert "32 examples on 1 process(es)" in printed
+    assert "dropout     0.1\n" in printed
+    losses = logged_losses(printed)
     assert losses[-1] < losses[0] - 0.05
     files = {path.name for path in output.iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "checkpoint-30"} <= files

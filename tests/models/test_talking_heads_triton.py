@@ -281,13 +281,19 @@ def run_python(code, **environment):
 
 
 def test_they_are_imported_when_used_and_the_environment_turns_them_off():
-    code = (
-        "import sys; from t5_experimental import blockwise_attention_t5_experimental as module; "
-        "print(module._HAS_TRITON, module._UNCHECKED, 'attention_triton' in str(sys.modules))"
-    )
-    assert run_python(code, T5_EXPERIMENTAL_TRITON="1") == "True False False\n"
-    assert run_python(code, T5_EXPERIMENTAL_TRITON="0") == "False False False\n"
-    assert run_python(code, T5_EXPERIMENTAL_TRITON="force") == "True True False\n"
+    code = """
+import os, sys
+import torch, transformers.modeling_utils
+for value in ("1", "0", "force"):
+    if not os.fork():
+        os.environ["T5_EXPERIMENTAL_TRITON"] = value
+        from t5_experimental import blockwise_attention_t5_experimental as module
+        print(value, module._HAS_TRITON, module._UNCHECKED, "attention_triton" in str(sys.modules), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
+    expected = ["1 True False False", "0 False False False", "force True True False"]
+    assert run_python(code).splitlines() == expected
 
 
 def test_the_kernels_travel_without_asking_for_triton():

@@ -161,7 +161,12 @@ def _parser() -> argparse.ArgumentParser:
         default="source",
         help="dtype of the variables; default: bfloat16 if all weights are, else float32",
     )
-    export.add_argument("--step", type=int, metavar="N", help="training step; default: that of the conversion")
+    export.add_argument(
+        "--step",
+        type=int,
+        metavar="N",
+        help="training step; default: that of the conversion, or 0 if the folder does not tell it, as after training",
+    )
     export.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new folder is complete")
     export.add_argument("--allow-nonfinite", action="store_true", help="export infinities and NaNs, too")
     export_gguf = commands.add_parser("export-gguf", help="write a file for llama.cpp from a model's folder")

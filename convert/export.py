@@ -97,7 +97,8 @@ def plan_export(folder: str | Path, dtype: str = "source", step: int | None = No
         folder: a folder that the converter wrote, or that a model of ours or a stock T5 was saved to.
         dtype: dtype of the variables, "float32" or "bfloat16"; "source" keeps a folder of bfloat16 as it is and makes
             any other float32, as the original has no other dtypes.
-        step: training step; unless given that of the optimizer's state or of `conversion.json`, or else 0.
+        step: training step; unless given that of the optimizer's state or of `conversion.json`, or else 0, which a
+            note says.
 
     Raises:
         ConversionError: it cannot be exported.
@@ -117,8 +118,11 @@ def plan_export(folder: str | Path, dtype: str = "source", step: int | None = No
     slots = sort_tensors(folder, reader.variables, wanted, config.tie_word_embeddings)
     if dtype == "source":
         dtype = "bfloat16" if {reader.variables[name].dtype for name in wanted} == {"bfloat16"} else "float32"
-    step = _checked_step(folder, reader.metadata.get("step", record.get("step") or 0), step)
     layout, notes = _layout(config, wanted, record.get("tensors", {}))
+    stored = reader.metadata.get("step", record.get("step"))
+    if step is None and stored is None:
+        notes += ("The folder does not tell its training step, so that it is 0: --step N names it.",)
+    step = _checked_step(folder, 0 if stored is None else stored, step)
     if stale:
         notes += (f"{SLOTS_FILE} is left out: the weights have changed since it was written, see --step, too.",)
     variables = {

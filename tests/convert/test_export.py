@@ -34,6 +34,8 @@ STOCK = ("t5.1.0.tiny", "t5.1.1.tiny", "t5.1.1.tiny-bfloat16", "t5.1.1.tiny-lega
 
 Run = Callable[..., Any]
 
+NO_STEP = "The folder does not tell its training step, so that it is 0: --step N names it."
+
 
 @pytest.fixture(scope="session")
 def with_slots(tmp_path_factory: pytest.TempPathFactory, reference: Path) -> Callable[[str], Path]:
@@ -120,6 +122,7 @@ def test_a_model_that_was_saved_by_transformers(
     result = run("export", tmp_path / "saved", tmp_path / "back")
     assert result.status == 0, result.err
     assert "Step:       0\n" in result.out
+    assert f"Note:       {NO_STEP}\n" in result.out
     variables = variables_of(tmp_path / "back")
     assert len(variables) == len(parameters(config)) + 1
     if architecture == "one head":
@@ -187,6 +190,21 @@ def test_step(folder: Path, run: Run, tmp_path: Path) -> None:
     assert prefix.name == "model.ckpt-12345"
     assert TensorBundleReader(prefix).read("global_step") == 12345
     assert run("export", folder, tmp_path / "out", "--step", -1).status == 1
+
+
+def test_a_step_that_nothing_tells(folder: Path) -> None:
+    """It is 0, which a note says unless that was asked for."""
+    record = json.loads((folder / "conversion.json").read_text())
+    for step, given, found, notes in (
+        (None, None, 0, (NO_STEP,)),
+        (None, 0, 0, ()),
+        (None, 7, 7, ()),
+        (0, None, 0, ()),
+        (3, None, 3, ()),
+    ):
+        (folder / "conversion.json").write_text(json.dumps({**record, "step": step}))
+        export = plan_export(folder, step=given)
+        assert (export.step, export.notes) == (found, notes)
 
 
 def test_names_of_another_model_are_not_used(folder: Path, run: Run, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from .generate import add_arguments, as_typed, generate
 from .mesh.rules import FAMILY_SECTIONS
 from .output.format import FORMATS, NATIVE
 from .output.options import DTYPES, GGUF_DTYPES, ONNX_DTYPES, OPSET, OPSETS, parse_size
-from .readable import OutputError, say, writing
+from .readable import OutputError, joined, say, writing
 from .signals import terminating_signals
 
 
@@ -141,8 +141,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--with-optimizer", action="store_true", help="also Adafactor's state, in optimizer.safetensors"
         )
+        command.add_argument(
+            "--dtype", choices=DTYPES, default="source", help="dtype to write; default: the source's own"
+        )
     convert.add_argument("--vocab", metavar="FILE", help="sentencepiece.model, or its address; adds the tokenizer")
-    convert.add_argument("--dtype", choices=DTYPES, default="source", help="dtype to write; default: the source's own")
     convert.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="default: 5GB")
     convert.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new folder is complete")
     convert.add_argument(
@@ -224,6 +226,7 @@ def _planning(arguments: argparse.Namespace) -> dict[str, Any]:
     """What decides what is found and planned, which inspecting and converting share."""
     return {
         "family": arguments.family,
+        "dtype": arguments.dtype,
         "d_kv": arguments.d_kv,
         "feed_forward_proj": arguments.feed_forward_proj,
         "encoder_only": arguments.encoder_only,
@@ -266,7 +269,6 @@ def _convert(arguments: argparse.Namespace) -> None:
         arguments.source,
         arguments.output,
         vocab=arguments.vocab,
-        dtype=arguments.dtype,
         max_shard_size=arguments.max_shard_size,
         overwrite=arguments.overwrite,
         verify=arguments.verify,
@@ -378,6 +380,7 @@ _COMMANDS = {
 
 def _print_findings(found: "Inspection") -> None:
     dtypes = Counter(entry.source.dtype for entry in found.plan.entries)
+    cast = sorted({entry.dtype for entry in found.plan.entries if entry.dtype != entry.source.dtype})
     told = found.checkpoint.told_by
     rows = {
         "Source": found.checkpoint.location,
@@ -386,7 +389,8 @@ def _print_findings(found: "Inspection") -> None:
         "Told by": f"{told}, checked against every shape" if told else "the variables' shapes",
         "Step": "unknown" if found.step is None else f"{found.step:,}",
         "Parameters": f"{found.plan.parameter_count:,} in {len(found.plan.entries):,} tensors",
-        "Dtype": ", ".join(f"{name} ({count} tensors)" for name, count in dtypes.most_common()),
+        "Dtype": ", ".join(f"{name} ({count} tensors)" for name, count in dtypes.most_common())
+        + (f", written as {joined(cast)}" if cast else ""),
     }
     if found.plan.optimizer is not None:
         rows["Optimizer"] = f"{len(found.plan.optimizer.entries):,} slots of Adafactor"

@@ -206,6 +206,14 @@ def test_inspect(reference: Path, run: Run, tmp_path: Path) -> None:
     assert "left out: 1 x training step" in result.out
 
 
+def test_inspect_shows_the_dtype_that_convert_would_write(reference: Path, run: Run, tmp_path: Path) -> None:
+    result = run("inspect", reference / "golden" / "t5.1.1.tiny", "--dtype", "bfloat16")
+    assert "Dtype:      float32 (52 tensors), written as bfloat16\n" in result.out
+    assert "  dtype: bfloat16\n" in result.out
+    assert re.search(r"encoder\.final_layer_norm\.weight +32 +bfloat16 +encoder/rms_norm/scale", result.out)
+    assert "Dtype:      float32 (52 tensors)\n" in run("inspect", reference / "golden" / "t5.1.1.tiny").out
+
+
 def test_overwrite_replaces_at_the_end(
     reference: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

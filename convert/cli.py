@@ -175,7 +175,11 @@ def _parser() -> argparse.ArgumentParser:
     export_gguf.add_argument("folder", metavar="FOLDER", help="folder of t5.1.1, lm100k, t5.1.0, mT5 or umT5")
     export_gguf.add_argument("output", metavar="OUTPUT", help="file to write, such as model.gguf")
     export_gguf.add_argument(
-        "--dtype", choices=GGUF_DTYPES, default="float32", help="dtype of the matrices; default: float32"
+        "--dtype",
+        choices=GGUF_DTYPES,
+        default="float32",
+        help="dtype of the matrices; default: float32. With float16 every ffn_down stays float32, with q8_0 every "
+        "matrix whose rows are no multiple of 32",
     )
     export_gguf.add_argument("--overwrite", action="store_true", help="replace OUTPUT, once the new file is complete")
     _add_export_onnx(commands)

@@ -105,8 +105,8 @@ def export_gguf(
     Args:
         folder: of a model, or of an encoder alone.
         output: file to write; it must not exist unless `overwrite`.
-        dtype: of the matrices; norms and biases stay float32, and the second matrix of a feed-forward, too, if the
-            others are float16, in which T5 overflows.
+        dtype: of the matrices; norms and biases stay float32, and so do the second matrix of a feed-forward if the
+            others are float16, in which T5 overflows, and for q8_0 matrices whose rows are no multiple of its block.
         overwrite: replace the output, once the new one is complete.
         progress: show a progress bar on stderr.
 
@@ -139,7 +139,7 @@ def export_gguf(
     _check_ids(folder, config, vocabulary)
     tensors = _tensors(config, wanted, gguf.GGMLQuantizationType[_TYPES[dtype]])
     check_space(sum(tensor.nbytes for tensor in tensors), output)
-    notes = _notes(config, vocabulary)
+    notes = (*_notes(config, vocabulary), *_left_in_float32(tensors, dtype))
     file_type = "ALL_F32" if dtype == "float32" else f"MOSTLY_{_TYPES[dtype]}"
     with _finished_or_nothing(output, overwrite) as partial:
         writer = gguf.GGUFWriter(partial, "t5" if config.is_encoder_decoder else "t5encoder")
@@ -351,6 +351,22 @@ def _add_vocabulary(writer: "gguf.GGUFWriter", config: "T5ExperimentalConfig", v
     writer.add_unk_token_id(vocabulary.unknown)
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(True)
+
+
+def _left_in_float32(tensors: list[_Tensor], dtype: str) -> tuple[str, ...]:
+    """A note on matrices that are not of the dtype that was asked for; the tables of biases count as biases."""
+    import gguf
+
+    matrices = [tensor for tensor in tensors if len(tensor.shape) > 1 and not tensor.source.endswith(_IN_FLOAT32)]
+    kind = gguf.GGMLQuantizationType[_TYPES[dtype]]
+    left = sum(tensor.kind != kind for tensor in matrices)
+    if not left:
+        return ()
+    block = gguf.GGML_QUANT_SIZES[kind][0]
+    why = "the ffn_down, where T5 overflows in float16"
+    if block > 1:
+        why = f"their rows are no multiple of {block}, the block of {dtype}"
+    return (f"{left:,} of {len(matrices):,} matrices stay float32: {why}.",)
 
 
 def _eos(config: "T5ExperimentalConfig") -> Any:

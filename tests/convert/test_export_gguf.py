@@ -177,13 +177,14 @@ def test_a_tokenizer_that_transformers_saved_is_the_same(folders: dict[str, Path
     ("dtype", "kind", "error"), [("float16", "F16", 1e-3), ("bfloat16", "BF16", 8e-3), ("q8_0", "Q8_0", 2e-2)]
 )
 def test_smaller_dtypes(dtype: str, kind: str, error: float, folders: dict[str, Path], tmp_path: Path) -> None:
-    export_gguf(folders["t5.1.1"], tmp_path / "model.gguf", dtype=dtype)
+    notes = export_gguf(folders["t5.1.1"], tmp_path / "model.gguf", dtype=dtype).notes
     kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     for name in ("enc.blk.0.attn_norm.weight", "dec.output_norm.weight", "enc.blk.0.attn_rel_b.weight"):
         assert kinds[name] == "F32"
     assert kinds["enc.blk.0.attn_q.weight"] == kinds["token_embd.weight"] == kinds["output.weight"] == kind
     # T5 overflows there in float16.
     assert kinds["enc.blk.0.ffn_down.weight"] == ("F32" if dtype == "float16" else kind)
+    assert ("4 of 38 matrices stay float32: the ffn_down, where T5 overflows in float16." in notes) == (kind == "F16")
     found = tensors_of(tmp_path / "model.gguf")
     for name, tensor in load_file(folders["t5.1.1"] / "model.safetensors").items():
         difference = np.abs(found[name_in_llama_cpp(name)] - tensor.numpy()).max()
@@ -194,7 +195,8 @@ def test_smaller_dtypes(dtype: str, kind: str, error: float, folders: dict[str, 
 def test_rows_that_are_no_multiple_of_a_block_stay_float32(tmp_path: Path) -> None:
     config = t5_experimental.T5V11Config(**{**SIZES, "num_heads": 3, "d_kv": 8})
     t5_experimental.T5V11ForConditionalGeneration(config).save_pretrained(tmp_path / "model")
-    export_gguf(tmp_path / "model", tmp_path / "model.gguf", dtype="q8_0")
+    summary = export_gguf(tmp_path / "model", tmp_path / "model.gguf", dtype="q8_0")
+    assert "6 of 38 matrices stay float32: their rows are no multiple of 32, the block of q8_0." in summary.notes
     kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     assert (kinds["enc.blk.0.attn_q.weight"], kinds["enc.blk.0.attn_o.weight"]) == ("Q8_0", "F32")
 

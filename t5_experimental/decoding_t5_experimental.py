@@ -398,7 +398,7 @@ def decoding_session(model: Any, weights: str | None = None) -> Iterator[Session
     """Lets all `generate` calls inside the block share copies of the weights. Do not change weights inside it.
 
     Args:
-        model: a model for conditional generation; with `weights="int8"` also an encoder.
+        model: a model for conditional generation, or peft's of one; with `weights="int8"` also an encoder.
         weights: `"int8"` rounds the weights of linear layers to 8 bits, with a scale for each output feature, and
             hidden states before each product. On CPUs only. None is what an enclosing session does, or the dtype of
             the model.
@@ -407,10 +407,13 @@ def decoding_session(model: Any, weights: str | None = None) -> Iterator[Session
         The session; printed, it shows the kernels that were chosen and the times they were chosen by.
 
     Raises:
-        ValueError: `weights` is something else, or a weight has NaN or infinite values.
+        ValueError: `weights` is something else. With `"int8"`, a call inside the block raises it for a weight that is
+            to be rounded and has NaN or infinite values.
     """
     if weights not in (None, "int8"):
         raise ValueError(f'`weights` is {weights!r}; it can be "int8", or None for the dtype of the model.')
+    if hasattr(model, "get_base_model"):  # peft's, which generates with the model inside it
+        model = model.get_base_model()
     sessions = _SESSIONS.get()
     session = sessions.get(id(model))
     if session is None:

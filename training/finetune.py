@@ -42,10 +42,10 @@ from t5_experimental.training.models.arguments import EvaluatedModelArguments, M
 from t5_experimental.training.models.loading import config_to_estimate, load_model, load_tokenizer
 from t5_experimental.training.report.start_lines import describe_step, warn_of_float16
 from t5_experimental.training.run import run_trainer
+from t5_experimental.training.trainer.base_model import mark_base
 from t5_experimental.training.trainer.checkpoint_folders import write_aside
 from t5_experimental.training.trainer.finetuning import FinetuningTrainer
 from t5_experimental.training.trainer.finetuning_arguments import FinetuningArguments, check_only_evaluates
-from t5_experimental.training.trainer.frozen_weights import mark_frozen
 from t5_experimental.training.trainer.generation import settle_generation
 from t5_experimental.training.trainer.settle import Run
 from t5_experimental.training.trainer.trainer import T5Trainer
@@ -109,8 +109,7 @@ def build_trainer(
             "leave it out, or lower --per_device_train_batch_size."
         )
     settle_generation(model, training, data.max_target_length, adapter=adapter)
-    if adapt is not None:
-        mark_frozen(model)
+    mark_base(model)
     trainer = FinetuningTrainer(
         splits,
         data,

@@ -261,6 +261,19 @@ def test_a_session_prepares_once(plain, inputs, calls):
     assert len(set(map(id, calls))) == 2
 
 
+def test_a_session_of_a_model_with_a_prompt(plain, inputs, calls):
+    """peft generates with the model inside its own."""
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3, num_transformer_submodules=1)
+    tuned = peft.get_peft_model(plain, config).eval()
+    expected = generate(tuned, inputs)
+    calls.clear()
+    with decoding_session(tuned):
+        assert torch.equal(generate(tuned, inputs), expected)
+        assert torch.equal(generate(tuned, inputs), expected)
+    assert len(set(map(id, calls))) == 1
+
+
 def test_sessions_of_other_threads_and_models_are_their_own(make_config, inputs):
     models = {name: tiny(make_config, name) for name in ("t5.1.1", "t5.1.n4w10")}
     expected = {name: generate(model, inputs) for name, model in models.items()}

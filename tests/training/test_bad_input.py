@@ -196,6 +196,11 @@ def test_missing_files(option, model, train_file, tmp_path):
         ),
         ({"eval_on_start": True}, "--eval_on_start needs examples to evaluate on: give --validation_file"),
         ({"greater_is_better": True}, "--greater_is_better has no effect without --metric_for_best_model"),
+        ({"save_strategy": "no", "save_only_model": True}, "--save_only_model has no effect without --save_strategy"),
+        ({"hub_model_id": "x/y"}, "--hub_model_id has no effect without --push_to_hub"),
+        ({"sortish_sampler": True}, "--sortish_sampler does not apply to data that this program tokenizes"),
+        ({"learning_rate": 1e38}, "--learning_rate is 1e+38: it must be at most 1e+30"),
+        ({"torch_compile_mode": "x"}, "--torch_compile_mode x is not one of default, "),
         ({"length_column_name": "n"}, "--length_column_name does not apply to data that this program tokenizes"),
         ({"label_names": "labels"}, "--label_names does not apply to data that this program tokenizes"),
         ({"save_steps": 0}, "--save_steps is 0: it must be more than 0"),
@@ -438,6 +443,23 @@ def test_model_folders(model, train_file, tmp_path):
     shutil.copytree(model, stock, ignore=shutil.ignore_patterns("config.json", "*.safetensors", "*.py"))
     LongT5Config(architectures=["LongT5ForConditionalGeneration"]).save_pretrained(stock)
     assert "holds a model of type 'longt5', which is no T5" in refusal(stock)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("README.md", "history.jsonl", "eval_results.json", "predictions_test.jsonl", "generation_config.json"),
+        *("model.safetensors", "model-00001-of-00002.safetensors", "tokenizer.json", "modeling_t5_experimental.py"),
+    ],
+)
+def test_files_of_others_stay(name, model, train_file, tmp_path):
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / name).write_text("mine")
+    (output / "notes.txt").write_text("in no one's way")
+    message = complaint(output, model_name_or_path=model, train_file=train_file)
+    assert f"--output_dir {output} holds {name}, which no run here has written and this one would replace" in message
+    assert (output / name).read_text() == "mine"
 
 
 @pytest.mark.slow

@@ -90,6 +90,8 @@ def test_a_preset_is_enough(name: str, step: str, capsys: pytest.CaptureFixture[
     main(["--preset", "t5.1.1.small", "--estimate", "fsdp2:8"])
     found = figures(capsys.readouterr().out)
     assert found["step"].startswith(f"{step} tokens")
+    needed = "--optimizer_preset finetune, since the default does not run there"
+    assert found.get("needed") == (needed if name == "finetune" else None)
     size, unit = found["parameters"].split()  # the whole vocabulary, in a unit that has digits for it
     assert (float(size), unit) == (pytest.approx(76.96 * 4 / 8, rel=1e-3), "MB")
 

@@ -318,6 +318,8 @@ def test_what_cannot_be_evaluated_is_refused(evaluate_here, tiny_models, tmp_pat
     (tmp_path / "adapter" / "adapter_model.safetensors").touch()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "predictions_test.jsonl").write_text("mine\n")
+    shutil.copytree(tmp_path / "mine", tmp_path / "used")
+    (tmp_path / "used" / "history.jsonl").write_text('{"step": 1}\n')
     adapter = tmp_path / "adapter"
     for options, message in [
         ({}, "There is nothing to evaluate on: give --validation_file, --test_file or --dataset_name"),
@@ -331,7 +333,12 @@ def test_what_cannot_be_evaluated_is_refused(evaluate_here, tiny_models, tmp_pat
         ({"test_file": [TEST, tmp_path / "sub" / TEST.name]}, "--test_file has two files restaurants_test, by whose"),
         ({"test_file": TEST, "output_dir": tmp_path / "folder"}, "holds checkpoint-3 of a training run"),
         ({"test_file": TEST, "output_dir": tiny_models["t5_v1_1"]}, "already holds a model"),
-        ({"test_file": TEST, "output_dir": tmp_path / "mine"}, "predictions_test.jsonl is in the way"),
+        ({"test_file": TEST, "output_dir": tmp_path / "mine"}, "holds predictions_test.jsonl, which no run here has"),
+        ({"test_file": TEST, "output_dir": tmp_path / "used"}, "predictions_test.jsonl is in the way"),
+        *(
+            ({"test_file": TEST, idle: 1}, f"--{idle} has no effect on an evaluation")
+            for idle in ("data_seed", "logging_first_step", "hub_model_id", "save_on_each_node")
+        ),
         ({"test_file": TEST, "model_name_or_path": adapter}, "is an adapter for 'gone', which is no model folder here"),
         ({"test_file": TEST, "model_name_or_path": tmp_path}, "is not a model folder (it has no config.json)"),
         ({"test_file": TEST, "adapter_name_or_path": tmp_path}, "is not a folder of an adapter (it has no adapter_c"),
@@ -396,7 +403,8 @@ def test_every_example_counts_where_training_drops_some(tiny_models, tmp_path, m
     for drops in (False, True):
         options = {"model_name_or_path": tiny_models["t5_v1_1"], "test_file": tmp_path / "rows.jsonl"}
         options |= {"output_dir": tmp_path / str(drops), "per_device_eval_batch_size": 4, "metric": "exact_match"}
-        evaluate.main(flags_of({**options, "max_target_length": 3, "dataloader_drop_last": drops}))
+        options |= {"train_file": tmp_path / "rows.jsonl", "per_device_train_batch_size": 5, "max_steps": 1}
+        finetune.main(flags_of({**options, "max_target_length": 3, "dataloader_drop_last": drops}))
         found[drops] = figures(tmp_path / str(drops), "test"), predictions(tmp_path / str(drops), "test")
     assert found[True] == found[False]
     assert len(found[True][1]) == 5

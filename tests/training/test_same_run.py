@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from t5_experimental.training import finetune, prompt_tune
+from t5_experimental.training import finetune, pretrain, prompt_tune
 from t5_experimental.training.trainer.same_run import RECORD
 
 
@@ -143,10 +143,16 @@ def test_adapters_that_are_trained_further_have_the_dropout_that_is_given(more, 
 
 
 @pytest.mark.parametrize(
-    ("program", "adapter"),
-    [(finetune, {"lora_rank": 2, "optimizer_preset": "adamw"}), (prompt_tune, {"prompt_length": 3})],
+    ("program", "more"),
+    [
+        (finetune, {"lora_rank": 2, "optimizer_preset": "adamw"}),
+        (finetune, {}),
+        (prompt_tune, {"prompt_length": 3}),
+        (pretrain, {"text_column": "target", "max_source_length": 16, "optimizer_preset": "adamw"}),
+    ],
 )
-def test_adapters_belong_to_one_model(program, adapter, options, tmp_path):
+def test_a_run_belongs_to_the_model_that_it_began_with(program, more, options, tmp_path):
+    """Adapters would be put on another model; of a whole one the weights that were given would not be used at all."""
     folder = options["model_name_or_path"]
     model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     for name in ("moved", "another"):
@@ -156,9 +162,9 @@ def test_adapters_belong_to_one_model(program, adapter, options, tmp_path):
             model.encoder.block[1].layer[0].SelfAttention.q.weight.mul_(2)
             model.decoder.final_layer_norm.weight.mul_(2)
             model.shared.weight.mul_(2)
-    run(program, {**options, **adapter, "output_dir": tmp_path / "whole", "max_steps": 1})
+    run(program, {**options, **more, "output_dir": tmp_path / "whole", "max_steps": 1})
     place = resumed(tmp_path / "whole", tmp_path / "output")
-    run(program, {**options, **adapter, **place, "model_name_or_path": tmp_path / "moved"})
+    run(program, {**options, **more, **place, "model_name_or_path": tmp_path / "moved"})
     place["output_dir"] = tmp_path / "third"
-    said = refusal(program, {**options, **adapter, **place, "model_name_or_path": tmp_path / "another"})
+    said = refusal(program, {**options, **more, **place, "model_name_or_path": tmp_path / "another"})
     assert "was written with another base model (" in said

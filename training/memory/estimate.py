@@ -86,11 +86,13 @@ def print_estimate(
         TrainingError: `estimate` is not an engine, or one that does not allow the optimizer.
     """
     setup, training = _setup(run), run.training
+    is_default = setup.optimizer == training.chosen_optimizer()
     trained = "adapters" if lora_rank else "prompt" if prompt_length else "all"
     step = _step(setup, training, source + prompt_length, target, trained=trained, rank=lora_rank, packed=packed)
     found = estimate(empty_model(config, lora_rank, prompt_length), config, setup, step)
     if training.process_index == 0:
-        print(facts_as_text(_facts(setup, step, found)), flush=True)
+        needed = {} if is_default else {"needed": f"{setup.optimizer.option}, since the default does not run there"}
+        print(facts_as_text({**_facts(setup, step, found), **needed}), flush=True)
     PartialState().destroy_process_group()
 
 

@@ -32,6 +32,8 @@ _UNUSED_WITH = {
     "optim_args": (OptimizerNames.ADAFACTOR, *_ADAMW),
     "optim_target_modules": (*_WITHOUT_MOMENTS, *_ADAMW),
 }
+# Far above any use, and still a float32 when optimizers divide it by a correction of their means.
+_HIGHEST_RATE = 1e30
 _CONSTANT = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
 
 
@@ -142,6 +144,8 @@ class OptimizerArguments(Seq2SeqTrainingArguments):
 
     def _check_numbers(self) -> None:
         check_at_least(self, 0, "learning_rate", "weight_decay", "warmup_steps", "adam_epsilon")
+        if self.learning_rate is not None and self.learning_rate > _HIGHEST_RATE:
+            raise TrainingError(f"--learning_rate is {self.learning_rate:g}: it must be at most {_HIGHEST_RATE:g}.")
         for option in ("adam_beta1", "adam_beta2"):
             value = getattr(self, option)
             if value is not None and not 0 <= value < 1:

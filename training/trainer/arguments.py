@@ -34,7 +34,12 @@ OF_TRAINING_ALONE = {
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "train_sampling_strategy"),
     *("lora_rank", "merge_lora", "optimizer_preset", "optimizer_slots", "pack", "z_loss", "loss_denominator"),
     *("early_stopping_patience", "early_stopping_threshold", "dropout_rate", "broadcast_dropout"),
+    *("logging_nan_inf_filter", "logging_first_step", "data_seed", "dataloader_drop_last", "ignore_data_skip"),
+    *("auto_find_batch_size", "average_tokens_across_devices", "torch_empty_cache_steps", "save_on_each_node"),
+    *("restore_callback_states_from_checkpoint", "include_num_input_tokens_seen", "optim_target_modules"),
+    *("hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision"),
 }
+_OF_HUB = ("hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision")
 # What a recipe says to no effect if a flag has another of these.
 _OVERRIDDEN = {
     "eval_strategy": {"eval_steps", "eval_delay"},
@@ -78,6 +83,16 @@ def _check_reporters(names: list[str]) -> None:
             ) from error
 
 
+def _check_compile_mode(backend: str | None, mode: str | None) -> None:
+    """Refuses what torch.compile would refuse at the first step."""
+    if mode is None or backend not in (None, "inductor"):
+        return
+    from torch._inductor import list_mode_options
+
+    if mode not in (modes := list_mode_options()):
+        raise TrainingError(f"--torch_compile_mode {mode} is not one of {', '.join(modes)}: choose one of these.")
+
+
 OF_DENOMINATOR = {
     "help": "Divisor of a step's summed loss: the tokens to predict, or, as in the original, all target positions, "
     "padding included. Evaluation always divides by tokens."
@@ -102,7 +117,8 @@ class T5TrainingArguments(OptimizerArguments):
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={
-            "help": "Keep NaN and infinite losses out of the log, and do not stop at them. Such weights are not saved."
+            "help": "Keep NaN and infinite losses of training out of the log, and do not stop at them. Such weights "
+            "are not saved, and such a loss of an evaluation ends the run."
         },
     )
     bf16: bool | None = field(  # type: ignore[assignment]  # None until settled
@@ -267,6 +283,7 @@ class T5TrainingArguments(OptimizerArguments):
             TrainingError: one is missing.
         """
         _check_reporters(cast(list[str], self.report_to))
+        _check_compile_mode(self.torch_compile_backend, self.torch_compile_mode)
         if self.optimizer_preset is not None:
             return
         try:
@@ -329,6 +346,8 @@ class T5TrainingArguments(OptimizerArguments):
             ("save_steps", saves == "steps", "--save_strategy steps"),
             ("logging_steps", logs == "steps", "--logging_strategy steps"),
             ("greater_is_better", self.metric_for_best_model is not None, "--metric_for_best_model"),
+            ("save_only_model", saves != "no", "--save_strategy"),
+            *((option, self.push_to_hub, "--push_to_hub") for option in _OF_HUB),
         )
         for option, has_effect, other in needed:
             if option in given and not has_effect:
@@ -337,7 +356,7 @@ class T5TrainingArguments(OptimizerArguments):
             raise TrainingError("--save_total_limit has no effect with --save_strategy no: leave one of them out.")
         if {"max_steps", "num_train_epochs"} <= set(given) and self.max_steps > 0:
             raise TrainingError("--num_train_epochs has no effect with --max_steps: leave one of them out.")
-        for option in ("label_names", "length_column_name"):
+        for option in ("label_names", "length_column_name", "sortish_sampler"):
             if option in given:
                 raise TrainingError(f"--{option} does not apply to data that this program tokenizes: leave it out.")
 

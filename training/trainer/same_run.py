@@ -1,5 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""What a checkpoint must share with the run that resumes from it. Only the learning rate may change.
+"""What a checkpoint must share with the run that resumes from it.
+
+The learning rate may change, and what no state depends on: dropout, losses, clipping, how often something is saved.
 
 transformers loads any state it finds: with another optimizer or model, that ends in a traceback if shapes differ, and
 otherwise silently mixes two runs.
@@ -19,7 +21,7 @@ from ..errors import TrainingError
 from ..models.loading import vocabulary_digest
 from ..optim.arguments import OptimizerArguments
 from ..optim.slots import slots_step
-from .frozen_weights import frozen_digest
+from .base_model import base_digest
 
 
 RECORD = "run.json"
@@ -29,10 +31,10 @@ _COUNT, _TEXT = "number of training examples", "text of the training examples"
 _EVALUATED = "text of the validation examples"
 _LENGTHS = ("--max_source_length", "--max_target_length")
 _DATA = (_COUNT, "--seed", "--mixture", "--pack", *_LENGTHS, _TEXT)
-_FROZEN = "base model"
+_BASE = "base model"
 _BEST = ("--metric_for_best_model", "--greater_is_better", _EVALUATED)
 # What records of earlier versions lack, or those of runs that it does not matter for.
-_MAY_LACK = {*_LENGTHS, _TEXT, _FROZEN, *_BEST}
+_MAY_LACK = {*_LENGTHS, _TEXT, _BASE, *_BEST}
 # What the text follows from.
 _OF_TEXT = {_COUNT, "--mixture", *_LENGTHS, "vocabulary"}
 _NAMED = 3  # differences that a message names; it counts the others
@@ -125,6 +127,8 @@ def _record(trainer: Trainer) -> dict[str, Any]:
         _SCHEDULE: schedule.value if schedule in _STATEFUL_SCHEDULES else _BY_STEP,
         _RATE: args.highest_learning_rate(),
     }
+    if (base := base_digest(model)) is not None:
+        record[_BASE] = base
     if isinstance(trainer.train_dataset, Sized):  # streams have their own record
         seed = args.seed if args.data_seed is None else args.data_seed
         order = getattr(trainer, "order", None)
@@ -160,5 +164,4 @@ def _record_of_adapters(model: Any) -> dict[str, Any]:
         "kind of adapters": adapter.peft_type.value,
         **{name: value for name, value in size.items() if value is not None},
         **({} if targets is None else {"adapted layers": sorted(targets)}),
-        **({} if (frozen := frozen_digest(model)) is None else {_FROZEN: frozen}),
     }

@@ -14,7 +14,7 @@ from transformers.integrations import is_tensorboard_available
 
 from ..engines.engine import Engine, engine_of, prepare_engine
 from ..engines.lost_processes import join_on_cpu
-from ..errors import TrainingError
+from ..errors import TrainingError, in_a_line
 from .arguments import LAUNCHED, T5TrainingArguments
 from .checkpoint_folders import (
     check_aside,
@@ -25,6 +25,7 @@ from .checkpoint_folders import (
     is_finished,
     steps_of,
 )
+from .foreign_files import find_foreign_file
 
 
 # Files that make a folder loadable, and are written last.
@@ -76,7 +77,8 @@ def settle(options: Options, command: str = "", given: frozenset[str] = frozense
     4. Processes on CPUs join, with `--ddp_timeout`.
     5. Transformers' own `__post_init__`: device, process group, DeepSpeed.
     6. The engine, created here once, allows the optimizer.
-    7. The output folder is writable, and has no model yet, or one that this run trains for more steps.
+    7. The output folder is writable, and has no model yet, or one that this run trains for more steps; and no file of
+       another program that the run would replace.
     8. The checkpoint to resume from.
     9. Packages that the options need are installed.
 
@@ -134,8 +136,9 @@ def bfloat16_is_fast(use_cpu: bool) -> bool:
 
 
 def _check_output(folder: Path, training: T5TrainingArguments, resumes: bool) -> None:
-    """Refuses a folder that cannot be written to, or that has a finished model. It may have checkpoints, a model whose
-    run ended before the report, and one that has checkpoints to go on from for more steps or epochs."""
+    """Refuses a folder that cannot be written to, that has a finished model, or files of others that would be replaced.
+    It may have checkpoints, a model whose run ended before the report, and one that has checkpoints to go on from for
+    more steps or epochs."""
     try:
         if folder.is_file():
             raise TrainingError(f"--output_dir {folder} is a file: give a folder.")
@@ -154,6 +157,11 @@ def _check_output(folder: Path, training: T5TrainingArguments, resumes: bool) ->
                     f"--output_dir {folder} already holds {what}, and its run is finished: give "
                     f"{training.more_training} to go on from its last checkpoint, or another folder."
                 )
+        if (foreign := find_foreign_file(folder)) is not None:
+            raise TrainingError(
+                f"--output_dir {folder} holds {in_a_line(foreign)}, which no run here has written and this one would "
+                "replace: give another folder, or move the file."
+            )
         check_aside(folder)
         # Tried out, since permissions alone do not tell. The folder is temporary, with a random name, so that several
         # processes can check at the same time.

@@ -1,5 +1,6 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
-"""Identifies the model under adapters, whose checkpoints hold none of its weights."""
+"""Identifies the model that a run starts from. Checkpoints of adapters hold none of its weights, and those of a whole
+model none as they were."""
 
 import hashlib
 from typing import Any
@@ -14,11 +15,11 @@ from ..engines.fsdp2 import full_copy
 
 # How many tensors, and numbers of each, are looked at.
 _TENSORS, _NUMBERS = 16, 256
-_DIGEST = "frozen_weights_digest"
+_DIGEST = "base_model_digest"
 
 
-def mark_frozen(model: PreTrainedModel) -> None:
-    """Notes in a model which weights it has, before it gets adapters; all processes call this.
+def mark_base(model: PreTrainedModel) -> None:
+    """Notes in a model which weights it has, before it gets adapters or is trained; all processes call this.
 
     A few numbers of a few tensors tell models apart, and depend neither on the folder nor on how an engine shards them.
     """
@@ -38,6 +39,7 @@ def _digest(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:12]
 
 
-def frozen_digest(model: Any) -> str | None:
-    """What [`mark_frozen`] has noted in the model under the adapters; None if it has not."""
-    return getattr(model.get_base_model(), _DIGEST, None)
+def base_digest(model: Any) -> str | None:
+    """What [`mark_base`] has noted in the model, or in the one under its adapters; None if it has not."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(base, _DIGEST, None)

@@ -91,6 +91,10 @@ class T5ExperimentalConfig(T5ExperimentalArchitecture, PreTrainedConfig):
         scale_decoder_outputs: multiply the decoder's output by `d_model ** -0.5` before the classifier; the original
             does so if the classifier is tied. `tie_word_embeddings` by default.
         classifier_dropout: dropout of the classification heads.
+
+    Raises:
+        huggingface_hub.errors.StrictDataclassError: the fields make no model, as for all configurations of
+            transformers; the `ValueError` that says why is its cause.
     """
 
     keys_to_ignore_at_inference = ["past_key_values"]

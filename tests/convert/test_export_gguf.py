@@ -3,9 +3,14 @@
 logits with llama.cpp itself."""
 
 import builtins
+import errno
 import json
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +26,7 @@ import t5_experimental
 from t5_experimental.convert import ConversionError
 from t5_experimental.convert.export_gguf import export_gguf
 from t5_experimental.convert.output.unigram import read_unigram
+from tests.support.windows_rules import windows_rules
 
 
 Run = Callable[..., Any]
@@ -314,6 +320,101 @@ def test_an_output_that_is_there_stays(folders: dict[str, Path], tmp_path: Path,
     )
     assert "is a folder: name the file to write" in run("export-gguf", folders["t5.1.0"], tmp_path).err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf", "thesis.txt"]
+
+
+KILLED = """
+import os, sys
+import gguf
+from t5_experimental.convert.cli import main
+
+# The moment is past the last tensor, and before the file has its name.
+gguf.GGUFWriter.close = lambda writer: os.kill(os.getpid(), 9)
+main(["export-gguf", *sys.argv[1:]])
+"""
+
+
+def test_the_same_command_removes_what_a_killed_one_left(folders: dict[str, Path], tmp_path: Path, run: Run) -> None:
+    output = tmp_path / "model.gguf"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", KILLED, str(folders["encoder"]), str(output)]
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == -signal.SIGKILL
+    assert sorted(os.listdir(tmp_path)) == [".model.gguf.partial", ".model.gguf.partial.lock"]
+    result = run("export-gguf", folders["encoder"], output)
+    assert result.status == 0
+    assert "Note: .model.gguf.partial, which an earlier run left, is started over." in result.err
+    assert os.listdir(tmp_path) == ["model.gguf"]
+    assert tensors_of(output)
+    # As any other new file.
+    (tmp_path / "new").touch()
+    assert output.stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def test_an_error_on_the_way_leaves_nothing(
+    folders: dict[str, Path], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", full)
+    result = run("export-gguf", folders["encoder"], tmp_path / "new" / "model.gguf")
+    assert result.status == 1
+    assert re.search(r"error: the disk of .*model.gguf is full: .*; nothing was left behind\.\n", result.err)
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_runs_do_not_write_one_file(
+    folders: dict[str, Path], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close, others = gguf.GGUFWriter.close, []
+
+    def and_run_another(writer: gguf.GGUFWriter) -> None:
+        if not others:
+            others.append(run("export-gguf", folders["umt5"], tmp_path / "model.gguf"))
+        close(writer)
+
+    monkeypatch.setattr(gguf.GGUFWriter, "close", and_run_another)
+    assert run("export-gguf", folders["encoder"], tmp_path / "model.gguf").status == 0
+    assert others[0].status == 1
+    assert "another run is writing" in others[0].err
+    assert os.listdir(tmp_path) == ["model.gguf"]
+    assert values_of(tmp_path / "model.gguf")["general.name"] == "encoder"
+
+
+def test_what_appears_while_it_is_written_is_left_alone(
+    folders: dict[str, Path], tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = gguf.GGUFWriter.close
+
+    def and_appear(writer: gguf.GGUFWriter) -> None:
+        close(writer)
+        (tmp_path / "model.gguf").write_text("mine")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "close", and_appear)
+    for options, message in (((), "model.gguf exists: choose another"), (("--overwrite",), "is no GGUF file")):
+        result = run("export-gguf", folders["encoder"], tmp_path / "model.gguf", *options)
+        assert result.status == 1
+        assert message in result.err
+        assert (tmp_path / "model.gguf").read_text() == "mine"
+        assert os.listdir(tmp_path) == ["model.gguf"]
+        (tmp_path / "model.gguf").unlink()
+
+
+@pytest.mark.parametrize("name", [".model.gguf.partial", ".model.gguf.partial.lock"])
+def test_what_is_in_the_way_stops_it(name: str, folders: dict[str, Path], tmp_path: Path, run: Run) -> None:
+    (tmp_path / name).write_text("mine")
+    for options in ((), ("--overwrite",)):
+        result = run("export-gguf", folders["encoder"], tmp_path / "model.gguf", *options)
+        assert result.status == 1
+        assert f"{name} is in the way" in result.err
+    assert os.listdir(tmp_path) == [name]
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_under_the_rules_of_windows(folders: dict[str, Path], tmp_path: Path, run: Run) -> None:
+    with windows_rules():
+        for options in ((), ("--overwrite",)):
+            assert run("export-gguf", folders["encoder"], tmp_path / "model.gguf", *options).status == 0
+    assert os.listdir(tmp_path) == ["model.gguf"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")

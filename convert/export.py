@@ -24,8 +24,9 @@ from .mesh.matching import mesh_name, sort_names
 from .mesh.parameters import Parameter, parameters
 from .mesh.rules import GLOBAL_STEP
 from .mesh.scopes import Layout
+from .output.beside import reclaimable
 from .output.blocks import Transfer
-from .output.folder import check_output, finished_or_nothing, reclaimable
+from .output.folder import check_output, finished_or_nothing
 from .output.model_folder import WITHOUT_SLOTS, read_config, slots_are_stale, sort_tensors
 from .output.record import RECORD_FILENAME, load_record
 from .output.safetensors_reader import SafetensorsReader, weight_files

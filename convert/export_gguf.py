@@ -8,10 +8,8 @@ classifier, has gated GELU and ReLU alone, and its last bucket of positions begi
 
 import os
 import stat
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +18,10 @@ import numpy as np
 
 from .errors import ConversionError
 from .mesh.parameters import Parameter, parameters
+from .output.beside import check_places, reclaimable
 from .output.json_files import read_json
 from .output.model_folder import read_config, sort_tensors
+from .output.one_file import finished_file
 from .output.options import GGUF_DTYPES
 from .output.paths import check_encodable
 from .output.safetensors_reader import SafetensorsReader, weight_files
@@ -122,6 +122,7 @@ def export_gguf(
     gguf = _import_gguf()
     config = read_config(folder)
     _check_output(output, overwrite)
+    check_places(output.absolute())
     reader = SafetensorsReader(weight_files(folder))
     if is_encoder(reader.variables):
         if not says_encoder(read_json(folder / "config.json")):
@@ -138,11 +139,14 @@ def export_gguf(
     vocabulary = read_unigram(folder)
     _check_ids(folder, config, vocabulary)
     tensors = _tensors(config, wanted, gguf.GGMLQuantizationType[_TYPES[dtype]])
-    check_space(sum(tensor.nbytes for tensor in tensors), output)
+    check_space(sum(tensor.nbytes for tensor in tensors), output, reclaimable(output))
     notes = (*_notes(config, vocabulary), *_left_in_float32(tensors, dtype))
     file_type = "ALL_F32" if dtype == "float32" else f"MOSTLY_{_TYPES[dtype]}"
-    with _finished_or_nothing(output, overwrite) as partial:
-        writer = gguf.GGUFWriter(partial, "t5" if config.is_encoder_decoder else "t5encoder")
+    architecture = "t5" if config.is_encoder_decoder else "t5encoder"
+    with (
+        finished_file(output, lambda: _check_output(output, overwrite)) as partial,
+        closing(gguf.GGUFWriter(partial, architecture)) as writer,
+    ):
         _add_fields(writer, config, folder.resolve().name, gguf.LlamaFileType[file_type].value)
         _add_vocabulary(writer, config, vocabulary)
         for tensor in tensors:
@@ -156,7 +160,6 @@ def export_gguf(
             for tensor in tensors:
                 writer.write_tensor_data(_numbers(reader, tensor))
                 bar.update()
-        writer.close()
     return GgufSummary(output, len(tensors), output.stat().st_size, dtype, notes, time.monotonic() - start)
 
 
@@ -225,27 +228,6 @@ def _check_ids(folder: Path, config: "T5ExperimentalConfig", vocabulary: Unigram
             raise ConversionError(
                 f"{folder} cannot become a GGUF file: {name} is {shown(wrong[0])}, and ids are from 0 to {rows[-1]}."
             )
-
-
-@contextmanager
-def _finished_or_nothing(output: Path, overwrite: bool) -> Iterator[Path]:
-    """A hidden file beside the output, which takes its name on success and is removed on error or interrupt."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
-        os.close(descriptor)
-        try:
-            yield Path(name)
-            mask = os.umask(0)
-            os.umask(mask)
-            Path(name).chmod(0o666 & ~mask)
-            _check_output(output, overwrite)  # something may have got the name meanwhile
-            Path(name).replace(output)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ConversionError(f"{output} cannot be written: {error.strerror or error}.") from error
 
 
 def _tensors(

@@ -17,7 +17,8 @@ from t5_experimental.model_folders import holds_adapter
 
 from .errors import ConversionError
 from .loading import load_model
-from .output.folder import check_output, finished_or_nothing, reclaimable
+from .output.beside import reclaimable
+from .output.folder import check_output, finished_or_nothing
 from .output.json_files import read_json
 from .output.onnx_files import copy_tokenizer, write_card, write_config
 from .output.options import ONNX_DTYPES, OPSET, OPSETS

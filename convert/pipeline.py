@@ -32,7 +32,8 @@ from .mesh.t5x_names import (
 )
 from .output import resume as finished_files
 from .output import safetensors_writer as writer
-from .output.folder import check_output, finished_or_nothing, reclaimable
+from .output.beside import reclaimable
+from .output.folder import check_output, finished_or_nothing
 from .output.format import OutputFormat, check_expressible, write_config, write_tokenizer_files
 from .output.options import check_options
 from .output.record import read_record, write_record

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from t5_experimental.convert.output.folder import reclaimable
+from t5_experimental.convert.output.beside import reclaimable
 
 
 Run = Callable[..., Any]

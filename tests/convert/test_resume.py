@@ -19,7 +19,7 @@ from t5_experimental import own_folders
 from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.output import resume as finished_files
 from t5_experimental.convert.output import safetensors_writer as writer
-from t5_experimental.convert.output.folder import reclaimable
+from t5_experimental.convert.output.beside import reclaimable
 
 
 Run = Callable[..., Any]

@@ -39,7 +39,8 @@ OF_TRAINING_ALONE = {
     *("restore_callback_states_from_checkpoint", "include_num_input_tokens_seen", "optim_target_modules"),
     *("hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision"),
 }
-_OF_HUB = ("hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision")
+# What --push_to_hub needs; a token may be given to all runs alike.
+_OF_HUB = ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision")
 # What a recipe says to no effect if a flag has another of these.
 _OVERRIDDEN = {
     "eval_strategy": {"eval_steps", "eval_delay"},

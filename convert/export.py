@@ -24,9 +24,10 @@ from .mesh.matching import mesh_name, sort_names
 from .mesh.parameters import Parameter, parameters
 from .mesh.rules import GLOBAL_STEP
 from .mesh.scopes import Layout
+from .output import crc32c
 from .output.beside import reclaimable
 from .output.blocks import Transfer
-from .output.folder import check_output, finished_or_nothing
+from .output.folder import add_checksums, check_output, finished_or_nothing
 from .output.model_folder import WITHOUT_SLOTS, read_config, slots_are_stale, sort_tensors
 from .output.record import RECORD_FILENAME, load_record
 from .output.safetensors_reader import SafetensorsReader, weight_files
@@ -182,13 +183,15 @@ def export(
     name = f"model.ckpt-{found.step}"
     with finished_or_nothing(output, "exported", overwrite) as partial:
         with tqdm(total=found.nbytes, unit="B", unit_scale=True, desc="variables", disable=not progress) as bar:
-            _write(found, partial / name, allow_nonfinite, bar.update)
+            checksums = _write(found, partial / name, allow_nonfinite, bar.update)
+        add_checksums(partial, "exported", checksums)
         (partial / GIN_FILE).write_text(text, encoding="utf-8")
         write_state_file(partial / name)
     return ExportSummary(output / name, found, time.monotonic() - start)
 
 
-def _write(found: Export, prefix: Path, allow_nonfinite: bool, advance: Callable[[int], Any]) -> None:
+def _write(found: Export, prefix: Path, allow_nonfinite: bool, advance: Callable[[int], Any]) -> dict[str, int]:
+    """Writes data file and index; returns the data file's checksum by its name."""
     step = Variable(GLOBAL_STEP, (), "int64")
     variables = [Variable(entry.name, entry.shape, entry.dtype) for entry in found.entries]
     # In the order of the names, as the original's saver writes them.
@@ -198,6 +201,7 @@ def _write(found: Export, prefix: Path, allow_nonfinite: bool, advance: Callable
         transfer = Transfer(found.reader, allow_nonfinite)
         for entry in found.entries:
             writer.write(entry.name, _blocks(transfer, entry, advance))
+    return {filename: crc32c.joined(parts) for filename, parts in writer.parts.items()}
 
 
 def _blocks(transfer: Transfer, entry: Entry, advance: Callable[[int], Any]) -> Iterator[memoryview]:

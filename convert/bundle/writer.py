@@ -65,6 +65,16 @@ class BundleWriter:
         """Bytes of all data files."""
         return sum(self._sizes)
 
+    @property
+    def parts(self) -> dict[str, list[tuple[int, int]]]:
+        """By the name of each data file, CRC-32C and bytes of its tensors, one behind the other."""
+        names = [data_path(self._prefix, shard, len(self._sizes)).name for shard in range(len(self._sizes))]
+        found: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
+        for tensor in self._tensors.values():
+            for part in tensor.parts:
+                found[names[part.shard]].append((part.crc32c, part.size))
+        return found
+
     def __enter__(self) -> "BundleWriter":
         for shard, size in enumerate(self._sizes):
             path = data_path(self._prefix, shard, len(self._sizes))

@@ -7,13 +7,15 @@ What has one of these names, or OUT's, and was not made by this program stops it
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from t5_experimental import own_folders
 
 from ..errors import ConversionError
+from . import crc32c
 from .beside import check_places, remove, unfinished, uninterrupted
 from .ours import RECORDS, is_ours, why_not_ours
 from .paths import check_encodable
@@ -56,7 +58,7 @@ def finished_or_nothing(output: Path, kind: str, overwrite: bool, resume: bool =
 
     Args:
         output: name of the folder.
-        kind: of it, a key of `RECORDS`; the record lists the folder's files when it is complete.
+        kind: of it, a key of `RECORDS`; when the folder is complete, the record lists its files and their checksums.
         overwrite: replace what has that name.
         resume: see `unfinished`.
 
@@ -116,13 +118,41 @@ def _recover(output: Path, old: Path) -> None:
             own_folders.remove(old)
 
 
+def add_checksums(folder: Path, kind: str, checksums: Mapping[str, int]) -> None:
+    """Has the record of a folder that is not complete hold checksums of files, which are not read for them then.
+
+    Args:
+        folder: see `finished_or_nothing`.
+        kind: see there.
+        checksums: CRC-32C by the file's name.
+    """
+    path = folder / RECORDS[kind]
+    fields = _fields(path)
+    fields["crc32c"] = {**fields.get("crc32c", {}), **{name: f"{value:08x}" for name, value in checksums.items()}}
+    _write_fields(path, fields)
+
+
 def _list_files(folder: Path, record: str) -> None:
-    """Has the record name all files of a complete folder, by which it is known to hold nothing else."""
-    path, draft = folder / record, folder / f"{record}.draft"
-    fields = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    fields["files"] = sorted({record, *os.listdir(folder)} - {own_folders.MARK})
+    """Has the record name all files of a complete folder, by which it is known to hold nothing else, and the checksums
+    of all but itself, by which they are known to be as they were."""
+    fields = _fields(folder / record)
+    names = sorted({record, *os.listdir(folder)} - {own_folders.MARK})
+    known = fields.get("crc32c", {})
+    fields["files"] = names
+    fields["crc32c"] = {
+        name: known.get(name) or f"{crc32c.of_file(folder / name):08x}" for name in names if name != record
+    }
+    _write_fields(folder / record, fields)
+
+
+def _fields(record: Path) -> dict[str, Any]:
+    return dict(json.loads(record.read_text(encoding="utf-8"))) if record.exists() else {}
+
+
+def _write_fields(record: Path, fields: Mapping[str, Any]) -> None:
+    draft = record.with_name(f"{record.name}.draft")
     draft.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
+    draft.replace(record)
 
 
 def _replace(folder: Path, output: Path, old: Path, kind: str, overwrite: bool) -> None:

@@ -11,6 +11,7 @@ from ..mesh.rules import FAMILY_SECTIONS
 from ..plan.plan import Plan
 from .format import FORMATS
 from .json_files import check_plain_name, read_json
+from .safetensors_format import file_checksum
 
 
 RECORD_FILENAME = "conversion.json"
@@ -65,7 +66,14 @@ def write_record(
         for shard in plan.files
         for entry in shard.entries
     }
-    record = {"source": source, "step": step, "options": dict(options), "tensors": tensors}
+    record = {
+        "source": source,
+        "step": step,
+        "options": dict(options),
+        "tensors": tensors,
+        # Of whole files; those of all others are added when the folder is complete.
+        "crc32c": {shard.filename: f"{file_checksum(shard, checksums):08x}" for shard in plan.files},
+    }
     (folder / RECORD_FILENAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

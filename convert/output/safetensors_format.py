@@ -2,11 +2,15 @@
 """Headers and index of safetensors files, as they are written."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
+
+import google_crc32c
 
 from ..plan.plan import Plan
 from ..plan.tensors import Shard
 from ..tensors import SAFETENSORS_DTYPES
+from . import crc32c
 
 
 INDEX_FILENAME = "model.safetensors.index.json"
@@ -28,6 +32,18 @@ def _header(shard: Shard) -> tuple[bytes, dict[str, int]]:
     text = json.dumps(table, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)  # so that the first tensor is aligned
     return len(text).to_bytes(8, "little") + text, offsets
+
+
+def file_checksum(shard: Shard, checksums: Mapping[str, int]) -> int:
+    """Checksum (CRC-32C) of a whole file.
+
+    Args:
+        shard: what is in it.
+        checksums: of every tensor's bytes, by our name.
+    """
+    header, _ = _header(shard)
+    tensors = ((checksums[entry.name], entry.nbytes) for entry in shard.entries)
+    return crc32c.joined([(google_crc32c.value(header), len(header)), *tensors])
 
 
 def _index(plan: Plan) -> dict[str, Any]:

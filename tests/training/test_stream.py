@@ -281,7 +281,13 @@ def test_resuming_with_other_text_is_refused(resume, tmp_path):
     moved[0].write_text(content + "food")
     with pytest.raises(TrainingError, match=r"another file \(a.txt of [\d,]+ bytes then, a.txt of"):
         resume(moved)
-    moved[0].write_text(content)
+    moved[0].write_text(content.swapcase())
+    with pytest.raises(TrainingError, match=r"another text of the files \([0-9a-f]{12} then, [0-9a-f]{12} now\): use"):
+        resume(moved)
+    state = tmp_path / "checkpoint-1" / "stream-0.json"
+    record = json.loads(state.read_text())
+    del record["settings"]["text of the files"]  # as earlier versions wrote it
+    state.write_text(json.dumps(record))
     resume(moved)
 
 

@@ -6,11 +6,17 @@ be indexed or read in advance. `datasets` streams text, too, but cannot start in
 """
 
 import codecs
+import hashlib
 import os
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
 
 from ..errors import TrainingError, decode_line, parse_json_line
 from .patterns import check_format, find_paths
@@ -22,6 +28,10 @@ DOCUMENT_FORMATS = (".txt", *READERS)
 
 MOST_BYTES = 64_000_000
 """Maximum size of a document, which is held in memory, more than once while it is tokenized."""
+
+DIGEST = "text of the files"
+# Parts of the text that are looked at to identify it, and the bytes of each.
+_PARTS, _PART_BYTES = 512, 512
 
 
 @dataclass(frozen=True)
@@ -195,9 +205,22 @@ class Windows:
         self.total = sum(file.size for file in files)
         self.count = max(-(-self.total // size), least)
 
+    @cached_property
+    def digest(self) -> str:
+        """Twelve digits that identify the text. Only evenly spaced parts are read, since there may be any amount of it:
+        a change of a few lines of many may go unnoticed."""
+        ends = list(accumulate(file.size for file in self._files))
+        digest = hashlib.sha256()
+        for place in np.unique(np.linspace(0, self.total - 1, _PARTS, dtype=np.int64)).tolist():
+            file = self._files[index := bisect_right(ends, place)]
+            with file.content.open("rb") as content:
+                content.seek(place - ends[index] + file.size)
+                digest.update(content.read(_PART_BYTES))
+        return digest.hexdigest()[:12]
+
     def settings(self) -> dict[str, Any]:
         """What the documents depend on, JSON-serializable: names and sizes of the files, with names relative to their
-        common folder, which may be moved."""
+        common folder, which may be moved, and parts of their content."""
         names = [os.path.abspath(file.path) for file in self._files]
         folder = os.path.commonpath([os.path.dirname(name) for name in names])
         kinds = {file.has_columns for file in self._files}
@@ -207,6 +230,7 @@ class Windows:
             "files": [
                 [os.path.relpath(name, folder), file.size] for name, file in zip(names, self._files, strict=True)
             ],
+            DIGEST: self.digest,
             "--text_column": self._files[0].column if True in kinds else None,
             "--document_per_line": self._files[0].document_per_line if False in kinds else None,
         }

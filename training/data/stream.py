@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import TrainingError
 from ..models.loading import vocabulary_digest
-from .documents import Windows
+from .documents import DIGEST, Windows
 from .objectives import Objective
 from .packing import model_features, pack
 
@@ -263,7 +263,9 @@ def _state_path(checkpoint: Path, process: int) -> Path:
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Settings of a stream that differ; if the files differ, only these."""
     if before.get("files") == now["files"]:
-        return [f"{name} ({before.get(name)} then, {now[name]} now)" for name in now if before.get(name) != now[name]]
+        compared = now.keys() - ({DIGEST} - before.keys())  # which checkpoints of earlier versions lack
+        changed = [name for name in now if name in compared and before.get(name) != now[name]]
+        return [f"{name} ({before.get(name)} then, {now[name]} now)" for name in changed]
     then = before.get("files", [])
     if len(then) != len(now["files"]):
         return [f"number of files ({len(then)} then, {len(now['files'])} now)"]

@@ -137,7 +137,7 @@ def run(settled: Run[Options]) -> None:
         )
         return
     model_options.check_trains()
-    if not training.trains(any(source is not None for source in (data.train_file, data.dataset_name, data.mixture))):
+    if not training.trains(data.has_training_data):
         check_only_evaluates(settled.given)
         evaluated = EvaluatedModelArguments(model_options.model_name_or_path)
         warn_of_float16(training)

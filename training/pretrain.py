@@ -40,7 +40,7 @@ from t5_experimental.training.models.fresh import fresh_config, fresh_model, loa
 from t5_experimental.training.models.loading import load_config, load_model, load_tokenizer
 from t5_experimental.training.report.start_lines import describe_step, warn_of_float16
 from t5_experimental.training.run import run_trainer
-from t5_experimental.training.trainer.base_model import mark_base
+from t5_experimental.training.trainer.base_model import mark_as, mark_base
 from t5_experimental.training.trainer.generation import settle_generation
 from t5_experimental.training.trainer.pretraining import PretrainingArguments
 from t5_experimental.training.trainer.pretraining_trainer import PretrainingTrainer
@@ -137,6 +137,7 @@ def build_trainer(settled: Run[Options]) -> PretrainingTrainer:
     if folder is None:
         overrides = {**model_options.overrides(), **model_options.dropout_fields()}
         model = fresh_model(str(model_options.preset), overrides, tokenizer)
+        mark_as(model, "none")
     else:
         whose = f"--tokenizer_name {tokenizer_name}" if tokenizer_name is not None else None
         device_map = "meta" if reads_in_parts(settled.engine, folder) else None

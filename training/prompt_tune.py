@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.training_args import OptimizerNames
 
@@ -87,6 +88,7 @@ def import_released(settled: Run[Options]) -> None:
     model, prompt, _, training = settled.options
     config = load_config(model.model_name_or_path)
     rows = read_prompt(Path(str(prompt.import_prompt)), config)
+    PartialState().wait_for_everyone()  # all have looked at the output folder
     if training.process_index == 0:
         save_prompt(rows, model.model_name_or_path, config, Path(str(training.output_dir)))
         write_card(Path(str(training.output_dir)), card_of_import(config, model.model_name_or_path, settled))

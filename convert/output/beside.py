@@ -56,7 +56,8 @@ def unfinished(output: Path, check: Callable[[], None], resume: bool = False) ->
             with _locked(output):
                 check_places(output)
                 check()
-                if own_folders.exists(folder) and not resume:
+                # One that is complete, but for its name, has no list of finished files to go on with.
+                if own_folders.exists(folder) and not (resume and own_folders.is_marked(folder)):
                     say(f"Note: {folder.name}, which an earlier run left, is started over.", to=sys.stderr)
                     own_folders.remove(folder)
                 own_folders.begin(folder)

@@ -44,8 +44,8 @@ def _first_changed(folder: Path, record: Mapping[str, Any]) -> str | None:
     written = record.get("crc32c")
     if not isinstance(written, dict):
         return next(iter(changed_files(folder, record)), None)
-    present = [path for path in folder.iterdir() if path.name in written]
+    present = [path for path in folder.iterdir() if path.name not in RECORDS.values() and path.name != own_folders.MARK]
     for path in sorted(present, key=lambda path: (path.stat().st_size, path.name)):
-        if f"{crc32c.of_file(path):08x}" != written[path.name]:
+        if path.name not in written or f"{crc32c.of_file(path):08x}" != written[path.name]:
             return path.name
     return None

@@ -122,11 +122,16 @@ def test_folders_of_versions_without_these_checksums_are_replaced(kind: str, fol
 
 def test_checksums_that_are_none(kind: str, folder: Path) -> None:
     name = "config.json" if kind == "converted" else "checkpoint"
-    for value in ([name], "x", 3, {}, {"other": "00000000", "../out": 3}):
+    record = json.loads((folder / RECORDS[kind]).read_text())["crc32c"]
+    for value in ([name], "x", 3):
         edit_record(folder, kind, crc32c=value)
         check_output(folder, kind, None, overwrite=True)
+    for value in ({}, {"other": "00000000", "../out": 3}):
+        edit_record(folder, kind, crc32c=value)
+        with pytest.raises(ConversionError, match="is not the one"):
+            check_output(folder, kind, None, overwrite=True)
     for value in (3, None, [], "0", {}):
-        edit_record(folder, kind, crc32c={name: value})
+        edit_record(folder, kind, crc32c={**record, name: value})
         with pytest.raises(ConversionError, match=f"{name} is not the one"):
             check_output(folder, kind, None, overwrite=True)
 

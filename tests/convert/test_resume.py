@@ -272,12 +272,13 @@ def convert(limit):
     global last
     read, write = os.pipe()
     if (pid := os.fork()) == 0:
-        last = limit
+        last, status = limit, 1
         try:
             pipeline.convert(source, output, max_shard_size=60_000, **options)
             os.write(write, str(steps).encode())
+            status = 0
         finally:
-            os._exit(0)
+            os._exit(status)
     os.close(write)
     _, status = os.waitpid(pid, 0)
     return status, int(os.read(read, 20) or 0)

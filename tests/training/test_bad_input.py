@@ -14,6 +14,7 @@ from transformers import AutoModelForTextEncoding, AutoTokenizer, LongT5Config
 from t5_experimental.training import finetune
 from t5_experimental.training.cli import entry_point as commandline
 from t5_experimental.training.models.loading import load_tokenizer
+from t5_experimental.training.trainer.foreign_files import find_foreign_file
 
 
 RESTAURANTS = Path(__file__).parents[1] / "data" / "restaurants_validation.jsonl"
@@ -196,7 +197,7 @@ def test_missing_files(option, model, train_file, tmp_path):
         ),
         ({"eval_on_start": True}, "--eval_on_start needs examples to evaluate on: give --validation_file"),
         ({"greater_is_better": True}, "--greater_is_better has no effect without --metric_for_best_model"),
-        ({"save_strategy": "no", "save_only_model": True}, "--save_only_model has no effect without --save_strategy"),
+        ({"save_strategy": "no", "save_only_model": True}, "--save_only_model has no effect with --save_strategy no"),
         ({"hub_model_id": "x/y"}, "--hub_model_id has no effect without --push_to_hub"),
         ({"sortish_sampler": True}, "--sortish_sampler does not apply to data that this program tokenizes"),
         ({"learning_rate": 1e38}, "--learning_rate is 1e+38: it must be at most 1e+30"),
@@ -448,18 +449,28 @@ def test_model_folders(model, train_file, tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        *("README.md", "history.jsonl", "eval_results.json", "predictions_test.jsonl", "generation_config.json"),
-        *("model.safetensors", "model-00001-of-00002.safetensors", "tokenizer.json", "modeling_t5_experimental.py"),
+        *("README.md", "eval_results.json", "test_a_results.json", "predictions_test.jsonl", "generation_config.json"),
+        *("model.safetensors", "model-00001-of-00002.safetensors", "modeling_t5_experimental.py"),
     ],
 )
 def test_files_of_others_stay(name, model, train_file, tmp_path):
     output = tmp_path / "output"
     output.mkdir()
-    (output / name).write_text("mine")
-    (output / "notes.txt").write_text("in no one's way")
+    for mine in (name, "notes.txt", "bleu_results.json", "embeddings.safetensors", "my_t5_experimental.py"):
+        (output / mine).write_text("mine")
     message = complaint(output, model_name_or_path=model, train_file=train_file)
     assert f"--output_dir {output} holds {name}, which no run here has written and this one would replace" in message
     assert (output / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("sign", ["history.jsonl", "evaluation.json", "unfinished", "unfinished-x", "checkpoint-3"])
+def test_files_of_a_run_that_was_killed_are_written_again(sign, tmp_path):
+    """At the first log, which then is empty, or while its files were moved."""
+    (tmp_path / "model.safetensors").touch()
+    assert find_foreign_file(tmp_path, trains=True) == "model.safetensors"
+    assert find_foreign_file(tmp_path, trains=False) is None  # an evaluation does not write it
+    (tmp_path / sign).touch() if "." in sign else (tmp_path / sign).mkdir()
+    assert find_foreign_file(tmp_path, trains=True) is None
 
 
 @pytest.mark.slow

@@ -96,6 +96,19 @@ def test_a_preset_is_enough(name: str, step: str, capsys: pytest.CaptureFixture[
     assert (float(size), unit) == (pytest.approx(76.96 * 4 / 8, rel=1e-3), "MB")
 
 
+@pytest.mark.parametrize(
+    ("name", "option"), [("finetune", "--optimizer_preset adamw"), ("prompt_tune", "--optim adamw_torch")]
+)
+def test_the_option_that_a_run_needs_is_one_of_the_program(
+    name: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main, _ = ENTRY_POINTS[name]
+    main(["--preset", "t5.1.1.small", "--estimate", "deepspeed_zero2:8"])
+    assert figures(capsys.readouterr().out)["needed"] == f"{option}, since the default does not run there"
+    main(["--preset", "t5.1.1.small", "--estimate", "deepspeed_zero2:8", *option.split()])
+    assert "needed" not in figures(capsys.readouterr().out)
+
+
 def test_objectives_of_the_released_vocabulary_are_those_of_a_tokenizer(tiny_models: dict[str, Path]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_models["t5_v1_1"])
     kinds = get_args(get_type_hints(PretrainingDataArguments)["objective"])

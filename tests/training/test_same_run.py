@@ -168,3 +168,25 @@ def test_a_run_belongs_to_the_model_that_it_began_with(program, more, options, t
     place["output_dir"] = tmp_path / "third"
     said = refusal(program, {**options, **more, **place, "model_name_or_path": tmp_path / "another"})
     assert "was written with another base model (" in said
+
+
+def test_a_run_may_go_on_from_its_own_weights(options, folder, tmp_path):
+    """A checkpoint has all of them, and the model that the run began with may be gone."""
+    place = resumed(folder, tmp_path / "output")
+    place["model_name_or_path"] = folder / "checkpoint-1"
+    run(finetune, {**options, **place, "save_strategy": "steps"})
+    before, now = (
+        json.loads((path / RECORD).read_text())
+        for path in (folder / "checkpoint-1", tmp_path / "output" / "checkpoint-2")
+    )
+    assert before["base model"] == now["base model"]
+
+
+def test_fresh_weights_and_a_model_are_two_runs(options, tmp_path):
+    sizes = {"num_layers": 1, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4}
+    more = {"text_column": "target", "max_source_length": 16, "optimizer_preset": "adamw", "output_dir": tmp_path / "a"}
+    given = {name: value for name, value in options.items() if name != "model_name_or_path"}
+    fresh = {"preset": "t5.1.1.small", "tokenizer_name": options["model_name_or_path"]}
+    run(pretrain, {**given, **more, **fresh, "config_overrides": json.dumps(sizes), "max_steps": 1})
+    record = json.loads((tmp_path / "a" / "checkpoint-1" / RECORD).read_text())
+    assert record["base model"] == "none"

@@ -81,6 +81,11 @@ class DataArguments:
         default=None, metadata={"help": "Processes that tokenize the examples. Default: one, with a thread per core."}
     )
 
+    @property
+    def has_training_data(self) -> bool:
+        """Whether there is something to train on."""
+        return any(source is not None for source in (self.train_file, self.dataset_name, self.mixture))
+
     def __post_init__(self) -> None:
         if isinstance(self.train_file, str):
             self.train_file = [self.train_file]

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -210,12 +210,14 @@ class Windows:
         """Twelve digits that identify the text. Only evenly spaced parts are read, since there may be any amount of it:
         a change of a few lines of many may go unnoticed."""
         ends = list(accumulate(file.size for file in self._files))
+        places = np.unique(np.linspace(0, self.total - 1, _PARTS, dtype=np.int64)).tolist()
         digest = hashlib.sha256()
-        for place in np.unique(np.linspace(0, self.total - 1, _PARTS, dtype=np.int64)).tolist():
-            file = self._files[index := bisect_right(ends, place)]
+        for index, inside in groupby(places, lambda place: bisect_right(ends, place)):
+            file = self._files[index]
             with file.content.open("rb") as content:
-                content.seek(place - ends[index] + file.size)
-                digest.update(content.read(_PART_BYTES))
+                for place in inside:
+                    content.seek(place - ends[index] + file.size)
+                    digest.update(content.read(_PART_BYTES))
         return digest.hexdigest()[:12]
 
     def settings(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ python -m t5_experimental.training.memory.estimate      the table of docs/memory
 from typing import Any, cast
 
 from accelerate import PartialState
+from transformers.training_args import OptimizerNames
 
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.presets import PRESETS, preset_config
@@ -26,7 +27,7 @@ from .states import Estimate, Setup, empty_model, estimate
 _FINETUNE, _ADAMW = OptimizerChoice("finetune"), OptimizerChoice("adamw")
 
 
-def _setup(run: Run[Any]) -> Setup:
+def _setup(run: Run[Any], has_presets: bool) -> Setup:
     training, engine = run.training, run.engine
     bf16 = training.mixed_precision == "bf16"
     if training.estimate != LAUNCHED:
@@ -39,7 +40,8 @@ def _setup(run: Run[Any]) -> Setup:
     chosen = training.chosen_optimizer()
     if not run.given & {"optim", "optimizer_preset"} and not engine.allows(chosen):
         # The nearest one to the default that runs there; the run itself asks for a choice.
-        chosen = next(choice for choice in (_FINETUNE, _ADAMW) if engine.allows(choice))
+        others = (_FINETUNE, _ADAMW) if has_presets else (OptimizerChoice(None, OptimizerNames.ADAMW_TORCH.value),)
+        chosen = next(choice for choice in others if engine.allows(choice))
     return Setup(engine, chosen, bf16)
 
 
@@ -85,7 +87,7 @@ def print_estimate(
     Raises:
         TrainingError: `estimate` is not an engine, or one that does not allow the optimizer.
     """
-    setup, training = _setup(run), run.training
+    setup, training = _setup(run, has_presets=not prompt_length), run.training
     is_default = setup.optimizer == training.chosen_optimizer()
     trained = "adapters" if lora_rank else "prompt" if prompt_length else "all"
     step = _step(setup, training, source + prompt_length, target, trained=trained, rank=lora_rank, packed=packed)

@@ -37,15 +37,16 @@ OF_TRAINING_ALONE = {
     *("logging_nan_inf_filter", "logging_first_step", "data_seed", "dataloader_drop_last", "ignore_data_skip"),
     *("auto_find_batch_size", "average_tokens_across_devices", "torch_empty_cache_steps", "save_on_each_node"),
     *("restore_callback_states_from_checkpoint", "include_num_input_tokens_seen", "optim_target_modules"),
-    *("hub_model_id", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push", "hub_revision"),
+    *("hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
 }
-# What --push_to_hub needs; a token may be given to all runs alike.
-_OF_HUB = ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision")
+# Options that need --push_to_hub. A token may be given to all runs alike, and trackio reads `hub_private_repo`.
+_OF_HUB = ("hub_model_id", "hub_strategy", "hub_always_push", "hub_revision")
 # What a recipe says to no effect if a flag has another of these.
 _OVERRIDDEN = {
     "eval_strategy": {"eval_steps", "eval_delay"},
-    "save_strategy": {"save_steps", "save_total_limit"},
+    "save_strategy": {"save_steps", "save_total_limit", "save_only_model"},
     "logging_strategy": {"logging_steps"},
+    "push_to_hub": set(_OF_HUB),
 }
 
 # Of numpy's generator.
@@ -347,14 +348,14 @@ class T5TrainingArguments(OptimizerArguments):
             ("save_steps", saves == "steps", "--save_strategy steps"),
             ("logging_steps", logs == "steps", "--logging_strategy steps"),
             ("greater_is_better", self.metric_for_best_model is not None, "--metric_for_best_model"),
-            ("save_only_model", saves != "no", "--save_strategy"),
             *((option, self.push_to_hub, "--push_to_hub") for option in _OF_HUB),
         )
         for option, has_effect, other in needed:
             if option in given and not has_effect:
                 raise TrainingError(f"--{option} has no effect without {other}: give both, or none.")
-        if "save_total_limit" in given and saves == "no":
-            raise TrainingError("--save_total_limit has no effect with --save_strategy no: leave one of them out.")
+        for option in ("save_total_limit", "save_only_model"):
+            if option in given and saves == "no":
+                raise TrainingError(f"--{option} has no effect with --save_strategy no: leave one of them out.")
         if {"max_steps", "num_train_epochs"} <= set(given) and self.max_steps > 0:
             raise TrainingError("--num_train_epochs has no effect with --max_steps: leave one of them out.")
         for option in ("label_names", "length_column_name", "sortish_sampler"):

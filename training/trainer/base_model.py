@@ -39,6 +39,11 @@ def _digest(model: PreTrainedModel) -> str:
     return digest.hexdigest()[:12]
 
 
+def mark_as(model: PreTrainedModel, known: str) -> None:
+    """Notes what is known of the weights that a model began with."""
+    setattr(model, _DIGEST, known)
+
+
 def base_digest(model: Any) -> str | None:
     """What [`mark_base`] has noted in the model, or in the one under its adapters; None if it has not."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model

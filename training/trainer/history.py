@@ -42,12 +42,10 @@ class HistoryCallback(TrainerCallback):
 
 
 def _begin(path: Path, logs: Iterable[Mapping[str, Any]]) -> None:
-    """Makes a file have just these logs; without any, there is none until the first."""
-    text = _as_lines(logs)
-    if text:
-        write_aside(path.parent, path.name, text)
-    else:
-        path.unlink(missing_ok=True)
+    """Makes a file have just these logs. It is there from the beginning of the training, and tells that a run has been
+    in the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(path.parent, path.name, _as_lines(logs))
 
 
 def _as_lines(logs: Iterable[Mapping[str, Any]]) -> str:

@@ -21,7 +21,7 @@ from ..errors import TrainingError
 from ..models.loading import vocabulary_digest
 from ..optim.arguments import OptimizerArguments
 from ..optim.slots import slots_step
-from .base_model import base_digest
+from .base_model import base_digest, mark_as
 
 
 RECORD = "run.json"
@@ -66,6 +66,9 @@ def check_resumption(trainer: Trainer, checkpoint: str) -> None:
     if now[_SCHEDULE] == _BY_STEP:
         may_differ.add(_RATE)
     may_differ |= _MAY_LACK - set(before)
+    if _BASE in before and before[_BASE] != now.get(_BASE) and _began_from_itself(trainer, checkpoint):
+        may_differ.add(_BASE)
+        mark_as(cast(Any, trainer.model), before[_BASE])  # for the checkpoints to come
     names = [name for name in now if name not in may_differ and before.get(name) != now[name]]
     if "family" in names:
         names = ["family"]  # the other differences follow from it
@@ -77,6 +80,15 @@ def check_resumption(trainer: Trainer, checkpoint: str) -> None:
         raise TrainingError(
             f"{checkpoint} was written with another {named}{more}: use the same, or start over in another --output_dir."
         )
+
+
+def _began_from_itself(trainer: Trainer, checkpoint: str) -> bool:
+    """Whether the model that was given is of this run: a checkpoint, which holds all weights, or the output folder."""
+    args, given = trainer.args, getattr(cast(Any, trainer).run.options[0], "model_name_or_path", None)
+    if given is None or hasattr(trainer.model, "peft_config"):
+        return False
+    folder, places = Path(given).resolve(), (Path(checkpoint).resolve(), Path(str(args.output_dir)).resolve())
+    return any(folder == place or place in folder.parents for place in places)
 
 
 def learning_rate_of(checkpoint: str) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from transformers import Seq2SeqTrainingArguments
@@ -110,7 +110,7 @@ def settle(options: Options, command: str = "", given: frozenset[str] = frozense
     resumes = str(training.resume_from_checkpoint).lower() in ("auto", "true")
     checkpoint, beginning = None, ""
     if training.estimate is None:  # else nothing is written
-        _check_output(folder, training, resumes)
+        _check_output(folder, training, resumes, _trains(options))
         checkpoint, beginning = choose_checkpoint(training.resume_from_checkpoint, folder)
     training.check_packages()
     return Run(options, engine, checkpoint, beginning, resumes, estimates_bf16, command, given)
@@ -135,7 +135,15 @@ def bfloat16_is_fast(use_cpu: bool) -> bool:
     return not use_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _check_output(folder: Path, training: T5TrainingArguments, resumes: bool) -> None:
+def _trains(options: Iterable[Any]) -> bool:
+    """Whether the run trains, or only evaluates."""
+    training = _training_of(options)
+    if not training.may_only_evaluate:
+        return True
+    return cast(Any, training).trains(any(getattr(option, "has_training_data", False) for option in options))
+
+
+def _check_output(folder: Path, training: T5TrainingArguments, resumes: bool, trains: bool) -> None:
     """Refuses a folder that cannot be written to, that has a finished model, or files of others that would be replaced.
     It may have checkpoints, a model whose run ended before the report, and one that has checkpoints to go on from for
     more steps or epochs."""
@@ -157,7 +165,7 @@ def _check_output(folder: Path, training: T5TrainingArguments, resumes: bool) ->
                     f"--output_dir {folder} already holds {what}, and its run is finished: give "
                     f"{training.more_training} to go on from its last checkpoint, or another folder."
                 )
-        if (foreign := find_foreign_file(folder)) is not None:
+        if (foreign := find_foreign_file(folder, trains)) is not None:
             raise TrainingError(
                 f"--output_dir {folder} holds {in_a_line(foreign)}, which no run here has written and this one would "
                 "replace: give another folder, or move the file."

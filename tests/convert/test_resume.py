@@ -158,6 +158,19 @@ def test_without_resume_all_is_written_again(
     assert not kept.items() & identities(tmp_path / "out").items()
 
 
+@pytest.mark.parametrize("resume", [(), ("--resume",)], ids=["anew", "resume"])
+def test_a_complete_folder_that_lacks_its_name_is_written_again(
+    resume: tuple[str, ...], source: Path, expected: dict[str, bytes], run: Run, tmp_path: Path
+) -> None:
+    """Killed between the last file and the renaming; its list of finished files is gone by then."""
+    assert run("convert", source, tmp_path / "out", *SHARDS).status == 0
+    (tmp_path / "out").rename(tmp_path / ".out.partial")
+    result = run("convert", source, tmp_path / "out", *SHARDS, *resume)
+    assert result.status == 0, result.err
+    assert contents(tmp_path / "out") == expected
+    assert os.listdir(tmp_path) == ["out"]
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_full_disk(
     resume: bool,

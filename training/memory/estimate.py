@@ -9,6 +9,7 @@ python -m t5_experimental.training.memory.estimate      the table of docs/memory
 from typing import Any, cast
 
 from accelerate import PartialState
+from torch import nn
 from transformers.training_args import OptimizerNames
 
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
@@ -124,7 +125,7 @@ _COLUMNS: dict[str, tuple[Setup, int]] = {
 }
 
 
-def _cell(config: T5ExperimentalConfig, setup: Setup, rank: int) -> str:
+def _cell(model: nn.Module, config: T5ExperimentalConfig, setup: Setup, rank: int) -> str:
     step = Step(
         _BATCH,
         _SOURCE,
@@ -136,7 +137,7 @@ def _cell(config: T5ExperimentalConfig, setup: Setup, rank: int) -> str:
         checkpointing="full",
         all_logits=not setup.engine.keeps_parameters_whole,
     )
-    found = estimate(empty_model(config, rank), config, setup, step)
+    found = estimate(model, config, setup, step)
     host = f" + {setup.engine.processes * sum(found.host.values()) / 1e9:.0f} host" if found.host else ""
     return f"**{found.gpu or 'none'}** ({found.total / 1e9:.1f}{host})"
 
@@ -148,7 +149,8 @@ def table() -> str:
         if name.startswith("t5.1.1.lm100k"):  # same sizes as t5.1.1
             continue
         config = preset_config(name, dropout_rate=0.1)
-        rows.append([name, *(_cell(config, setup, rank) for setup, rank in _COLUMNS.values())])
+        models = {rank: empty_model(config, rank) for rank in (0, _RANK)}
+        rows.append([name, *(_cell(models[rank], config, setup, rank) for setup, rank in _COLUMNS.values())])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from t5_experimental.architecture_t5_experimental import STOCK_DEFAULTS, T5ExperimentalArchitecture
 
@@ -44,9 +44,6 @@ _TAKEN = (
     "eos_token_id",
     "decoder_start_token_id",
 )
-
-# Types of the fields that say what `feed_forward_proj` says.
-_ACTIVATION = {"dense_act_fn": str | None, "is_gated_act": bool | None}
 
 # Fields that are decided anew, are said elsewhere in the folder, or have no meaning for a T5.
 _PASSED_OVER = {
@@ -191,32 +188,17 @@ def read_model(
 def _build(architecture: type[T5ExperimentalArchitecture], values: Mapping[str, Any]) -> T5ExperimentalArchitecture:
     """An architecture from the fields of a file, whose types are checked as those of a configuration are: importing
     that would take longer than converting a small model."""
-    types = {**get_type_hints(architecture), **_ACTIVATION}
+    from huggingface_hub.dataclasses import type_validator
+
+    types = get_type_hints(architecture)
+    activation = {"dense_act_fn": str | None, "is_gated_act": bool | None}
     for name, value in values.items():
-        _check_type(name, value, types[name])
-    own = {name: value for name, value in values.items() if name not in _ACTIVATION}
+        type_validator(name, value, {**types, **activation}[name])
+    own = {name: value for name, value in values.items() if name not in activation}
     built = architecture(**own)
     built.take_activation(values.get("dense_act_fn"), values.get("is_gated_act"))
     built.validate_architecture()
     return built
-
-
-def _check_type(name: str, value: Any, kind: Any) -> None:
-    """Raises a TypeError unless a value is of a type; a fraction is no integer, an integer no fraction, neither is true
-    or false."""
-    if not _fits(value, kind):
-        raise TypeError(f"{name} is {shown(value)}, but must be {kind.__name__ if isinstance(kind, type) else kind}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return value in arguments
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, arguments[0]) for item in value)
-    if arguments:  # one of several
-        return any(_fits(value, one) for one in arguments)
-    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
 def _family(asked: str, name: str) -> str:

@@ -311,7 +311,7 @@ def test_python_entry_points(reference: Path, tmp_path: Path) -> None:
     assert summary.peak_memory > 2**20
 
 
-def test_output_that_nobody_reads_to_its_end() -> None:
+def test_output_that_is_not_read_to_its_end() -> None:
     """As in `t5-experimental presets | head -1`."""
     command = [sys.executable, "-m", "t5_experimental.convert", "presets"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

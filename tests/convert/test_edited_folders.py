@@ -136,7 +136,7 @@ def test_checksums_that_are_none(kind: str, folder: Path) -> None:
             check_output(folder, kind, None, overwrite=True)
 
 
-def test_what_a_killed_run_left_goes_only_if_nobody_edited_it(folder: Path, kind: str) -> None:
+def test_what_a_killed_run_left_goes_only_if_it_is_unedited(folder: Path, kind: str) -> None:
     """The old folder under its other name, and the new one when it was complete."""
     old, partial = folder.with_name(".out.old"), folder.with_name(".out.partial")
     for path, is_edited in ((old, True), (partial, True), (partial, False), (old, False)):

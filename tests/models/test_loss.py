@@ -103,7 +103,7 @@ def test_chunked_losses_have_first_derivatives_only(small_chunks):
 
 
 @pytest.mark.parametrize(("trained", "frozen"), [(0, 1), (1, 0)])
-def test_chunked_losses_leave_out_gradients_that_nobody_needs(trained, frozen, small_chunks):
+def test_chunked_losses_leave_out_gradients_that_are_not_needed(trained, frozen, small_chunks):
     """A frozen classifier (adapters), or frozen states (a classifier trained alone)."""
     *tensors, labels = hidden_weight_labels()
     expected = torch.autograd.grad(chunked_token_losses(*tensors, labels).sum(), tensors[trained])

@@ -463,7 +463,7 @@ def test_files_of_others_stay(name, model, train_file, tmp_path):
     assert (output / name).read_text() == "mine"
 
 
-@pytest.mark.parametrize("sign", ["history.jsonl", "evaluation.json", "unfinished", "unfinished-x", "checkpoint-3"])
+@pytest.mark.parametrize("sign", ["history.jsonl", "unfinished", "unfinished-x", "checkpoint-3"])
 def test_files_of_a_run_that_was_killed_are_written_again(sign, tmp_path):
     """At the first log, which then is empty, or while its files were moved."""
     (tmp_path / "model.safetensors").touch()
@@ -471,6 +471,15 @@ def test_files_of_a_run_that_was_killed_are_written_again(sign, tmp_path):
     assert find_foreign_file(tmp_path, trains=False) is None  # an evaluation does not write it
     (tmp_path / sign).touch() if "." in sign else (tmp_path / sign).mkdir()
     assert find_foreign_file(tmp_path, trains=True) is None
+
+
+def test_an_evaluation_has_written_its_own_files_alone(tmp_path):
+    for name in ("README.md", "test_results.json"):
+        (tmp_path / name).touch()
+    assert find_foreign_file(tmp_path, trains=False) == "test_results.json"
+    (tmp_path / "evaluation.json").touch()
+    assert find_foreign_file(tmp_path, trains=False) is None
+    assert find_foreign_file(tmp_path, trains=True) == "README.md"
 
 
 @pytest.mark.slow

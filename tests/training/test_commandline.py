@@ -58,9 +58,14 @@ max_steps: 7
 
 def test_flags_override_what_a_recipe_says_of_the_same(flags, recipe):
     """What has no effect then is not taken for the user's; all else in the recipe is."""
-    path = recipe("save_steps: 5\nsave_total_limit: 2\nlearning_rate: 3e-4\neval_steps: 3\n")
+    hub = "push_to_hub: true\nhub_model_id: user/name\n"
+    path = recipe(
+        f"save_steps: 5\nsave_total_limit: 2\nsave_only_model: true\nlearning_rate: 3e-4\neval_steps: 3\n{hub}"
+    )
     common = [path, *flags]
-    idle = {"save_steps", "save_total_limit"}
+    idle = {"save_steps", "save_total_limit", "save_only_model"}
+    assert "hub_model_id" in finetune.parse(common).given
+    assert "hub_model_id" not in finetune.parse([*common, "--push_to_hub", "False"]).given
     assert {*idle, "learning_rate", "eval_steps"} <= finetune.parse(common).given
     given = finetune.parse([*common, "--save_strategy", "no"]).given
     assert not idle & given

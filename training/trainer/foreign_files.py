@@ -18,30 +18,28 @@ _INDEX = "model.safetensors.index.json"
 
 
 def find_foreign_file(folder: Path, trains: bool) -> str | None:
-    """Name of a file that a run in this output folder would replace, though no run has been there.
+    """Name of a file that a run in this output folder would replace, though no run has written it.
 
-    A run leaves a log, a checkpoint, the record of an evaluation, or its temporary folder before it puts other files in
-    place.
+    Training leaves a log, a checkpoint or its temporary folder before it puts other files in place, and an evaluation
+    its record.
 
     Args:
         folder: the output folder.
         trains: whether the run trains, or only evaluates.
     """
-    if not folder.is_dir() or _has_been_used(folder):
+    if not folder.is_dir() or _has_trained(folder):
         return None
     code = {path.name for path in Path(t5_experimental.__file__).parent.glob("*_t5_experimental.py")}
+    has_evaluated = (folder / EVALUATION).exists()
     for name in sorted(path.name for path in folder.iterdir()):
         is_of_training = re.fullmatch(_BY_TRAINING, name) or name in {*code, _INDEX, STATE}
-        if re.fullmatch(_BY_ALL, name) or (trains and is_of_training):
+        is_of_all = re.fullmatch(_BY_ALL, name)
+        if (trains and is_of_training) or (is_of_all and not has_evaluated):
             return name
     return None
 
 
-def _has_been_used(folder: Path) -> bool:
-    # An imported prompt has a temporary folder with a name of its own.
-    names = (HISTORY, EVALUATION, ASIDE)
-    return (
-        bool(find_checkpoints(folder))
-        or any((folder / name).exists() for name in names)
-        or any(folder.glob(f"{ASIDE}-*"))
-    )
+def _has_trained(folder: Path) -> bool:
+    """Whether a run that trains has been there; an imported prompt has a temporary folder with a name of its own."""
+    signs = (folder / HISTORY, folder / ASIDE, *folder.glob(f"{ASIDE}-*"))
+    return bool(find_checkpoints(folder)) or any(sign.exists() for sign in signs)

@@ -273,3 +273,23 @@ def test_every_head_takes_a_stock_configuration(family, suffix, implementation, 
     our_outputs, their_outputs = ours(**inputs), theirs(**inputs)
     name = next(name for name in ("logits", "start_logits", "last_hidden_state") if name in their_outputs)
     torch.testing.assert_close(our_outputs[name], their_outputs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_what_differs_in_a_call_with_labels(model, stock_config, batch, tmp_path):
+    """The rows of docs/use.md."""
+    model.save_pretrained(tmp_path)
+    theirs = T5ForConditionalGeneration.from_pretrained(tmp_path, config=stock_config).eval()
+    count = int((batch["labels"] != -100).sum())
+    plain = {name: of(**batch).loss for name, of in (("ours", model), ("theirs", theirs))}
+    torch.testing.assert_close(plain["ours"], plain["theirs"])
+    torch.testing.assert_close(model(**batch, num_items_in_batch=2).loss, plain["ours"] * count / 2)
+    torch.testing.assert_close(theirs(**batch, num_items_in_batch=2).loss, plain["theirs"])
+
+    assert theirs(**batch).past_key_values is not None
+    assert model(**batch).past_key_values is None
+    assert model(**batch, use_cache=True).past_key_values is not None
+
+    padded = torch.cat([torch.full_like(batch["labels"][:, :2], -100), batch["labels"]], 1)
+    moved = model(**{**batch, "labels": padded}).loss
+    torch.testing.assert_close(moved, plain["ours"])
+    assert (theirs(**{**batch, "labels": padded}).loss - plain["theirs"]).abs() > 1e-3

@@ -36,7 +36,7 @@ OF_TRAINING_ALONE = {
     *("early_stopping_patience", "early_stopping_threshold", "dropout_rate", "broadcast_dropout"),
     *("logging_nan_inf_filter", "logging_first_step", "data_seed", "dataloader_drop_last", "ignore_data_skip"),
     *("auto_find_batch_size", "average_tokens_across_devices", "torch_empty_cache_steps", "save_on_each_node"),
-    *("restore_callback_states_from_checkpoint", "include_num_input_tokens_seen", "optim_target_modules"),
+    *("restore_callback_states_from_checkpoint", "include_num_input_tokens_seen"),
     *("hub_model_id", "hub_strategy", "hub_always_push", "hub_revision"),
 }
 # Options that need --push_to_hub. A token may be given to all runs alike, and trackio reads `hub_private_repo`.

@@ -25,10 +25,13 @@ from .mesh.t5x_gin import with_t5x_gin
 from .mesh.t5x_names import (
     STEP,
     SortedT5X,
+    is_scanned,
+    is_unused_slot,
     join_slot,
     sort_t5x,
     split_slot,
     stacked,
+    stacked_slots,
 )
 from .output import resume as finished_files
 from .output import safetensors_writer as writer
@@ -171,7 +174,7 @@ def inspect(
     is_arrays = checkpoint.kind == ARRAYS
     # The gin file comes first, because it can name the feature to which an unknown variable belongs.
     said = read_architecture(gin) if gin and not is_arrays else None
-    reader, names = _open_arrays(checkpoint) if is_arrays else _open_mesh(checkpoint)
+    reader, names = _open_arrays(checkpoint, optimizer) if is_arrays else _open_mesh(checkpoint)
     variables = reader.variables
     check_known(names, variables)
     check_weights(names, variables)
@@ -205,11 +208,12 @@ def _open_mesh(checkpoint: Checkpoint) -> tuple[CheckpointReader, Sorted]:
     return reader, sort_names(reader.variables)
 
 
-def _open_arrays(checkpoint: Checkpoint) -> tuple[CheckpointReader, Sorted]:
+def _open_arrays(checkpoint: Checkpoint, with_slots: bool) -> tuple[CheckpointReader, Sorted]:
     """The reader of a checkpoint of T5X or Orbax, in which every layer has variables of its own."""
     assert checkpoint.arrays is not None
     reader = ArraysReader(checkpoint.arrays)
-    reader.unstack(stacked(reader.variables))
+    slots = stacked_slots(reader.variables) if with_slots else {}
+    reader.unstack(stacked(reader.variables) | slots)
     names = sort_t5x(reader.variables, reader.is_copy)
     reader.check_complete(match.mesh for match in names.matches.values())
     return reader, names
@@ -219,12 +223,8 @@ def _slots(plan: Plan, reader: CheckpointReader, names: Sorted) -> dict[str, Par
     """The optimizer's state of every parameter."""
     if not isinstance(names, SortedT5X) or not isinstance(reader, ArraysReader):
         return find_slots(plan, reader.variables)
-    if names.scanned:
-        raise ConversionError(
-            "the layers of the checkpoint were scanned, and the optimizer's state of such a run is not converted: "
-            "leave out --with-optimizer."
-        )
-    found = find_slots(plan, reader.variables, SlotNames(split_slot, join_slot, is_t5x=True))
+    said = SlotNames(split_slot, join_slot, True, is_unused_slot, is_scanned)
+    found = find_slots(plan, reader.variables, said)
     reader.check_complete(entry.source.name for state in found.values() for entry in state.entries)
     return found
 

@@ -253,23 +253,24 @@ class StepDecoder:
         if self.steps < PLAIN_STEPS and not self.is_int8 and self.embedding.dtype != torch.float16:
             return
         self._bucket = bucket(rows)
-        self.choices = choose(self._candidates(), [linear.shape for linear in self.linears], rows)
+        self.choices = choose(self._candidates(rows), [linear.shape for linear in self.linears], rows)
         self.dtype = self.choices[0].kernel.dtype
+        joins = not self.is_int8 and can_be_copied(self.model, self.embedding.dtype)
         for linear, choice in zip(self.linears, self.choices, strict=True):
-            linear.prepare(choice.kernel)
+            linear.prepare(choice.kernel, joins)
 
-    def _candidates(self) -> list[list[Kernel]]:
-        """Kernels for the steps, in groups of one dtype each."""
+    def _candidates(self, rows: int) -> list[list[Kernel]]:
+        """Kernels for steps with a number of rows, in groups of one dtype each."""
         if self.is_int8:
             return int8_kernels()
         dtype = self.embedding.dtype
         if not can_be_copied(self.model, dtype):
-            return [[linear_kernel(dtype)]]
+            return as_they_are(float_kernels(dtype, rows=rows), dtype)
         if dtype == torch.float16:
-            return float_kernels(torch.float32)
+            return float_kernels(torch.float32, rows=rows)
         if dtype == torch.bfloat16 and can_be_copied(self.model, torch.float32):
-            return float_kernels(dtype, torch.float32)
-        return float_kernels(dtype)
+            return float_kernels(dtype, torch.float32, rows=rows)
+        return float_kernels(dtype, rows=rows)
 
     def _bias(self, holder: int, position: int, decoder_mask: torch.Tensor | None) -> torch.Tensor:
         """Position bias by the table of layer `holder`, and mask, of a query at `position`, broadcastable to `(b, h, 1,
@@ -330,6 +331,12 @@ def _has_step_dtype(model: Any, dtypes: set[torch.dtype]) -> bool:
 def _modules_of_a_step(model: Any) -> list[nn.Module]:
     """All modules whose calls a step bypasses."""
     return [*model.decoder.modules(), model.lm_head]
+
+
+def as_they_are(groups: list[list[Kernel]], dtype: torch.dtype) -> list[list[Kernel]]:
+    """Those of the kernels that take weights of a dtype without a copy; torch's own product if there is none."""
+    kernels = [kernel for group in groups for kernel in group if kernel.takes_weights and kernel.dtype == dtype]
+    return [kernels or [linear_kernel(dtype)]]
 
 
 def can_be_copied(model: Any, dtype: torch.dtype) -> bool:

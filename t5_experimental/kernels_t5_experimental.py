@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,9 @@ PACKED_ROWS = 32
 
 MOST_ROWS = 256
 """Kernels are timed for at most this number of rows; more rows are as good as these."""
+
+FEW_ROWS = 2
+"""With at most this number of rows, oneDNN reads float32 weights as they are as fast as in its own layout, or faster."""
 
 _MOST_FEATURES = 4096
 """Weights with more output features are timed with this number: the ranking is the same, and packing takes time."""
@@ -80,12 +84,12 @@ class Kernel(NamedTuple):
     @property
     def fuses(self) -> bool:
         """Whether oneDNN adds residuals and multiplies gates in the same pass."""
-        return self.name.endswith("-onednn") and not self.is_int8
+        return "-onednn" in self.name and not self.is_int8
 
     @property
     def takes_weights(self) -> bool:
         """Whether it has no layout of its own, so that a weight in its dtype needs no copy."""
-        return self.name.endswith("-linear")
+        return self.name.endswith(("-linear", "-plain"))
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -102,6 +106,12 @@ def linear_kernel(dtype: torch.dtype) -> Kernel:
 def onednn_kernel(dtype: torch.dtype) -> Kernel:
     """oneDNN with the weight in its layout for a few rows."""
     return Kernel(f"{_name(dtype)}-onednn", dtype, lambda weight: pack(weight, PACKED_ROWS), multiply)
+
+
+@cache
+def plain_kernel() -> Kernel:
+    """oneDNN with a float32 weight as it is. Half precision needs none: there, [`linear_kernel`] is oneDNN's."""
+    return Kernel("float32-onednn-plain", torch.float32, lambda weight: weight, multiply)
 
 
 @cache
@@ -200,15 +210,23 @@ def _allowed(groups: list[list[Kernel]]) -> list[list[Kernel]]:
     return [[*named, *kernels][:1]]
 
 
-def float_kernels(*dtypes: torch.dtype) -> list[list[Kernel]]:
-    """Kernels of each dtype, the usually fastest first."""
-    return _allowed([[*([onednn_kernel(dtype)] * supports(dtype)), linear_kernel(dtype)] for dtype in dtypes])
+def float_kernels(*dtypes: torch.dtype, rows: int) -> list[list[Kernel]]:
+    """Kernels of each dtype for a number of rows, the usually fastest first."""
+    return _allowed([[*_onednn_kernels(dtype, rows), linear_kernel(dtype)] for dtype in dtypes])
+
+
+def _onednn_kernels(dtype: torch.dtype, rows: int) -> list[Kernel]:
+    if not supports(dtype):
+        return []
+    return [*([plain_kernel()] * (dtype == torch.float32 and rows <= FEW_ROWS)), onednn_kernel(dtype)]
 
 
 def int8_kernels() -> list[list[Kernel]]:
-    """Kernels in 8 bits that are right here, and torch's float32 product if that is faster; empty if there are none."""
+    """Kernels in 8 bits that are right here, and float32 products that need no copy if they are faster; empty if there
+    are none."""
     kernels = [kernel for engine in _INT8_ENGINES if (kernel := int8_kernel(engine)) is not None]
-    return _allowed([[*kernels, linear_kernel(torch.float32)]]) if kernels else []
+    plain = [plain_kernel()] * supports(torch.float32)
+    return _allowed([[*kernels, *plain, linear_kernel(torch.float32)]]) if kernels else []
 
 
 def bucket(rows: int) -> int:
@@ -281,14 +299,24 @@ def _milliseconds(kernels: Sequence[Kernel], out_features: int, in_features: int
     """Shortest time of a product by each kernel, with the weight in memory, as in a step of a model."""
     weight, states = torch.full((out_features, in_features), 0.5), torch.full((rows, in_features), 0.5)
     calls: dict[str, Callable[[], object]] = {}
+    warm_up: dict[str, Callable[[], object]] = {}
     for kernel in kernels:
-        packed, typed = kernel.pack(weight.to(kernel.dtype)), states.to(kernel.dtype)
-        calls[kernel.name] = partial(kernel.multiply, typed, packed)
-    return _shortest(calls)
+        typed = states.to(kernel.dtype)
+        for mapping in (calls, warm_up):  # with a weight each
+            mapping[kernel.name] = partial(kernel.multiply, typed, kernel.pack(weight.to(kernel.dtype, copy=True)))
+    return _shortest(calls, warm_up)
 
 
-def _shortest(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """Shortest time of each call in milliseconds. They take turns, so that they share what disturbs them."""
+def _shortest(
+    calls: Mapping[str, Callable[[], object]], warm_up: Mapping[str, Callable[[], object]] = MappingProxyType({})
+) -> dict[str, float]:
+    """Shortest time of each call in milliseconds. They take turns, so that they share what disturbs them.
+
+    Args:
+        calls: what is timed, by name.
+        warm_up: what is called before. A step of a model uses the same kernel again and again, each time for another
+            weight: its code is in the cache, the weight is not. After another kernel, int8 took twice as long.
+    """
     times = dict.fromkeys(calls, float("inf"))
     others = torch.zeros(_CACHE, dtype=torch.uint8).view(torch.float32)
     least, most = _ROUNDS
@@ -297,6 +325,8 @@ def _shortest(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
         if turn >= least and (time.perf_counter() - begin) * 1000 > _MILLISECONDS:
             break
         for name, call in calls.items():
+            if name in warm_up:
+                warm_up[name]()
             others.sum()
             start = time.perf_counter()
             call()

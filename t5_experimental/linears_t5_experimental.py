@@ -50,12 +50,19 @@ class PreparedLinear:
         self.kernel: Kernel | None = None
         self.copy: Any = None  # for the kernel; None: the parameters are used
         self._copies: dict[str, Any] = {}  # by name of the kernel
+        self._joins = True
 
-    def prepare(self, kernel: Kernel) -> None:
-        """From now on a kernel computes the product, with a copy of the weights of its own."""
-        self.kernel = kernel
+    def prepare(self, kernel: Kernel, joins: bool = True) -> None:
+        """From now on a kernel computes the product, with a copy of the weights unless it takes them as they are.
+
+        Args:
+            kernel: what multiplies.
+            joins: copy several weights into one for oneDNN although it takes them as they are: one product of all is
+                faster.
+        """
+        self.kernel, self._joins = kernel, joins
         is_ready = kernel.takes_weights and all(weight.dtype == kernel.dtype for weight in self.weights)
-        self.copy = None if is_ready else self._copy_for(kernel)
+        self.copy = None if is_ready and not kernel.fuses else self._copy_for(kernel)
 
     def _copy_for(self, kernel: Kernel) -> Any:
         if kernel.name not in self._copies:
@@ -64,12 +71,16 @@ class PreparedLinear:
         return self._copies[kernel.name]
 
     def _pack(self, kernel: Kernel, weights: list[torch.Tensor]) -> Any:
+        if len(weights) > 1 and kernel.takes_weights and not self._joins:
+            return tuple(weights)
         return kernel.pack(torch.cat(weights) if len(weights) > 1 else weights[0])
 
     def __call__(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """`(..., in)` -> `(..., out)` of every layer."""
         if self.kernel is None or self.copy is None:
             return tuple(F.linear(states, weight) for weight in self.weights)
+        if isinstance(self.copy, tuple):
+            return tuple(self.kernel.multiply(states, copy) for copy in self.copy)
         joined = self.kernel.multiply(states, self.copy)
         return joined.split(self.sizes, -1) if len(self.sizes) > 1 else (joined,)
 
@@ -101,7 +112,7 @@ class PreparedGatedLinear(PreparedLinear):
 
     def gated(self, states: torch.Tensor) -> torch.Tensor:
         """`(..., in)` -> `(..., out)`."""
-        if isinstance(self.copy, tuple):
+        if self.is_tanh_gelu and self.copy is not None and self.kernel is not None and self.kernel.fuses:
             return multiply_gated(states, *self.copy)
         gate, linear = self(states)
         # `act` itself may run eight operators.
@@ -125,7 +136,7 @@ class Int8Linear(PreparedLinear):
         if rows not in self.choices:
             self.choices[rows] = choose(int8_kernels(), [self.shape], rows)[0]
         kernel = self.choices[rows].kernel
-        if not kernel.is_int8:
+        if not kernel.is_int8 and not (kernel.fuses and self.weights[0].dtype == kernel.dtype == states.dtype):
             return None
         copy = self._copy_for(kernel)  # not kept as `copy`: other threads may be in this method
         return in_chunks(lambda rows: kernel.multiply(rows.float(), copy).to(states.dtype), states)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..errors import ConversionError
+from ..tensors import Variable
 from .matching import Match, Sorted
 from .rules import SECTIONS, SLOT_DROP, Rule
 from .scopes import Layout
@@ -60,6 +61,7 @@ _PARAMETER_STATES = "state/param_states/"
 
 # What T5X's Adafactor calls its slots -> what we call them (see `optimizer_slots`).
 SLOTS_T5X: Mapping[str, str] = {"v": "v", "v_row": "vr", "v_col": "vc", "m": "m"}
+_SLICE = re.compile(r"(?P<whole>[^\[]+)\[(?::, )*(?P<i>[0-9]+)\]")
 _LAYER = re.compile(
     r"target/(?P<stack>encoder|decoder)/layers_(?P<i>0|[1-9][0-9]{0,5})/(?P<rest>[^\[]+)"
     r"|target/(?P<scanned>encoder|decoder)/(?:(?P=scanned)|layers)/(?P<rest2>[^\[]+)(?:\[:, (?P<i2>[0-9]+)\])?"
@@ -67,6 +69,9 @@ _LAYER = re.compile(
 
 # Of the layers in a scanned array.
 _SCAN_AXIS = 1
+
+# Kernels whose last axis is "embed"; it is the first one of all others.
+_TO_D_MODEL = re.compile("/(out|wo)/kernel$")
 
 # Names of the first versions.
 _ALIASES = {"relative_posemb/rel_embedding": "relpos_bias/rel_embedding"}
@@ -92,7 +97,7 @@ class SortedT5X(Sorted):
         stack, _, i, rest = our_name.split(".", 3)
         theirs = next(name for name, ours in LAYERS[stack].items() if ours == rest)
         if stack in self.scanned:
-            return f"{_TARGET}{stack}/{self.scanned[stack]}/{theirs}[:, {i}]"
+            return f"{_TARGET}{stack}/{self.scanned[stack]}/{theirs}{_slice(_SCAN_AXIS, i)}"
         return f"{_TARGET}{stack}/layers_{i}/{theirs}"
 
 
@@ -100,6 +105,24 @@ def stacked(names: Iterable[str]) -> dict[str, int]:
     """Axis of the layers, by the name of an array of the model that holds all layers of a stack."""
     found = ((name, _LAYER.fullmatch(name)) for name in names)
     return {name: _SCAN_AXIS for name, match in found if match and match["scanned"]}
+
+
+def stacked_slots(variables: Mapping[str, Variable]) -> dict[str, int]:
+    """Axis of the layers, by the name of a slot that holds those of all layers of a stack.
+
+    Of the kernel of a scanned layer, "embed" is averaged over in `v_col`, all axes else in `v_row`. That of the layers
+    stays in both: it comes first unless "embed" is in front of it, or another axis that is left. Source: `FactorDim`
+    and `standard_logical_factor_rules` in t5x/adafactor.py.
+    """
+    found: dict[str, int] = {}
+    arrays = stacked(variables)
+    for name in variables:
+        array, kind = split_slot(name) or ("", "")
+        if array not in arrays or is_unused_slot(name, variables):
+            continue
+        is_behind = kind not in ("vr", "vc") or (kind == "vc") == bool(_TO_D_MODEL.search(array))
+        found[name] = _SCAN_AXIS if is_behind else 0
+    return found
 
 
 def sort_t5x(names: Iterable[str], is_copy: IsCopy) -> SortedT5X:
@@ -139,16 +162,34 @@ def sort_t5x(names: Iterable[str], is_copy: IsCopy) -> SortedT5X:
 
 def split_slot(name: str) -> tuple[str, str] | None:
     """The array of the model that a slot belongs to, and our name of the slot; None if Adafactor has none like it."""
-    owner, _, ending = name.removeprefix(_PARAMETER_STATES).rpartition("/")
+    match = _SLICE.fullmatch(name)
+    owner, _, ending = (match["whole"] if match else name).removeprefix(_PARAMETER_STATES).rpartition("/")
     if not name.startswith(_PARAMETER_STATES) or ending not in SLOTS_T5X:
         return None
-    return _TARGET + owner, SLOTS_T5X[ending]
+    return _TARGET + owner + (_slice(_SCAN_AXIS, match["i"]) if match else ""), SLOTS_T5X[ending]
 
 
 def join_slot(array: str, kind: str) -> str:
-    """The inverse of `split_slot`."""
+    """The inverse of `split_slot`; of an array of all layers, the slot of all of them."""
     ending = next(theirs for theirs, ours in SLOTS_T5X.items() if ours == kind)
-    return f"{_PARAMETER_STATES}{array.removeprefix(_TARGET)}/{ending}"
+    return f"{_PARAMETER_STATES}{array.removeprefix(_TARGET).partition('[')[0]}/{ending}"
+
+
+def is_unused_slot(name: str, variables: Mapping[str, Variable]) -> bool:
+    """Whether it is one that an array does not have: T5X always stores all four, those that it does not use with one
+    number."""
+    array, _ = split_slot(name) or ("", "")
+    whole = variables.get(array, variables.get(array + _slice(_SCAN_AXIS, 0)))
+    return variables[name].shape == (1,) and whole is not None and whole.shape != (1,)
+
+
+def is_scanned(array: str) -> bool:
+    """Whether it is a layer of an array that holds all layers of a stack."""
+    return _SLICE.fullmatch(array) is not None
+
+
+def _slice(axis: int, i: int | str) -> str:
+    return f"[{':, ' * axis}{i}]"
 
 
 def _ours(name: str) -> tuple[str | None, dict[str, str]]:

@@ -2,7 +2,8 @@
 """The slots of a checkpoint, planned for `optimizer.safetensors`, whose form t5_experimental/original.py describes.
 
 The Adafactor of T5X computes what Mesh TensorFlow's does. It differs in which axis it takes for the largest: of equal
-ones the last, and of a kernel with an axis for the heads all but d_model's. Source: t5x/adafactor.py.
+ones the last, and of a kernel with an axis for the heads, or of a scanned layer, all but d_model's. Source:
+t5x/adafactor.py.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -40,11 +41,15 @@ class SlotNames:
         split: the variable that a slot belongs to, and the kind of slot; None for one of another optimizer.
         join: the slot's name, of a variable and a kind of slot.
         is_t5x: the program is T5X.
+        is_unused: whether a slot is there and means nothing; of its name and all variables.
+        is_scanned: whether a variable is a layer of a scanned array.
     """
 
     split: Callable[[str], tuple[str, str] | None]
     join: Callable[[str, str], str]
     is_t5x: bool = False
+    is_unused: Callable[[str, Mapping[str, Variable]], bool] = lambda name, variables: False
+    is_scanned: Callable[[str], bool] = lambda variable: False
 
 
 def _split_mesh(name: str) -> tuple[str, str]:
@@ -81,9 +86,12 @@ def find_slots(
                     f"{name} is no slot of Adafactor, the only optimizer that is known: leave out --with-optimizer."
                 )
             owner, kind = found
-            # Of the four that it always has, T5X leaves those that it does not use empty.
-            if names.is_t5x and variables[name].shape == (1,) and owner in variables and variables[owner].shape != (1,):
+            if names.is_unused(name, variables):
                 continue
+            if owner in plan.drops:
+                raise ConversionError(
+                    f"{name} is a slot of {owner}, which is left out ({plan.drops[owner]}): leave out --with-optimizer."
+                )
             if owner not in by_parameter:
                 raise ConversionError(
                     f"{name} is a slot of {owner}, which is not in the checkpoint: leave out --with-optimizer, or "
@@ -143,7 +151,7 @@ def _state(parameter: Entry, slots: Mapping[str, Variable], names: SlotNames) ->
     }
     if "v" in kinds:
         return ParameterState(tuple(full.values()), None)
-    factored, (d0, d1), view = _factored(parameter, names.is_t5x)
+    factored, (d0, d1), view = _factored(parameter, names)
     rest = {
         kind: _slot(parameter, kind, slots[kind], _without(parameter.mesh_axes, axis), _without(view, axis))
         for kind, axis in (("vr", d0), ("vc", d1))
@@ -151,7 +159,7 @@ def _state(parameter: Entry, slots: Mapping[str, Variable], names: SlotNames) ->
     return ParameterState((*rest.values(), *full.values()), factored)
 
 
-def _factored(parameter: Entry, is_t5x: bool) -> tuple[dict[str, Any], tuple[str, str], str]:
+def _factored(parameter: Entry, names: SlotNames) -> tuple[dict[str, Any], tuple[str, str], str]:
     """What the header says, the axes d0 and d1 by label, and all axes of ours among which those two are."""
     axes, shape = parameter.mesh_axes.split(), parameter.source.shape
     if len(axes) < 2:
@@ -159,9 +167,14 @@ def _factored(parameter: Entry, is_t5x: bool) -> tuple[dict[str, Any], tuple[str
             f"{parameter.source.name} has the slots of a factored state, but is of shape {list(shape)}: only two "
             "dimensions can be factored."
         )
-    if is_t5x and len(axes) > 2:
+    if names.is_t5x and (len(axes) > 2 or names.is_scanned(parameter.source.name)):
+        if "d_model" not in axes:
+            raise ConversionError(
+                f"{parameter.source.name} has the slots of a factored state, but T5X factors kernels alone: leave out "
+                "--with-optimizer."
+            )
         d0, d1 = "*".join(axis for axis in axes if axis != "d_model"), "d_model"
-    elif is_t5x:
+    elif names.is_t5x:
         d1, d0 = (axes[k] for k in sorted(range(2), key=lambda k: shape[k]))
     else:
         d0, d1 = (axes[k] for k in largest_dimensions(shape)[:2])

@@ -8,18 +8,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from transformers import AutoModelForSeq2SeqLM
 
 from t5_experimental.convert import ConversionError, convert, inspect, verify
+from t5_experimental.training.optim.presets import build_optimizer, load_slots
 from tests.support.stock_folders import V11, Kind, build
-from tests.support.t5x_folders import Arrays, as_t5x, scanned, write_orbax, write_t5x
+from tests.support.t5x_folders import Arrays, as_t5x, write_orbax, write_t5x
 
 
 Run = Callable[..., Any]
 
 # Kernels of the sample are factored from this size on, as T5X does from 128 on.
 SMALLEST = 16
+STEPS = Path(__file__).parents[1] / "reference" / "t5x_steps.npz"
 Q = "encoder/layers_0/attention/query/kernel"
 
 
@@ -155,7 +159,106 @@ def test_a_part_of_a_slot_that_is_missing(tmp_path: Path) -> None:
         inspect(tmp_path / "source", optimizer=True)
 
 
-def test_the_state_of_scanned_layers_is_refused(tmp_path: Path) -> None:
-    write_t5x(scanned(as_t5x(build(Kind(V11)))), tmp_path / "source")
-    with pytest.raises(ConversionError, match=r"layers of the checkpoint were scanned, .*: leave out --with-optimizer"):
-        inspect(tmp_path / "source", optimizer=True)
+def golden_steps(layout: str) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays of a checkpoint that T5X's own optimizer has trained, and everything about its next step."""
+    with np.load(STEPS) as file:
+        found = {name.removeprefix(f"{layout}/"): file[name] for name in file if name.startswith(f"{layout}/")}
+        more = {name: file[name][()] for name in ("step", "learning_rate")}
+    stored = {name: array for name, array in found.items() if name.startswith(("target/", "state/"))}
+    return stored, {**found, **more}
+
+
+def error_of_the_next_step(arrays: Arrays, golden: dict[str, Any], write: Any, folder: Path) -> float:
+    """The largest relative difference to T5X in what a step changes of a parameter."""
+    write(arrays, folder / "source", step=int(golden["step"]))
+    summary = convert(folder / "source", folder / "out", optimizer=True, verify=True)
+    verify(folder / "source", folder / "out")
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder / "out")
+    optimizer, _ = build_optimizer("finetune", model, learning_rate=float(golden["learning_rate"]))
+    load_slots(optimizer, model, folder / "out")
+    parameters = dict(model.named_parameters())
+    expected: dict[str, torch.Tensor] = {}
+    for entry in summary.inspection.plan.entries:
+        name, _, layer = entry.source.name.removeprefix("target/").partition("[:, ")
+        gradient, after = (golden[f"{kind}/{name}"] for kind in ("gradient", "after"))
+        if layer:
+            gradient, after = (array[:, int(layer.removesuffix("]"))] for array in (gradient, after))
+        parameter = parameters[entry.name]
+        parameter.grad = torch.from_numpy(entry.to_ours(gradient).reshape(parameter.shape).copy())
+        change = torch.from_numpy(entry.to_ours(after).reshape(parameter.shape).copy()) - parameter.detach()
+        expected[entry.name] = change
+    assert expected.keys() == parameters.keys()
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    optimizer.step()
+    errors = (
+        (parameters[name].detach() - before[name] - change).norm() / change.norm() for name, change in expected.items()
+    )
+    return float(max(errors))
+
+
+@pytest.mark.parametrize("write", [write_t5x, write_orbax])
+@pytest.mark.parametrize("layout", ["layers", "scanned"])
+def test_the_next_step_is_that_of_t5x_itself(layout: str, write: Any, tmp_path: Path) -> None:
+    assert error_of_the_next_step(*golden_steps(layout), write, tmp_path) < 1e-5
+
+
+Q_OF_ALL = "state/param_states/encoder/encoder/attention/query/kernel"
+WO_OF_ALL = "state/param_states/decoder/decoder/mlp/wo/kernel"
+
+
+@pytest.mark.parametrize("slot", [f"{Q_OF_ALL}/v_row", f"{Q_OF_ALL}/v_col", f"{WO_OF_ALL}/v_row", f"{WO_OF_ALL}/v_col"])
+def test_slots_of_other_layers_are_noticed(slot: str, tmp_path: Path) -> None:
+    """Or the comparison would tell nothing of the axis of the layers."""
+    arrays, golden = golden_steps("scanned")
+    is_first = slot in (f"{Q_OF_ALL}/v_col", f"{WO_OF_ALL}/v_row")
+    arrays[slot] = np.flip(arrays[slot], 0 if is_first else 1).copy()
+    assert error_of_the_next_step(arrays, golden, write_t5x, tmp_path) > 0.05
+
+
+SCANNED_EDITS: dict[str, tuple[Callable[[Arrays], object], str]] = {
+    "missing": (lambda a: a.pop(f"{Q_OF_ALL}/v_col"), f"{Q_OF_ALL}/v_col is missing from the checkpoint, so the state"),
+    "another layer": (
+        lambda a: a.update({f"{Q_OF_ALL}/v_row": np.ones((12, 3), np.float32)}),
+        rf"{Q_OF_ALL}/v_row\[:, 2\] is a slot of target/.*/kernel\[:, 2\], which is not in the checkpoint",
+    ),
+    "a layer less": (
+        lambda a: a.update({f"{Q_OF_ALL}/v_row": np.ones((12, 1), np.float32)}),
+        f"{Q_OF_ALL}/v_row is missing from the checkpoint",
+    ),
+    "no layers": (
+        lambda a: a.update({f"{Q_OF_ALL}/v_row": np.ones(12, np.float32)}),
+        rf"{Q_OF_ALL}/v_row has the shape \[12\], but its axis 1 should be that of the layers",
+    ),
+    "wrong shape": (
+        lambda a: a.update({f"{Q_OF_ALL}/v_row": np.ones((13, 2), np.float32)}),
+        rf"{Q_OF_ALL}/v_row\[:, 0\] has the shape \[13\], but \[12\] is expected",
+    ),
+    "a factored table": (
+        lambda a: [
+            a.pop(f"{TABLE_OF_ALL}/v"),
+            a.update({f"{TABLE_OF_ALL}/v_row": np.ones((2, 2), np.float32)}),
+            a.update({f"{TABLE_OF_ALL}/v_col": np.ones((2, 32), np.float32)}),
+        ],
+        "has the slots of a factored state, but T5X factors kernels alone",
+    ),
+    "of copies": (
+        lambda a: a.update(
+            {"target/encoder/encoder/relpos_bias/rel_embedding": np.ones((2, 2, 32), np.float32)}
+            | {"target/decoder/decoder/relpos_bias/rel_embedding": np.ones((2, 3, 32), np.float32)}
+        ),
+        r"is a slot of target/\S+rel_embedding\[:, 1\], which is left out \(copy of .*, equal bit for bit\)",
+    ),
+}
+TABLE_OF_ALL = "state/param_states/encoder/encoder/relpos_bias/rel_embedding"
+
+
+@pytest.mark.parametrize("name", SCANNED_EDITS)
+def test_states_of_scanned_layers_that_cannot_be_resumed_are_refused(name: str, tmp_path: Path) -> None:
+    edit, message = SCANNED_EDITS[name]
+    arrays, _ = golden_steps("scanned")
+    edit(arrays)
+    write_t5x(arrays, tmp_path / "source")
+    with pytest.raises(ConversionError, match=message):
+        convert(tmp_path / "source", tmp_path / "out", optimizer=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+    assert convert(tmp_path / "source", tmp_path / "out").inspection.plan.optimizer is None

@@ -56,7 +56,8 @@ def relative_error(actual, expected):
 
 
 def all_kernels():
-    return [kernel for group in (*float_kernels(torch.float32), *int8_kernels()) for kernel in group]
+    groups = (*float_kernels(torch.float32, rows=1), *int8_kernels())
+    return list(dict.fromkeys(kernel for group in groups for kernel in group))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 1), (2, 5, 7)])
@@ -184,13 +185,15 @@ def test_real_times_are_positive_and_a_single_kernel_is_not_timed(allow):
 def test_the_environment_decides_without_a_clock(allow, monkeypatch):
     clock = Clock(monkeypatch, {})
     allow("nonsense, float32-linear")
-    assert choose(float_kernels(torch.bfloat16, torch.float32), [(64, 32)], 1)[0].kernel.name == "float32-linear"
+    assert (
+        choose(float_kernels(torch.bfloat16, torch.float32, rows=1), [(64, 32)], 1)[0].kernel.name == "float32-linear"
+    )
     assert kernels.is_emulated(torch.bfloat16)
     kernels._float32_is_faster.cache_clear()
     allow("nonsense")
     assert not kernels.is_emulated(torch.bfloat16)
     assert not kernels.is_emulated(torch.float32)
-    assert choose(float_kernels(torch.float64), [(64, 32)], 1)[0].kernel.name == "float64-linear"
+    assert choose(float_kernels(torch.float64, rows=1), [(64, 32)], 1)[0].kernel.name == "float64-linear"
     assert clock.problems == []
 
 
@@ -207,6 +210,32 @@ def test_each_kernel_gives_the_logits_of_the_forward_pass(name, model, inputs, a
     lines = str(session).splitlines()
     assert len(lines) == len({choice.shape for choice in session.decode.choices})
     assert all(line.endswith(f" rows: {there}") for line in lines)
+
+
+needs_onednn = pytest.mark.skipif(not onednn_t5_experimental.supports(torch.float32), reason="oneDNN is not there")
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("weights", "has_room"), [(None, True), (None, False), pytest.param("int8", True, marks=needs_int8)]
+)
+def test_a_row_needs_no_copy_of_the_weights(weights, has_room, model, inputs, allow):
+    """oneDNN takes them as they are; only what is multiplied together is joined, if there is room for float32."""
+    allow("float32-onednn-plain")
+    if not has_room:
+        model.packed_decoder_limit = 0
+    one = {key: value[:1] for key, value in inputs.items()}
+    expected = logits_of_steps(model, one, 8)
+    with decoding_session(model, **({"weights": weights} if weights else {})) as session:
+        logits = logits_of_steps(model, one, 8)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+    assert {choice.kernel.name for choice in session.decode.choices} == {"float32-onednn-plain"}
+    places = {parameter.data_ptr() for parameter in model.parameters()}
+    for linear in session.decode.linears:
+        copies = linear.copy if isinstance(linear.copy, tuple) else (linear.copy,)
+        is_joined = weights is None and has_room and len(linear.weights) > 1
+        is_joined = is_joined and not isinstance(linear, linears.PreparedGatedLinear)
+        assert [copy.data_ptr() in places for copy in copies] == [not is_joined] * len(copies)
 
 
 @pytest.mark.parametrize("names", ["", "float32-onednn,float32-linear"])

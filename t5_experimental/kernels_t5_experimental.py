@@ -38,7 +38,7 @@ MOST_ROWS = 256
 """Kernels are timed for at most this number of rows; more rows are as good as these."""
 
 FEW_ROWS = 2
-"""With at most this number of rows, oneDNN reads float32 weights as they are as fast as in its own layout, or faster."""
+"""With at most this number of rows, oneDNN multiplies float32 weights as they are as fast as in its own layout."""
 
 _MOST_FEATURES = 4096
 """Weights with more output features are timed with this number: the ranking is the same, and packing takes time."""

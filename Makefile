@@ -81,9 +81,10 @@ $(VENV)-xla/.installed: setup.py constraints-xla.txt
 	touch $@
 
 # Other people's programs that need versions of their own, on what we write for them.
-test-ecosystem: $(VENV)-ecosystem/.installed $(VENV)-ecosystem-onnx/.installed
+test-ecosystem: $(VENV)-ecosystem/.installed $(VENV)-ecosystem-onnx/.installed $(VENV)-ecosystem-trackers/.installed
 	ECOSYSTEM_ONNX_PYTHON=$(abspath $(VENV))-ecosystem-onnx/bin/python HF_HUB_OFFLINE=1 \
 	    $(VENV)-ecosystem/bin/python -m pytest tests/ecosystem
+	HF_HUB_OFFLINE=1 $(VENV)-ecosystem-trackers/bin/python -m pytest tests/ecosystem/test_programs.py -k tracker
 
 # llama-cpp-python is compiled, which takes some minutes.
 $(VENV)-ecosystem/.installed: setup.py constraints.txt constraints-ecosystem.txt
@@ -98,6 +99,14 @@ $(VENV)-ecosystem-onnx/.installed: constraints-ecosystem-onnx.txt
 	$(VENV)-ecosystem-onnx/bin/python -m pip install --quiet --constraint constraints-ecosystem-onnx.txt torch
 	$(VENV)-ecosystem-onnx/bin/python -m pip install --quiet --constraint constraints-ecosystem-onnx.txt \
 	    transformers optimum optimum-onnx onnx onnxruntime
+	touch $@
+
+# MLflow and trackio want older packages than the rest.
+$(VENV)-ecosystem-trackers/.installed: setup.py constraints-ecosystem-trackers.txt
+	$(PYTHON) -m venv $(VENV)-ecosystem-trackers
+	$(VENV)-ecosystem-trackers/bin/python -m pip install --quiet --constraint constraints-ecosystem-trackers.txt torch
+	$(VENV)-ecosystem-trackers/bin/python -m pip install --quiet --constraint constraints-ecosystem-trackers.txt \
+	    --editable ".[convert]" accelerate mlflow trackio pytest
 	touch $@
 
 # Times everything that runs on a CPU, side by side with its rivals.
@@ -144,4 +153,4 @@ reference-real-size: install
 	bash tests/reference/real_size.sh build/reference $(abspath $(BIN))
 
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-xla $(VENV)-ecosystem $(VENV)-ecosystem-onnx build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-xla $(VENV)-ecosystem $(VENV)-ecosystem-onnx $(VENV)-ecosystem-trackers build dist *.egg-info

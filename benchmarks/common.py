@@ -11,6 +11,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -107,8 +108,18 @@ def chosen_config(arguments: argparse.Namespace, **overrides: Any) -> T5Experime
 
 def peak_memory(prepare: Callable[..., Callable[[], object]], *arguments: object) -> int:
     """Largest resident size, in MiB, of a process of its own that calls `prepare(*arguments)()`, or raises."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with _fresh_processes().Pool(1) as pool:
         return pool.apply(_run_and_look, (prepare, *arguments))
+
+
+@cache
+def _fresh_processes() -> Any:
+    """What starts processes that have computed nothing yet. Where there can be a server of them, it imports once."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["transformers.models.t5.modeling_t5", "t5_experimental.modeling_t5_experimental"])
+    return context
 
 
 def _run_and_look(prepare: Callable[..., Callable[[], object]], *arguments: object) -> int:

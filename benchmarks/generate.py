@@ -141,7 +141,10 @@ def build_contestants(arguments: argparse.Namespace, scratch: Path, sessions: Ex
     if ours.config.model_type == "t5_v1_1":
         builders |= other_contestants(ours, arguments, scratch)
     names = sorted(builders, key=lambda name: [kind in name for kind in ("fp32", "bf16", "int8")], reverse=True)
-    return {name: builders[name]() for name in names if arguments.only in name}
+    chosen = [name for name in names if arguments.only in name]
+    if not chosen:
+        raise SystemExit(f"No contestant has --only {arguments.only} in its name: {', '.join(names)}.")
+    return {name: builders[name]() for name in chosen}
 
 
 def other_contestants(

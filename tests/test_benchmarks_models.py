@@ -3,6 +3,7 @@
 import json
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,17 @@ def test_graphs_search_greedily_alone(tmp_path, capsys):
     assert {"onnxruntime fp32", "onnxruntime int8"} <= names
     assert not capsys.readouterr().out
     assert not list(tmp_path.iterdir())  # only those that are chosen are exported
+
+
+def test_a_name_that_no_contestant_has():
+    pytest.importorskip("ctranslate2")
+    from benchmarks.generate import build_contestants
+
+    sizes = {"preset": "t5.1.th.base", "quick": True, "new_tokens": 3, "beams": 1}
+    with pytest.raises(
+        SystemExit, match=r"No contestant has --only ours in its name: t5_experimental fp32, .* int8 session\."
+    ):
+        build_contestants(Namespace(only="ours", **sizes), Path(), ExitStack())
 
 
 def test_generate_of_a_family_that_others_do_not_run(tmp_path, run):

@@ -279,28 +279,29 @@ def test_pipelines_of_transformers(encoder: Path, model: Path) -> None:
     assert result[0]["label"] in ("LABEL_0", "LABEL_1")
 
 
-@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb", "mlflow", "trackio"])
 def test_trackers(tracker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' trainer hands figures and configuration to them: ours can be written as what they take."""
-    program = pytest.importorskip(tracker, reason=REASON)
-    from datasets import Dataset
-    from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
-
     monkeypatch.chdir(tmp_path)
     for name, value in {
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(tmp_path),
         "TENSORBOARD_LOGGING_DIR": str(tmp_path / "tensorboard"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'runs.mlflow'}",
+        "TRACKIO_DIR": str(tmp_path / "trackio"),
     }.items():
         monkeypatch.setenv(name, value)
+    program = pytest.importorskip(tracker, reason=REASON)  # trackio reads its folder's name when it is imported
+    from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+
     rows = [{"input_ids": [5, 6, 1], "labels": [7, 8, 1]}] * 4
     arguments = Seq2SeqTrainingArguments(
         str(tmp_path / "run"), max_steps=2, logging_steps=1, report_to=[tracker], use_cpu=True, save_strategy="no"
     )
     ours = AutoModelForSeq2SeqLM.from_pretrained(folder_of("t5.1.th", tmp_path / "model", False))
-    Seq2SeqTrainer(model=ours, args=arguments, train_dataset=Dataset.from_list(rows)).train()
+    Seq2SeqTrainer(model=ours, args=arguments, train_dataset=rows).train()
     if tracker == "wandb":
         program.finish()
     written = {path.name for path in tmp_path.rglob("*")}
-    marks = {"tensorboard": "tfevents", "wandb": ".wandb"}
+    marks = {"tensorboard": "tfevents", "wandb": ".wandb", "mlflow": "runs.mlflow", "trackio": ".db"}
     assert any(marks[tracker] in name for name in written), written

@@ -213,7 +213,8 @@ def _open_arrays(checkpoint: Checkpoint, with_slots: bool) -> tuple[CheckpointRe
     assert checkpoint.arrays is not None
     reader = ArraysReader(checkpoint.arrays)
     slots = stacked_slots(reader.variables) if with_slots else {}
-    reader.unstack(stacked(reader.variables) | slots)
+    reader.unstack(stacked(reader.variables))
+    reader.unstack(slots, "leave out --with-optimizer")
     names = sort_t5x(reader.variables, reader.is_copy)
     reader.check_complete(match.mesh for match in names.matches.values())
     return reader, names

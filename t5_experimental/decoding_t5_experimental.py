@@ -38,7 +38,15 @@ from .block_t5_experimental import (
 )
 from .cache_t5_experimental import INITIAL_CAPACITY, GrowingLayer, storage_dtype
 from .calls_t5_experimental import hooks_of, is_bare_linear, is_observed, is_untouched
-from .kernels_t5_experimental import Choice, Kernel, bucket, choose, float_kernels, int8_kernels, linear_kernel
+from .kernels_t5_experimental import (
+    Choice,
+    Kernel,
+    bucket,
+    choose,
+    float_kernels,
+    int8_kernels,
+    kernels_without_copy,
+)
 from .linears_t5_experimental import INT8_LINEARS, Int8Linear, PreparedGatedLinear, PreparedLinear
 from .stack_t5_experimental import T5Stack
 from .visibility_t5_experimental import Visibility, masked_bias, visibility
@@ -261,11 +269,11 @@ class StepDecoder:
 
     def _candidates(self, rows: int) -> list[list[Kernel]]:
         """Kernels for steps with a number of rows, in groups of one dtype each."""
-        if self.is_int8:
-            return int8_kernels()
         dtype = self.embedding.dtype
+        if self.is_int8:
+            return int8_kernels(dtype)
         if not can_be_copied(self.model, dtype):
-            return as_they_are(float_kernels(dtype, rows=rows), dtype)
+            return kernels_without_copy(dtype)
         if dtype == torch.float16:
             return float_kernels(torch.float32, rows=rows)
         if dtype == torch.bfloat16 and can_be_copied(self.model, torch.float32):
@@ -331,12 +339,6 @@ def _has_step_dtype(model: Any, dtypes: set[torch.dtype]) -> bool:
 def _modules_of_a_step(model: Any) -> list[nn.Module]:
     """All modules whose calls a step bypasses."""
     return [*model.decoder.modules(), model.lm_head]
-
-
-def as_they_are(groups: list[list[Kernel]], dtype: torch.dtype) -> list[list[Kernel]]:
-    """Those of the kernels that take weights of a dtype without a copy; torch's own product if there is none."""
-    kernels = [kernel for group in groups for kernel in group if kernel.takes_weights and kernel.dtype == dtype]
-    return [kernels or [linear_kernel(dtype)]]
 
 
 def can_be_copied(model: Any, dtype: torch.dtype) -> bool:

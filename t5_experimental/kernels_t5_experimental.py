@@ -38,7 +38,7 @@ MOST_ROWS = 256
 """Kernels are timed for at most this number of rows; more rows are as good as these."""
 
 FEW_ROWS = 2
-"""With at most this number of rows, oneDNN multiplies float32 weights as they are as fast as in its own layout."""
+"""With at most this number of rows, oneDNN may multiply float32 weights as they are faster than in its own layout."""
 
 _MOST_FEATURES = 4096
 """Weights with more output features are timed with this number: the ranking is the same, and packing takes time."""
@@ -53,7 +53,7 @@ _ROUNDS = (4, 10)
 _MILLISECONDS = 30
 """No further turns after this time."""
 
-_CACHE = 2**25
+_CACHE = 2**26
 """Bytes to read so that a weight is no longer in the CPU's cache: a model is larger than that."""
 
 _INT8_ENGINES = ("fbgemm", "onednn")
@@ -221,12 +221,25 @@ def _onednn_kernels(dtype: torch.dtype, rows: int) -> list[Kernel]:
     return [*([plain_kernel()] * (dtype == torch.float32 and rows <= FEW_ROWS)), onednn_kernel(dtype)]
 
 
-def int8_kernels() -> list[list[Kernel]]:
-    """Kernels in 8 bits that are right here, and float32 products that need no copy if they are faster; empty if there
-    are none."""
+def kernels_without_copy(dtype: torch.dtype) -> list[list[Kernel]]:
+    """Kernels that take weights of a dtype as they are."""
+    return _allowed([_kernels_without_copy(dtype)])
+
+
+def _kernels_without_copy(dtype: torch.dtype) -> list[Kernel]:
+    return [*([plain_kernel()] * (dtype == torch.float32 and supports(dtype))), linear_kernel(dtype)]
+
+
+def int8_kernels(dtype: torch.dtype | None = None) -> list[list[Kernel]]:
+    """Kernels in 8 bits that are right here; empty if there are none.
+
+    Args:
+        dtype: of weights that float kernels may take as they are, where they are faster. In half precision there are
+            none, as their results are of another dtype than those in 8 bits.
+    """
     kernels = [kernel for engine in _INT8_ENGINES if (kernel := int8_kernel(engine)) is not None]
-    plain = [plain_kernel()] * supports(torch.float32)
-    return _allowed([[*kernels, *plain, linear_kernel(torch.float32)]]) if kernels else []
+    others = _kernels_without_copy(dtype) if dtype == torch.float32 else []
+    return _allowed([[*kernels, *others]]) if kernels else []
 
 
 def bucket(rows: int) -> int:
@@ -300,10 +313,11 @@ def _milliseconds(kernels: Sequence[Kernel], out_features: int, in_features: int
     weight, states = torch.full((out_features, in_features), 0.5), torch.full((rows, in_features), 0.5)
     calls: dict[str, Callable[[], object]] = {}
     warm_up: dict[str, Callable[[], object]] = {}
+    other = torch.full_like(weight, 0.5)  # for the warm-up; large, so what needs no copy shares it
     for kernel in kernels:
         typed = states.to(kernel.dtype)
-        for mapping in (calls, warm_up):  # with a weight each
-            mapping[kernel.name] = partial(kernel.multiply, typed, kernel.pack(weight.to(kernel.dtype, copy=True)))
+        for mapping, matrix in ((calls, weight), (warm_up, other)):
+            mapping[kernel.name] = partial(kernel.multiply, typed, kernel.pack(matrix.to(kernel.dtype)))
     return _shortest(calls, warm_up)
 
 
@@ -325,9 +339,9 @@ def _shortest(
         if turn >= least and (time.perf_counter() - begin) * 1000 > _MILLISECONDS:
             break
         for name, call in calls.items():
+            others.sum()
             if name in warm_up:
                 warm_up[name]()
-            others.sum()
             start = time.perf_counter()
             call()
             times[name] = min(times[name], (time.perf_counter() - start) * 1000)

@@ -134,9 +134,9 @@ class Int8Linear(PreparedLinear):
         """`(..., in)` -> `(..., out)` in the dtype of `states`; None if the float product is faster."""
         rows = bucket(states.shape[:-1].numel())
         if rows not in self.choices:
-            self.choices[rows] = choose(int8_kernels(), [self.shape], rows)[0]
+            self.choices[rows] = choose(int8_kernels(self.weights[0].dtype), [self.shape], rows)[0]
         kernel = self.choices[rows].kernel
-        if not kernel.is_int8 and not (kernel.fuses and self.weights[0].dtype == kernel.dtype == states.dtype):
+        if not kernel.is_int8:
             return None
         copy = self._copy_for(kernel)  # not kept as `copy`: other threads may be in this method
         return in_chunks(lambda rows: kernel.multiply(rows.float(), copy).to(states.dtype), states)

@@ -60,14 +60,17 @@ class ArraysReader:
         self._slices = {path: _Slice(path) for path in self.variables}
         self._held: tuple[str, np.ndarray] | None = None
 
-    def unstack(self, axes: Mapping[str, int]) -> None:
+    def unstack(
+        self, axes: Mapping[str, int], advice: str = "the checkpoint is not one of a T5 with scanned layers"
+    ) -> None:
         """Replaces arrays by their layers.
 
         Args:
             axes: axis of the layers, by the path of an array.
+            advice: how the message ends if an array has no such axis.
 
         Raises:
-            ConversionError: an array has no such axis.
+            ConversionError: an array has no such axis, or another one is named as a layer of it.
         """
         variables, slices = {}, {}
         for path, variable in self.variables.items():
@@ -77,11 +80,12 @@ class ArraysReader:
             axis, shape = axes[path], variable.shape
             if len(shape) <= axis or not 0 < shape[axis] <= _MOST_LAYERS:
                 raise ConversionError(
-                    f"{path} has the shape {list(shape)}, but its axis {axis} should be that of the layers: the "
-                    "checkpoint is not one of a T5 with scanned layers."
+                    f"{path} has the shape {list(shape)}, but its axis {axis} should be that of the layers: {advice}."
                 )
             for i in range(shape[axis]):
                 name = f"{path}[{':, ' * axis}{i}]"
+                if name in self.variables:
+                    raise ConversionError(f"{name} is an array and a layer of {path}: the checkpoint mixes two models.")
                 variables[name] = Variable(name, (*shape[:axis], *shape[axis + 1 :]), variable.dtype)
                 slices[name] = _Slice(path, axis, i)
         self.variables, self._slices = variables, slices

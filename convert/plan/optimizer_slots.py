@@ -97,6 +97,10 @@ def find_slots(
                     f"{name} is a slot of {owner}, which is not in the checkpoint: leave out --with-optimizer, or "
                     "convert one that a single run wrote."
                 )
+            if kind in by_parameter[owner]:
+                raise ConversionError(
+                    f"{name} and {by_parameter[owner][kind].name} are the same slot: leave out --with-optimizer."
+                )
             by_parameter[owner][kind] = variables[name]
     if not any(by_parameter.values()):
         raise ConversionError(

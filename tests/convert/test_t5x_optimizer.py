@@ -227,11 +227,20 @@ SCANNED_EDITS: dict[str, tuple[Callable[[Arrays], object], str]] = {
     ),
     "no layers": (
         lambda a: a.update({f"{Q_OF_ALL}/v_row": np.ones(12, np.float32)}),
-        rf"{Q_OF_ALL}/v_row has the shape \[12\], but its axis 1 should be that of the layers",
+        rf"{Q_OF_ALL}/v_row has the shape \[12\], but its axis 1 should be that of the layers: leave out --with-opt",
     ),
     "wrong shape": (
         lambda a: a.update({f"{Q_OF_ALL}/v_row": np.ones((13, 2), np.float32)}),
         rf"{Q_OF_ALL}/v_row\[:, 0\] has the shape \[13\], but \[12\] is expected",
+    ),
+    "named as a layer": (
+        lambda a: a.update({f"{Q_OF_ALL}/v_row[:, 1]": np.ones(12, np.float32)}),
+        rf"{Q_OF_ALL}/v_row\[:, 1\] is an array and a layer of {Q_OF_ALL}/v_row",
+    ),
+    "named as a layer by another axis": (
+        lambda a: a.update({f"{Q_OF_ALL}/v_row[1]": np.ones(12, np.float32)}),
+        rf"{Q_OF_ALL}/v_row\[:, 1\] and {Q_OF_ALL}/v_row\[1\] are the same slot|"
+        rf"{Q_OF_ALL}/v_row\[1\] and {Q_OF_ALL}/v_row\[:, 1\] are the same slot",
     ),
     "a factored table": (
         lambda a: [

@@ -56,7 +56,7 @@ def relative_error(actual, expected):
 
 
 def all_kernels():
-    groups = (*float_kernels(torch.float32, rows=1), *int8_kernels())
+    groups = (*float_kernels(torch.float32, rows=1), *int8_kernels(torch.float32))
     return list(dict.fromkeys(kernel for group in groups for kernel in group))
 
 
@@ -197,7 +197,7 @@ def test_the_environment_decides_without_a_clock(allow, monkeypatch):
     assert clock.problems == []
 
 
-@pytest.mark.parametrize("name", ["float32-linear", "float32-onednn"])
+@pytest.mark.parametrize("name", ["float32-linear", "float32-onednn", "float32-onednn-plain, float32-onednn"])
 def test_each_kernel_gives_the_logits_of_the_forward_pass(name, model, inputs, allow):
     allow(name)
     expected = logits_of_steps(model, inputs, 12)
@@ -205,7 +205,7 @@ def test_each_kernel_gives_the_logits_of_the_forward_pass(name, model, inputs, a
         for some in (inputs, {key: value[:1] for key, value in inputs.items()}, inputs):
             logits = logits_of_steps(model, some, 12)
             torch.testing.assert_close(logits, expected[: len(logits)], rtol=0, atol=1e-5)
-    there = name if onednn_t5_experimental.supports(torch.float32) else "float32-linear"
+    there = name.rpartition(", ")[2] if onednn_t5_experimental.supports(torch.float32) else "float32-linear"
     assert {choice.kernel.name for choice in session.decode.choices} == {there}
     lines = str(session).splitlines()
     assert len(lines) == len({choice.shape for choice in session.decode.choices})
@@ -213,6 +213,17 @@ def test_each_kernel_gives_the_logits_of_the_forward_pass(name, model, inputs, a
 
 
 needs_onednn = pytest.mark.skipif(not onednn_t5_experimental.supports(torch.float32), reason="oneDNN is not there")
+
+
+@needs_int8
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_in_int8_has_no_copies_in_float32(dtype, model, inputs, allow):
+    allow("float32-onednn-plain, float32-linear, int8-fbgemm, int8-onednn")
+    model.to(dtype)
+    model.packed_decoder_limit = 0
+    with decoding_session(model, weights="int8") as session:
+        logits_of_steps(model, inputs, 6)
+    assert all(choice.kernel.is_int8 for choice in session.decode.choices)
 
 
 @needs_onednn

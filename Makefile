@@ -101,7 +101,7 @@ $(VENV)-ecosystem-onnx/.installed: constraints-ecosystem-onnx.txt
 	    transformers optimum optimum-onnx onnx onnxruntime
 	touch $@
 
-# MLflow and trackio want older packages than the rest.
+# MLflow wants an older pyarrow than constraints.txt has, and trackio an older Pillow.
 $(VENV)-ecosystem-trackers/.installed: setup.py constraints-ecosystem-trackers.txt
 	$(PYTHON) -m venv $(VENV)-ecosystem-trackers
 	$(VENV)-ecosystem-trackers/bin/python -m pip install --quiet --constraint constraints-ecosystem-trackers.txt torch

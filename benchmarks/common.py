@@ -156,7 +156,7 @@ def draw_bars(path: Path, title: str, groups: Mapping[str, Mapping[str, float]],
     )
     for axis, (name, values) in zip(axes[0], groups.items(), strict=True):
         labels = list(values)[::-1]
-        colours = [COLOURS[label.split()[0]] for label in labels]
+        colours = [COLOURS.get(label.split()[0], COLOURS["t5_experimental"]) for label in labels]
         bars = axis.barh(labels, [values[label] for label in labels], color=colours)
         axis.bar_label(bars, fmt="%.3g", padding=3)
         axis.set_xlim(0, max(values.values()) * 1.2)

@@ -131,13 +131,14 @@ class Int8Linear(PreparedLinear):
         self.choices: dict[int, Choice] = {}  # by number of rows, see `bucket`
 
     def product(self, states: torch.Tensor) -> torch.Tensor | None:
-        """`(..., in)` -> `(..., out)` in the dtype of `states`; None if the float product is faster."""
+        """`(..., in)` -> `(..., out)` in the dtype of `states`; None if a float product is faster and takes another."""
         rows = bucket(states.shape[:-1].numel())
         if rows not in self.choices:
             self.choices[rows] = choose(int8_kernels(self.weights[0].dtype), [self.shape], rows)[0]
         kernel = self.choices[rows].kernel
-        if not kernel.is_int8:
-            return None
+        if not kernel.is_int8:  # it takes the weight as it is
+            (weight,) = self.weights
+            return kernel.multiply(states, weight.detach()) if states.dtype == weight.dtype else None
         copy = self._copy_for(kernel)  # not kept as `copy`: other threads may be in this method
         return in_chunks(lambda rows: kernel.multiply(rows.float(), copy).to(states.dtype), states)
 

@@ -67,6 +67,14 @@ def test_train_step(tmp_path, run):
     assert 0.5 * stock["peak_mib"] < ours["peak_mib"] < 1.2 * stock["peak_mib"]
 
 
+def test_products(tmp_path, run):
+    results = run("products", "--rows 1 3", tmp_path / "products")["results"]
+    assert list(results) == ["1 rows", "3 rows"]
+    for figures in results.values():
+        assert {"float32-linear", "bfloat16-linear"} <= set(figures)
+        assert all(figure["gigabytes_per_second"] > 0 for figure in figures.values())
+
+
 def test_generate(tmp_path, run):
     pytest.importorskip("ctranslate2")
     flags = "--batch-sizes 1 --source-length 4 --new-tokens 5 --only fp32"

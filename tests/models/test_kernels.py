@@ -226,6 +226,29 @@ def test_half_precision_in_int8_has_no_copies_in_float32(dtype, model, inputs, a
     assert all(choice.kernel.is_int8 for choice in session.decode.choices)
 
 
+@needs_int8
+@needs_onednn
+@pytest.mark.parametrize("length", [5, 90])
+def test_an_encoder_in_int8_uses_the_float_kernel_that_was_faster(length, wide_model, allow, monkeypatch):
+    """The one that was timed, and no other, for few rows and many."""
+    model, shapes = wide_model("t5.1.1").encoder, []
+    ids = torch.randint(3, 1000, (3, length), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(ids).last_hidden_state
+
+    def multiply(states, weight):
+        shapes.append(states.shape)
+        return onednn_t5_experimental.multiply(states, weight)
+
+    noted = kernels.plain_kernel()._replace(multiply=multiply)
+    monkeypatch.setattr(kernels, "plain_kernel", lambda: noted)
+    allow("float32-onednn-plain")
+    with decoding_session(model, weights="int8"), torch.no_grad():
+        found = model(ids).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert sum(shape[:-1].numel() for shape in shapes) == 7 * model.config.num_layers * ids.numel()
+
+
 @needs_onednn
 @pytest.mark.parametrize(
     ("weights", "has_room"), [(None, True), (None, False), pytest.param("int8", True, marks=needs_int8)]

@@ -130,15 +130,15 @@ class Int8Linear(PreparedLinear):
         super().__init__(linear)
         self.choices: dict[int, Choice] = {}  # by number of rows, see `bucket`
 
-    def product(self, states: torch.Tensor) -> torch.Tensor | None:
-        """`(..., in)` -> `(..., out)` in the dtype of `states`; None if a float product is faster and takes another."""
+    def product(self, states: torch.Tensor) -> torch.Tensor:
+        """`(..., in)` -> `(..., out)` in the dtype of `states`."""
         rows = bucket(states.shape[:-1].numel())
         if rows not in self.choices:
             self.choices[rows] = choose(int8_kernels(self.weights[0].dtype), [self.shape], rows)[0]
         kernel = self.choices[rows].kernel
         if not kernel.is_int8:  # it takes the weight as it is
             (weight,) = self.weights
-            return kernel.multiply(states, weight.detach()) if states.dtype == weight.dtype else None
+            return kernel.multiply(states, weight.detach())
         copy = self._copy_for(kernel)  # not kept as `copy`: other threads may be in this method
         return in_chunks(lambda rows: kernel.multiply(rows.float(), copy).to(states.dtype), states)
 
@@ -168,9 +168,7 @@ def apply_linear(module: nn.Module, states: torch.Tensor) -> torch.Tensor:
     """`module(states)`, `(..., in)` -> `(..., out)`."""
     replacement = int8_linear(module)
     if replacement is not None and is_eager_on_cpu(states):
-        product = replacement.product(states)
-        if product is not None:
-            return product
+        return replacement.product(states)
     if states.dtype == torch.float32:
         return Linear.apply(states, module.weight) if are_bare(states, module) else module(states)
     if is_plain_inference(states) and is_emulated(states.dtype) and is_bare_linear(module):

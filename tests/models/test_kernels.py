@@ -182,6 +182,17 @@ def test_real_times_are_positive_and_a_single_kernel_is_not_timed(allow):
     assert all(time > 0 for time in choice.milliseconds.values())
 
 
+def test_a_kernel_is_warm_when_it_is_timed_and_its_weight_is_not():
+    used = []
+    one = linear_kernel(torch.float32)._replace(
+        name="one", multiply=lambda states, weight: used.append(weight.data_ptr())
+    )
+    times = kernels._milliseconds([one, one._replace(name="two")], 8, 4, 1)
+    assert set(times) == {"one", "two"}
+    (warm_up,), (timed,) = set(used[::2]), set(used[1::2])
+    assert warm_up != timed
+
+
 def test_the_environment_decides_without_a_clock(allow, monkeypatch):
     clock = Clock(monkeypatch, {})
     allow("nonsense, float32-linear")

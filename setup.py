@@ -58,6 +58,7 @@ EXTRAS = {
     "benchmarks": ["ctranslate2>=4.6", "openvino>=2025.1", *ONNX, "matplotlib"],
     # TensorFlow judges our reader of its checkpoints, CTranslate2 the folders that we write for it; Flax, h5py, Orbax
     # and tensorstore write samples of other sources. `build` uses the setuptools of the environment, without a network.
+    # No release of TensorFlow installs on Python 3.14 yet; tests that need one are skipped there.
     "dev": [
         "build>=1.2",
         "setuptools>=77",
@@ -76,8 +77,8 @@ EXTRAS = {
         "orbax-checkpoint>=0.11",
         "tensorstore>=0.1.60",
         "triton>=3.7; sys_platform == 'linux' and platform_machine == 'x86_64'",
-        "tensorflow-cpu>=2.16; sys_platform == 'linux' and platform_machine == 'x86_64'",
-        "tensorflow>=2.16; sys_platform != 'linux' or platform_machine != 'x86_64'",
+        "tensorflow-cpu>=2.16; python_version < '3.14' and sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "tensorflow>=2.16; python_version < '3.14' and (sys_platform != 'linux' or platform_machine != 'x86_64')",
     ],
 }
 
@@ -112,6 +113,9 @@ setup(
         "Operating System :: OS Independent",
         "Programming Language :: Python :: 3 :: Only",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Topic :: Text Processing :: Linguistic",
         "Typing :: Typed",

@@ -31,6 +31,32 @@ from .visibility_t5_experimental import Visibility, inputless_queries, masked_bi
 logger = logging.get_logger(__name__)
 
 
+def shift_right(
+    labels: torch.Tensor, config: T5ExperimentalConfig, segment_ids: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Decoder inputs `(batch, length)` that predict `labels`: the labels shifted right, behind the start token.
+
+    Args:
+        labels: `(batch, length)`, -100 where the loss ignores a position.
+        config: has the start token and the one of padding.
+        segment_ids: `(batch, length)`, packed examples; each gets a start token of its own.
+
+    Raises:
+        ValueError: the config lacks one of the tokens.
+    """
+    start, pad = config.decoder_start_token_id, config.pad_token_id
+    if start is None or pad is None:
+        raise ValueError(
+            "`decoder_start_token_id` and `pad_token_id` must be set in the config to shift labels; T5 uses 0."
+        )
+    shifted = F.pad(labels[..., :-1], (1, 0), value=start)
+    shifted = shifted.masked_fill(shifted == -100, pad)
+    if segment_ids is not None:
+        is_first = segment_ids != F.pad(segment_ids[..., :-1], (1, 0), value=-1)
+        shifted = shifted.masked_fill(is_first, start)
+    return shifted
+
+
 class T5ExperimentalPreTrainedModel(PreTrainedModel):
     """Initialization, loading and saving that all models share."""
 
@@ -103,23 +129,7 @@ class T5ExperimentalPreTrainedModel(PreTrainedModel):
         super()._set_gradient_checkpointing(enable, with_kept_attention(gradient_checkpointing_func), **kwargs)
 
     def _shift_right(self, labels: torch.Tensor, segment_ids: torch.Tensor | None = None) -> torch.Tensor:
-        """Decoder inputs that predict `labels`: the labels shifted right, behind the start token.
-
-        Args:
-            labels: `(batch, length)`, -100 where the loss ignores a position.
-            segment_ids: `(batch, length)`, packed examples; each gets a start token of its own.
-        """
-        start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
-        if start is None or pad is None:
-            raise ValueError(
-                "`decoder_start_token_id` and `pad_token_id` must be set in the config to shift labels; T5 uses 0."
-            )
-        shifted = F.pad(labels[..., :-1], (1, 0), value=start)
-        shifted = shifted.masked_fill(shifted == -100, pad)
-        if segment_ids is not None:
-            is_first = segment_ids != F.pad(segment_ids[..., :-1], (1, 0), value=-1)
-            shifted = shifted.masked_fill(is_first, start)
-        return shifted
+        return shift_right(labels, self.config, segment_ids)
 
     def _decoder_inputs(
         self, targets: torch.Tensor, real: torch.Tensor | None

@@ -49,6 +49,17 @@ REFERENCE = Path(__file__).parent / "reference"
 
 def pytest_collection_finish() -> None:
     """Trainers collect garbage several times in a run; what was imported until now need not be looked at each time."""
+    _freeze()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Nor what the tests of a file have imported and keep."""
+    if nextitem is None or nextitem.path != item.path:
+        _freeze()
+
+
+def _freeze() -> None:
     gc.collect()
     gc.freeze()
 

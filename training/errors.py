@@ -19,7 +19,9 @@ _LONGEST = 300
 
 def in_a_line(error: object) -> str:
     """An error or a value as part of a sentence: one line, no control characters, limited length."""
-    text = " ".join("".join(letter if letter.isprintable() else " " for letter in str(error)).split())
+    # Python's own words name its stack, in other words on each version.
+    said = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in said).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 

@@ -9,11 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import DataCollatorForSeq2Seq
-
 from t5_experimental.kernels_t5_experimental import int8_kernels
 
 from .data.arguments import DataArguments
+from .data.collator import pair_collator
 from .data.examples import Split
 from .data.metrics import check_references, figures_of
 from .data.predictions import predictions_file
@@ -125,7 +124,7 @@ def build_evaluator(settled: Run[EvaluationOptions]) -> tuple[FinetuningTrainer,
         training.metric,
         model=_prepare(model, adapter, model_options.decoding_weights),
         args=settled,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, model=model),
+        data_collator=pair_collator(tokenizer, model.config),
         processing_class=tokenizer,
     )
     return evaluator, splits

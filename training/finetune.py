@@ -25,10 +25,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
-from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from t5_experimental.training.cli.entry_point import EntryPoint
 from t5_experimental.training.data.arguments import DataArguments
+from t5_experimental.training.data.collator import pair_collator
 from t5_experimental.training.data.examples import Split
 from t5_experimental.training.data.packed_rows import PackedCollator, PackedSampler
 from t5_experimental.training.data.predictions import as_lines, predictions_file
@@ -116,7 +117,7 @@ def build_trainer(
         training.metric,
         model=model if adapt is None else adapt(model, tokenizer),
         args=settled,
-        data_collator=PackedCollator(DataCollatorForSeq2Seq(tokenizer, model=model)),
+        data_collator=PackedCollator(pair_collator(tokenizer, model.config)),
         processing_class=tokenizer,
     )
     return trainer, splits

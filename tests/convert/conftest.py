@@ -19,6 +19,7 @@ import pytest
 
 from t5_experimental.convert.cli import main
 from t5_experimental.convert.tensors import ArrayMatrix, Variable
+from tests.support.judges import import_tensorflow
 
 
 class MemoryReader:
@@ -72,11 +73,7 @@ class TensorFlowReader:
     """
 
     def __init__(self, prefix: Path) -> None:
-        # TensorFlow's C++ side reads it when it is loaded.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        import tensorflow
-
-        self._reader = tensorflow.train.load_checkpoint(str(prefix))
+        self._reader = import_tensorflow().train.load_checkpoint(str(prefix))
         shapes = self._reader.get_variable_to_shape_map()
         dtypes = self._reader.get_variable_to_dtype_map()
         self.variables = {name: Variable(name, tuple(shapes[name]), dtypes[name].name) for name in sorted(shapes)}
@@ -122,8 +119,7 @@ def write_checkpoint() -> Callable[..., Path]:
     """`write_checkpoint(folder, arrays, prefix="model.ckpt-7")`: a checkpoint written by TensorFlow's own saver."""
 
     def write(folder: Path, arrays: Mapping[str, np.ndarray], prefix: str = "model.ckpt-7") -> Path:
-        import tensorflow as tf
-
+        tf = import_tensorflow()
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("model.ckpt*"):
             old.unlink()

@@ -21,6 +21,7 @@ from t5_experimental.convert.bundle.sstable import read_table, write_table
 from t5_experimental.convert.bundle.writer import BundleWriter, write_state_file, zeros_crc32c
 from t5_experimental.convert.source.checkpoint import resolve
 from t5_experimental.convert.tensors import Variable
+from tests.support.judges import import_tensorflow
 
 
 DTYPES = [*NUMERIC_DTYPES.values()]
@@ -110,8 +111,7 @@ def test_genuine_checkpoints_are_written_as_they_were(index: Path, tmp_path: Pat
 
 def test_an_index_of_many_blocks(tmp_path: Path) -> None:
     """Keys of very different lengths, one at a block's end being the beginning of the next: TensorFlow's own bytes."""
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     arrays = {f"decoder/block_{i // 14:05d}/layer_{i % 14:03d}/{'w' * (i % 60)}": np.int16([i]) for i in range(20_000)}
     arrays = {name: arrays[name] for name in sorted(arrays)}
     theirs, ours = tmp_path / "theirs", save(tmp_path / "ours", [arrays])

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from t5_experimental.convert.bundle import index as bundle_index
 from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.errors import ConversionError
+from tests.support.judges import import_tensorflow
 
 
 DTYPES = [*bundle_index.NUMERIC_DTYPES.values()]
@@ -33,8 +34,7 @@ def make_array(dtype: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 def save(prefix: Path, arrays: Mapping[str, np.ndarray], slices: Mapping[str, str] | None = None) -> Path:
     """Writes one data file with TensorFlow."""
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     names = sorted(arrays)
     tf.raw_ops.SaveV2(
         prefix=str(prefix),
@@ -47,8 +47,7 @@ def save(prefix: Path, arrays: Mapping[str, np.ndarray], slices: Mapping[str, st
 
 def merge(prefix: Path, parts: list[Path]) -> Path:
     """Joins checkpoints to one with several data files, as a saver does whose variables are on several machines."""
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     tf.raw_ops.MergeV2Checkpoints(
         checkpoint_prefixes=[str(part) for part in parts], destination_prefix=str(prefix), delete_old_dirs=False
     )
@@ -101,8 +100,7 @@ def test_genuine_checkpoints(index: Path, assert_same: Callable[[Path], TensorBu
 
 
 def test_every_dtype_is_known_by_its_name() -> None:
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     known = {**bundle_index.NUMERIC_DTYPES, **bundle_index._LISTED}
     present = {v.as_datatype_enum: v.name for v in vars(tf.dtypes).values() if isinstance(v, tf.DType)}
     assert len(present) >= 23
@@ -172,8 +170,7 @@ def test_an_index_of_many_blocks(tmp_path: Path, assert_same: Callable[[Path], T
 def test_partitioned_variables_of_a_saver(
     axis: int, tmp_path: Path, assert_same: Callable[[Path], TensorBundleReader]
 ) -> None:
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     shape = (9, 20_000, 3)
     value = make_array("int8", shape)
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:

@@ -29,6 +29,7 @@ from t5_experimental.convert.bundle import reader as tensor_bundle
 from t5_experimental.convert.bundle import sstable
 from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.errors import ConversionError
+from tests.support.judges import import_tensorflow
 
 
 Item = tuple[bytes, bytes]
@@ -245,8 +246,7 @@ def signed_edits(where: str, number: int, changes: list[Edit], snappy: bool) -> 
 @pytest.mark.parametrize("snappy", [False, True])
 @pytest.mark.parametrize("per_block", [1, 3, 100])
 def test_the_tables_made_here_are_read(per_block: int, snappy: bool, write: Callable[..., Path]) -> None:
-    import tensorflow as tf
-
+    tf = import_tensorflow()
     items, shards = bundle()
     index = table(items, per_block, snappy=snappy)
     assert list(sstable.read_table(index)) == items

@@ -69,7 +69,7 @@ GOOD = '[{"source": "a", "target": "b"}'
         (GOOD + ',\n{"source":\n\n, "target": "b"}]', "line 4: not JSON in the object of line 2 (Expecting value)"),
         (GOOD + ',\n{"source": 1, "source": 2}]', "line 2: 'source' is there twice in one object"),
         (GOOD + ',\n{"source": "a"}]', "line 2: no column 'target' among ['source']"),
-        (GOOD + ',\n{"a": ' + "[" * 100_000, "line 2: not JSON (maximum recursion"),
+        (GOOD + ',\n{"a": ' + "[" * 100_000, "line 2: not JSON (nested too deeply)"),
         (GOOD + ',\n{"source": "\0"}]', "line 2: there is a NUL byte"),
         (b'[\n{"source": "\xe4"}]', "line 2: byte 13 is not UTF-8 text"),
         (b'[{"source": "x"},\r{"source": "\xe4"}]', "line 1: byte 31 is not UTF-8 text"),

@@ -58,6 +58,12 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
 
 
+@lru_cache(maxsize=1)
+def _order(seed: int, epoch: int, windows: int) -> np.ndarray:
+    """Indices of the windows in the order of a pass. (A cache of the stream would not pickle for data workers.)"""
+    return np.random.default_rng((seed, epoch)).permutation(windows)
+
+
 def _reserved_ids(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Booleans by token id: whether a token is special. The unknown token counts as text."""
     reserved = np.zeros(len(tokenizer), dtype=bool)
@@ -102,7 +108,6 @@ class TextStream(IterableDataset):
         self.state = StreamState((Place(),) * workers)
         self._tokenizer = tokenizer
         self._reserved = _reserved_ids(tokenizer)
-        self._order = lru_cache(maxsize=1)(self._new_order)
 
     def settings(self) -> dict[str, Any]:
         """Everything that the rows depend on, JSON-serializable."""
@@ -172,10 +177,7 @@ class TextStream(IterableDataset):
     def _window(self, turn: int) -> int:
         """Index of the window at a position in the sequence of passes."""
         epoch, place = divmod(turn, self.windows.count)
-        return int(self._order(epoch)[place])
-
-    def _new_order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(self.windows.count)
+        return int(_order(self.seed, epoch, self.windows.count)[place])
 
     def _chunks(
         self, window: int, rng: np.random.Generator, advance: Callable[[int], Any] = lambda size: None

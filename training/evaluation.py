@@ -124,7 +124,7 @@ def build_evaluator(settled: Run[EvaluationOptions]) -> tuple[FinetuningTrainer,
         training.metric,
         model=_prepare(model, adapter, model_options.decoding_weights),
         args=settled,
-        data_collator=pair_collator(tokenizer, model.config),
+        data_collator=pair_collator(tokenizer, model),
         processing_class=tokenizer,
     )
     return evaluator, splits

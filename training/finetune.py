@@ -117,7 +117,7 @@ def build_trainer(
         training.metric,
         model=model if adapt is None else adapt(model, tokenizer),
         args=settled,
-        data_collator=PackedCollator(pair_collator(tokenizer, model.config)),
+        data_collator=PackedCollator(pair_collator(tokenizer, model)),
         processing_class=tokenizer,
     )
     return trainer, splits

@@ -1,8 +1,10 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Batches of pairs, by transformers' collator."""
 
+from typing import cast
+
 import torch
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
 from t5_experimental.stack_t5_experimental import shift_right
@@ -25,6 +27,6 @@ class DecoderInputs:
         return shift_right(labels, self._config)
 
 
-def pair_collator(tokenizer: PreTrainedTokenizerBase, config: T5ExperimentalConfig) -> DataCollatorForSeq2Seq:
-    """Pads inputs and labels to the longest of a batch, and adds decoder inputs."""
-    return DataCollatorForSeq2Seq(tokenizer, model=DecoderInputs(config))
+def pair_collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> DataCollatorForSeq2Seq:
+    """Pads inputs and labels to the longest of a batch, and adds decoder inputs; keeps nothing of the model's weights."""
+    return DataCollatorForSeq2Seq(tokenizer, model=DecoderInputs(cast(T5ExperimentalConfig, model.config)))

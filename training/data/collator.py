@@ -28,5 +28,5 @@ class DecoderInputs:
 
 
 def pair_collator(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> DataCollatorForSeq2Seq:
-    """Pads inputs and labels to the longest of a batch, and adds decoder inputs; keeps nothing of the model's weights."""
+    """Pads inputs and labels to the longest of a batch, and adds decoder inputs; keeps no weights."""
     return DataCollatorForSeq2Seq(tokenizer, model=DecoderInputs(cast(T5ExperimentalConfig, model.config)))

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention_t5_experimental import T5Attention, build_attention, dense_bias, shared_dropout
-from .calls_t5_experimental import is_untouched
+from .calls_t5_experimental import is_autocast, is_untouched
 from .configuration_t5_experimental import LayerSpec, T5ExperimentalConfig
 from .linears_t5_experimental import apply_linear, fuses_gate, gated_product, in_chunks, int8_linear
 from .onednn_t5_experimental import is_plain_inference, is_tanh_gelu
@@ -108,11 +108,7 @@ class T5DenseActDense(nn.Module):
         inner = self.dropout(inner, tokens)
         # `wo` stays in float32 in float16 models, as its outputs overflow float16; quantized weights cast themselves.
         weight = self.wo.weight
-        if (
-            isinstance(weight, torch.Tensor)
-            and weight.is_floating_point()
-            and not torch.is_autocast_enabled(inner.device.type)
-        ):
+        if isinstance(weight, torch.Tensor) and weight.is_floating_point() and not is_autocast(inner.device):
             inner = inner.to(weight.dtype)
         return apply_linear(self.wo, inner)
 

@@ -45,6 +45,11 @@ def may_read_values(values: torch.Tensor, wait: bool = True) -> bool:
     return device == "cpu" or (wait and device == "cuda" and not torch.cuda.is_current_stream_capturing())
 
 
+def is_autocast(device: torch.device) -> bool:
+    """Whether autocast is enabled there; on the meta device, which has none, torch's own question is an error."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
 def is_observed() -> bool:
     """Whether something observes or changes calls or operators everywhere: transforms, torch modes such as
     `FlopCounterMode`, global module hooks. For compilation see [`is_traced`]."""

@@ -37,7 +37,7 @@ from .block_t5_experimental import (
     T5LayerSelfAttention,
 )
 from .cache_t5_experimental import INITIAL_CAPACITY, GrowingLayer, storage_dtype
-from .calls_t5_experimental import hooks_of, is_bare_linear, is_observed, is_untouched
+from .calls_t5_experimental import hooks_of, is_autocast, is_bare_linear, is_observed, is_untouched
 from .kernels_t5_experimental import (
     Choice,
     Kernel,
@@ -200,7 +200,8 @@ class StepDecoder:
         ] = {}  # by the layer with the table, (1, h, 1, distances), the largest first
         self._cache: Callable[[], Any] = lambda: None  # weak reference to the last one; the two below belong to it
         self._supports_cache = False
-        self._encoder_masks: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)  # as given, as a bias
+        # As given, with its version, and as a bias.
+        self._encoder_masks: tuple[torch.Tensor | None, int, torch.Tensor | None] = (None, 0, None)
 
     @property
     def linears(self) -> list[PreparedLinear]:
@@ -216,7 +217,7 @@ class StepDecoder:
             layers = cache.self_attention_cache.layers
             self._supports_cache = len(layers) == len(self.layers) and all(type(x) is GrowingLayer for x in layers)
             self._cache = weakref.ref(cache)
-            self._encoder_masks = (None, None)
+            self._encoder_masks = (None, 0, None)
         # `reset` takes these away.
         return self._supports_cache and all(cache.is_updated.get(index) for index in range(len(self.layers)))
 
@@ -301,11 +302,12 @@ class StepDecoder:
         """Mask of encoder-decoder attention, computed once for all steps with the same mask."""
         if mask is None:
             return None
-        if mask is not self._encoder_masks[0]:
+        version = 0 if mask.is_inference() else mask._version  # changed in place
+        if mask is not self._encoder_masks[0] or version != self._encoder_masks[1]:
             visible = mask[:, None, None, :] != 0
             zero = torch.zeros((), dtype=self.bias_dtype, device=mask.device)
-            self._encoder_masks = (mask, None if bool(visible.all()) else masked_bias(zero, visible))
-        return self._encoder_masks[1]
+            self._encoder_masks = (mask, version, None if bool(visible.all()) else masked_bias(zero, visible))
+        return self._encoder_masks[2]
 
 
 def is_ordinary(model: Any) -> bool:
@@ -402,6 +404,16 @@ def _int8_linears(model: Any) -> dict[int, Int8Linear]:
 _SESSIONS: ContextVar[Mapping[int, Session]] = ContextVar("_SESSIONS", default=MappingProxyType({}))
 
 
+def _check_has_own_model(model: Any) -> None:
+    # Not by type: a converted folder carries a copy of these files, and so classes of its own.
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    if not any(hasattr(getattr(module, "config", None), "layer_specs") for module in modules):
+        raise TypeError(
+            f"A decoding session needs a model of t5_experimental, and this is a {type(model).__name__}: load T5 with "
+            "`T5V11ForConditionalGeneration.from_pretrained`."
+        )
+
+
 @contextmanager
 def decoding_session(model: Any, weights: str | None = None) -> Iterator[Session]:
     """Lets all `generate` calls inside the block share copies of the weights. Do not change weights inside it.
@@ -416,6 +428,7 @@ def decoding_session(model: Any, weights: str | None = None) -> Iterator[Session
         The session; printed, it shows the kernels that were chosen and the times they were chosen by.
 
     Raises:
+        TypeError: there is no model of this package in `model`.
         ValueError: `weights` is something else. With `"int8"`, a call inside the block raises it for a weight that is
             to be rounded and has NaN or infinite values.
     """
@@ -423,6 +436,7 @@ def decoding_session(model: Any, weights: str | None = None) -> Iterator[Session
         raise ValueError(f'`weights` is {weights!r}; it can be "int8", or None for the dtype of the model.')
     if hasattr(model, "get_base_model"):  # peft's, which generates with the model inside it
         model = model.get_base_model()
+    _check_has_own_model(model)
     sessions = _SESSIONS.get()
     session = sessions.get(id(model))
     if session is None:
@@ -462,7 +476,7 @@ def next_token_logits(
         or input_ids.shape[1] != 1
         or any(mask is not None and mask.ndim != 2 for mask in (encoder_mask, decoder_mask))
         or torch.is_grad_enabled()
-        or torch.is_autocast_enabled(input_ids.device.type)
+        or is_autocast(input_ids.device)
         or is_observed()
         or any(decode.hooks)  # since the session was opened
     ):

@@ -10,7 +10,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from .calls_t5_experimental import may_read_values
+from .calls_t5_experimental import is_autocast, may_read_values
 from .onednn_t5_experimental import matmul
 
 
@@ -148,8 +148,8 @@ def chunked_token_losses(
     Returns:
         `(...)` in at least float32, 0 for ignored tokens. Only first derivatives are supported.
     """
-    device = hidden_states.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
+    device = hidden_states.device
+    dtype = torch.get_autocast_dtype(device.type) if is_autocast(device) else hidden_states.dtype
     labels = labels.to(hidden_states.device)
     states, flat_labels = hidden_states.flatten(0, -2), labels.flatten()
     counts = flat_labels != IGNORE_INDEX

@@ -1,8 +1,12 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """The model classes of the four families. They differ only in the defaults of their configuration, so each class only
-sets `config_class`."""
+sets `config_class`. `GenerationMixin` is named once more in each: transformers looks for it there, and would otherwise
+load remote code as a class of its own, which does not pickle."""
 
-from transformers import PreTrainedModel  # noqa: F401 - diffusers looks for it beside the class of a pipeline's part
+from transformers import (
+    GenerationMixin,
+    PreTrainedModel,  # noqa: F401 - diffusers looks for it beside the class of a pipeline's part
+)
 
 from .classification_t5_experimental import (
     T5ExperimentalForQuestionAnswering,
@@ -33,7 +37,7 @@ class T5V11Model(T5ExperimentalModel):
     config_class = T5V11Config
 
 
-class T5V11ForConditionalGeneration(T5ExperimentalForConditionalGeneration):
+class T5V11ForConditionalGeneration(T5ExperimentalForConditionalGeneration, GenerationMixin):
     """t5.1.1: encoder and decoder with a language modeling head."""
 
     config_class = T5V11Config
@@ -69,7 +73,7 @@ class T5LMAdaptedModel(T5ExperimentalModel):
     config_class = T5LMAdaptedConfig
 
 
-class T5LMAdaptedForConditionalGeneration(T5ExperimentalForConditionalGeneration):
+class T5LMAdaptedForConditionalGeneration(T5ExperimentalForConditionalGeneration, GenerationMixin):
     """t5.1.1.lm100k: encoder and decoder with a language modeling head."""
 
     config_class = T5LMAdaptedConfig
@@ -105,7 +109,7 @@ class T5TalkingHeadsModel(T5ExperimentalModel):
     config_class = T5TalkingHeadsConfig
 
 
-class T5TalkingHeadsForConditionalGeneration(T5ExperimentalForConditionalGeneration):
+class T5TalkingHeadsForConditionalGeneration(T5ExperimentalForConditionalGeneration, GenerationMixin):
     """t5.1.th: encoder and decoder with a language modeling head."""
 
     config_class = T5TalkingHeadsConfig
@@ -141,7 +145,7 @@ class T5FirstLayersNarrowModel(T5ExperimentalModel):
     config_class = T5FirstLayersNarrowConfig
 
 
-class T5FirstLayersNarrowForConditionalGeneration(T5ExperimentalForConditionalGeneration):
+class T5FirstLayersNarrowForConditionalGeneration(T5ExperimentalForConditionalGeneration, GenerationMixin):
     """t5.1.n4w10: encoder and decoder with a language modeling head."""
 
     config_class = T5FirstLayersNarrowConfig

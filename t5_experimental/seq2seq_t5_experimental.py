@@ -51,6 +51,12 @@ class T5ExperimentalEncoderDecoder(T5ExperimentalPreTrainedModel):
         self.encoder = T5Stack(config, "encoder")
         self.decoder = T5Stack(config, "decoder")
 
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        """Arguments of a call, for programs that only want to see one."""
+        ids = super().dummy_inputs["input_ids"]
+        return {"input_ids": ids, "decoder_input_ids": ids, "decoder_attention_mask": torch.ones_like(ids)}
+
     @can_return_tuple
     def forward(
         self,

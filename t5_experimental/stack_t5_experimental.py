@@ -4,7 +4,7 @@
 embed -> dropout -> block 0 .. block N-1 -> norm -> dropout
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -212,15 +212,39 @@ class T5Stack(T5ExperimentalPreTrainedModel):
         # A separate module, as in transformers' T5, so that device maps can place it; its weight is tied to `shared`.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         specs = config.layer_specs(stack)
-        self.bias_holders = config.bias_holders(stack)
+        self._bias_holders = config.bias_holders(stack)
         self.block = nn.ModuleList(
-            T5Block(config, spec, self.is_decoder, self.bias_holders[index] == index, index)
+            T5Block(config, spec, self.is_decoder, self._bias_holders[index] == index, index)
             for index, spec in enumerate(specs)
         )
         self.final_layer_norm = T5LayerNorm(config.d_model, config.layer_norm_epsilon)
         self.dropout = T5Dropout(config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    @property
+    def bias_holders(self) -> Sequence[int]:
+        """For every block, the index of the one whose table of relative position biases it uses.
+
+        Raises:
+            ValueError: blocks were removed, and a table that others need with them.
+        """
+        if len(self.block) == len(self._bias_holders):
+            return self._bias_holders
+        holders: list[int] = []
+        latest: dict[int, int] = {}  # by number of heads
+        for index, block in enumerate(self.block):
+            attention = cast(Any, block).layer[0].SelfAttention
+            heads = attention.spec.num_heads
+            if hasattr(attention, "relative_attention_bias"):
+                latest[heads] = index
+            elif heads not in latest:
+                raise ValueError(
+                    f"Block {index} has no table of relative position biases, nor has an earlier one of {heads} heads: "
+                    "keep the block that has it."
+                )
+            holders.append(latest[heads])
+        return holders
 
     @can_return_tuple
     def forward(

@@ -41,7 +41,6 @@ KINDS = {
 # Tests that fail on purpose, by the mixin or the models that they are run on, or by the family.
 DIFFERENCES = {
     "GenerationTesterMixin": {
-        "test_inherits_generation_mixin": "the four language models inherit from one class, and that from the mixin",
         "test_prepare_inputs_for_generation_kwargs_forwards": "`forward` takes no arguments that it does not know",
     },
     SEQ2SEQ: {

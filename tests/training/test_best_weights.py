@@ -95,6 +95,19 @@ def test_the_end_of_a_run_removes_no_checkpoint_of_others_nor_the_last(run, tmp_
     assert weights(output) == weights(output / "checkpoint-1") != weights(output / "checkpoint-3")
 
 
+def test_a_best_metric_that_comes_and_goes(run, tmp_path, monkeypatch):
+    """One's own function may return other names for other texts."""
+    name = f"metrics_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(
+        "CALLS = []\ndef figures(p, r):\n    CALLS.append(1)\n    return {'b' if len(CALLS) > 1 else 'a': 1.0}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        SystemExit, match=r"--metric_for_best_model a is not among the figures .* eval_b, .* same names in"
+    ):
+        run(tmp_path / "output", max_steps=2, metric=f"{name}:figures", metric_for_best_model="a")
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -88,6 +88,7 @@ def test_flags_override_what_a_recipe_says_of_the_same(flags, recipe):
         ("max_steps: [1\n", "is not YAML"),
         ("max_steps: 1\n---\nmax_steps: 2\n", "is not YAML"),
         ("[max_steps]: 1\n", "line 1: the name of an option is no list or mapping"),
+        ("report_to: []\n", "line 1: 'report_to' is an empty list; give an item, or leave it out."),
         ("label_names: [--seed, 5]\n", "line 1: 'label_names' has the item '--seed', which would be an option"),
         ("label_names: [labels, --seed=5]\n", "line 1: 'label_names' has the item '--seed=5', which would be"),
         ('lr_scheduler_kwargs: \'{"num_cycles": 1, "num_cycles": 2}\'\n', "'num_cycles' is there twice in one object"),

@@ -111,7 +111,8 @@ def follow(
         folder = with_tokenizer(name)
         files = {"model_name_or_path": folder, "train_file": DATA / "restaurants_train.jsonl"}
         slots = {"optimizer_slots": folder} if kind == "finetune-slots" else {}
-        options = {**files, "output_dir": tmp_path / "output", **slots, **THEIRS, **FOLLOWING, **options}
+        theirs = {**THEIRS, "max_target_length": curves["targets"].shape[-1]}
+        options = {**files, "output_dir": tmp_path / "output", **slots, **theirs, **FOLLOWING, **options}
         if kind.startswith("prompt"):
             trainer = build_prompt_tuning(curves["prompt"], options)
         else:

@@ -57,6 +57,37 @@ T5Trainer.training_step = step
     assert weights(output) == weights(whole) != before
 
 
+def test_a_damaged_checkpoint_is_passed_over_where_a_finished_run_goes_on(tiny_models, forked, tmp_path):
+    common = {"model_name_or_path": tiny_models["t5_v1_1"], "report_to": "none", "per_device_train_batch_size": 2}
+    options = {**common, "output_dir": tmp_path, "save_steps": 2}
+    assert forked(**options, max_steps=4).returncode == 0
+    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text("{")
+    same = forked(**options, max_steps=4)
+    assert same.returncode == 1
+    assert "already holds a model, and its run is finished" in same.stderr
+    more = forked(**options, max_steps=6)
+    assert more.returncode == 0, more.stderr
+    assert f"resumes from {tmp_path / 'checkpoint-2'}, since checkpoint-4" in more.stdout
+    assert "do not match the ones in the `trainer_state.json`" not in more.stderr  # logging_steps, in so short a run
+    for checkpoint in tmp_path.glob("checkpoint-*"):
+        (checkpoint / "trainer_state.json").write_text("{")
+    refused = forked(**options, max_steps=8)
+    assert refused.returncode == 1
+    assert (
+        "checkpoint-6 to go on from is damaged (its trainer_state.json cannot be read): give another" in refused.stderr
+    )
+
+
+@pytest.mark.slow
+def test_workers_that_persist_change_nothing(tiny_models, forked, tmp_path):
+    """Dropout draws the same in a run that goes on, which makes another number of iterators over the data."""
+    common = {"model_name_or_path": tiny_models["t5_v1_1"], "report_to": "none", "per_device_train_batch_size": 100}
+    common |= {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "dropout_rate": 0.1}
+    for steps, output in ((10, "whole"), (6, "parts"), (10, "parts")):
+        assert forked(**common, output_dir=tmp_path / output, max_steps=steps, save_steps=20).returncode == 0
+    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+
+
 def test_a_run_that_ends_before_its_first_log_has_a_curve(tiny_models, forked, tmp_path):
     result = forked(
         model_name_or_path=tiny_models["t5_v1_1"], output_dir=tmp_path, max_steps=3, per_device_train_batch_size=2

@@ -1,6 +1,7 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """The loss of a step as the options ask for it, however its batch is cut into parts."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, DataCollatorForSeq2Seq
 
 from t5_experimental import original_loss, token_losses
+from t5_experimental.training import finetune
 from t5_experimental.training.optim.presets import build_optimizer
 from t5_experimental.training.trainer.arguments import T5TrainingArguments
 from t5_experimental.training.trainer.trainer import T5Trainer
@@ -117,3 +119,30 @@ def test_the_loss_is_what_the_options_say(make_trainer: Callable[..., T5Trainer]
         # Evaluation is cross-entropy per token, regardless of the training loss.
         assert trainer.evaluate()["eval_loss"] == pytest.approx(mean(), rel=1e-5)
         assert train(trainer)[0] == pytest.approx([loss], rel=1e-5)
+
+
+def test_positions_are_counted_up_to_the_limit(
+    tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the original, which pads to it; batches of pairs are padded to their longest target."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    lines = [{"source": "a", "target": "food " * (1 + 3 * row)} for row in range(4)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    files = f"--model_name_or_path {tiny_models['t5_v1_1']} --train_file {tmp_path / 'train.jsonl'}"
+    common = f"{files} --max_steps 1 --logging_steps 1 --save_strategy no --use_cpu --report_to none --dropout_rate 0"
+
+    def loss(more: str) -> float:
+        flags = f"{common} --output_dir {tmp_path / 'output'} --max_target_length 60 {more}"
+        trainer, splits = finetune.build_trainer(finetune.parse(flags.split()))
+        trainer.train()
+        tokens.append(sum(map(len, splits["train"].pairs["labels"])))
+        return next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+
+    tokens: list[int] = []
+    whole = loss("--loss_denominator positions --per_device_train_batch_size 4")
+    parts = loss(
+        "--loss_denominator positions --per_device_train_batch_size 1 --gradient_accumulation_steps 4",
+    )
+    mean = loss("--loss_denominator tokens --per_device_train_batch_size 4")
+    assert parts == pytest.approx(whole, rel=1e-5)
+    assert mean * tokens[0] == pytest.approx(whole * 4 * 60, rel=1e-5)

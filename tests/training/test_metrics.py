@@ -249,6 +249,12 @@ def text(predictions, references):
 def taken(predictions, references):
     return {"bleu": 1.0}
 
+def loss(predictions, references):
+    return {"mine": 1.0, "loss": 1.0}
+
+def array(predictions, references):
+    return {"two": np.array([1.0, 2.0])}
+
 constant = 3
 """
 
@@ -289,6 +295,8 @@ def test_own_functions_come_from_the_working_directory(own_module):
         ("{}:broken", r"raised IndexError \(list index out of range\) for 2 predictions: correct the function"),
         ("{}:text", r"returned \{'bleu': 'high'\}: return a dictionary of numbers by name"),
         ("{}:taken", "names a figure bleu, as another metric does: rename it"),
+        ("{}:loss", "names a figure loss, as the trainer does: rename it"),
+        ("{}:array", r"returned \{'two': array\(\[1., 2.\]\)\}: return a dictionary of numbers by name"),
     ],
 )
 def test_own_functions_that_do_not_work(name, message, own_module):

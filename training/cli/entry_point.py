@@ -49,11 +49,15 @@ _NULL = "tag:yaml.org,2002:null"
 
 
 # As argparse distinguishes them from options.
-_NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
+_NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
 
 class _Parser(HfArgumentParser):
     """Raises errors like everything else here, where argparse's own parser exits with its usage."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = _NEGATIVE_NUMBER  # argparse's own knows no exponents
 
     def error(self, message: str) -> NoReturn:
         raise TrainingError(f"{message}; --help lists the usual options.")
@@ -269,6 +273,8 @@ def _recipe_flags(path: Path, names: Sequence[str]) -> Iterator[str]:
                     f"{where}: {name!r} has the item {shown(bad[0])}, which would be an option on the command line; "
                     "leave it out."
                 )
+            if not items:
+                raise TrainingError(f"{where}: {name!r} is an empty list; give an item, or leave it out.")
             yield f"--{name}"
             yield from items
         else:

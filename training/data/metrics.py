@@ -135,6 +135,10 @@ _PACKAGES = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge": "rouge_score"}
 
 # Examples on which one's own function is tried out.
 _TRIED = 32
+# Figures of every evaluation, which transformers' trainer names.
+_OF_THE_TRAINER = {
+    *("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time"),
+}
 
 
 def check_metrics(names: Sequence[str], positive_label: str | None = None) -> None:
@@ -200,6 +204,8 @@ def check_references(
         found = figures_of_own(name, [texts[0] for texts in some], some)
         if taken := sorted(set(found) & set(figures)):
             raise TrainingError(f"--metric {name} names a figure {taken[0]}, as another metric does: rename it.")
+        if taken := sorted(set(found) & _OF_THE_TRAINER):
+            raise TrainingError(f"--metric {name} names a figure {taken[0]}, as the trainer does: rename it.")
         figures += found
     return figures
 

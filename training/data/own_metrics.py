@@ -82,4 +82,10 @@ def figures_of_own(name: str, predictions: Sequence[str], references: References
 
 def _is_figure(item: tuple[Any, Any]) -> bool:
     name, value = item
-    return isinstance(name, str) and bool(name) and hasattr(value, "__float__") and not isinstance(value, (bool, str))
+    if not isinstance(name, str) or not name or isinstance(value, (bool, str)):
+        return False
+    try:
+        float(value)
+    except Exception:  # arrays of several numbers have a conversion that fails
+        return False
+    return True

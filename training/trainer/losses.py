@@ -33,6 +33,12 @@ def loss_arguments(z_loss: float, label_smoothing: float) -> dict[str, Any]:
     return {"skip_logits": True, "z_loss": z_loss, "smoothing": label_smoothing}
 
 
-def with_all_positions(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """A batch for counting: `labels` `(batch, length)` in which no position is ignored."""
-    return {name: torch.zeros_like(values) for name, values in batch.items() if name == "labels"}
+def with_all_positions(batch: Mapping[str, Any], length: int | None) -> dict[str, torch.Tensor]:
+    """A batch for counting: `labels` in which no position is ignored.
+
+    Args:
+        batch: with `labels` `(batch, target)`.
+        length: of a row in the original, which pads to the limit instead of the longest; None is `target`.
+    """
+    labels: torch.Tensor = batch["labels"]
+    return {"labels": labels.new_zeros(len(labels), labels.shape[1] if length is None else length)}

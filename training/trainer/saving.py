@@ -110,11 +110,21 @@ class SavingTrainer(Seq2SeqTrainer):
                 )
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        with _without_warning("The best checkpoint "):  # of a path where it is no longer
+        # Of a path where it is no longer; and of intervals, which are this run's own.
+        with _without_warning("The best checkpoint "), _without_warning(_OTHER_ARGUMENTS, unless=_OTHER_BATCH):
             begin = super()._init_training_state(*args, **kwargs)
         self.state.best_model_checkpoint = None if self._best is None else str(self._best)
         restore_logs(self.state)
         return begin
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        try:
+            return super()._determine_best_metric(metrics, trial)
+        except KeyError as error:  # one's own metric may have other figures for other texts
+            raise TrainingError(
+                f"--metric_for_best_model {self.args.metric_for_best_model} is not among the figures of this "
+                f"evaluation, which are {', '.join(sorted(metrics))}: return the same names in every call."
+            ) from error
 
     def _examples(self) -> int:
         """Per step, of all processes together."""
@@ -296,19 +306,26 @@ class SavingTrainer(Seq2SeqTrainer):
         self.accelerator.wait_for_everyone()
 
 
+# How transformers begins to say that options differ from a checkpoint's, and what it says of one that matters here.
+_OTHER_ARGUMENTS, _OTHER_BATCH = "Warning: The following arguments do not match", "per_device_train_batch_size"
+
+
 @contextmanager
-def _without_warning(begin: str) -> Iterator[None]:
-    """Drops what transformers' trainer logs that begins like this."""
+def _without_warning(begin: str, unless: str | None = None) -> Iterator[None]:
+    """Drops what transformers' trainer logs that begins like this, unless it has that word."""
 
     def passes(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(begin)
+        message = record.getMessage()
+        return not message.startswith(begin) or (unless is not None and unless in message)
 
-    logger = logging.getLogger("transformers.trainer")
-    logger.addFilter(passes)
+    loggers = [logging.getLogger(f"transformers.{name}") for name in ("trainer", "trainer_utils")]
+    for logger in loggers:
+        logger.addFilter(passes)
     try:
         yield
     finally:
-        logger.removeFilter(passes)
+        for logger in loggers:
+            logger.removeFilter(passes)
 
 
 class _RestoreLosses(TrainerCallback):

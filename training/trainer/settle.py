@@ -19,6 +19,7 @@ from .arguments import LAUNCHED, T5TrainingArguments
 from .checkpoint_folders import (
     check_aside,
     choose_checkpoint,
+    damage,
     find_checkpoints,
     finished_step,
     goes_beyond,
@@ -160,7 +161,13 @@ def _check_output(folder: Path, training: T5TrainingArguments, resumes: bool, tr
                     f"--output_dir {folder} already holds {what}, and no checkpoint to go on from: give another "
                     "folder; what it holds is trained further with --model_name_or_path."
                 )
-            if not resumes or not goes_beyond(checkpoints[-1], training.max_steps, training.num_train_epochs):
+            whole = [checkpoint for checkpoint in checkpoints if damage(checkpoint) is None]
+            if not whole:
+                raise TrainingError(
+                    f"--output_dir {folder} already holds {what}, and {checkpoints[-1].name} to go on from is damaged "
+                    f"({damage(checkpoints[-1])}): give another folder."
+                )
+            if not resumes or not goes_beyond(whole[-1], training.max_steps, training.num_train_epochs):
                 raise TrainingError(
                     f"--output_dir {folder} already holds {what}, and its run is finished: give "
                     f"{training.more_training} to go on from its last checkpoint, or another folder."

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, SchedulerType
 
 from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from t5_experimental.seq2seq_t5_experimental import T5ExperimentalForConditionalGeneration
@@ -76,6 +76,9 @@ class T5Trainer(SavingTrainer):
         self.data_collator = self.hooks.prepare_collator(collate, batch_size, self.fixed_lengths, self.processing_class)
         try:
             loader = super()._get_dataloader(dataset, description, batch_size, *args, **kwargs)
+            # Its own, though nothing random comes of it: for each new iterator torch would draw a seed from the global
+            # one, which dropout uses, and a resumed run makes another number of iterators if workers persist.
+            getattr(loader, "base_dataloader", loader).generator = torch.Generator()
             return self.hooks.prepare_loader(loader)
         finally:
             self.data_collator, self.args.dataloader_drop_last = collate, drops
@@ -220,7 +223,14 @@ class T5Trainer(SavingTrainer):
         if self._parts is not None:
             for group, parameters in zip(cast(Any, self.optimizer).param_groups, self._parts, strict=True):
                 group["params"] = parameters
-        return super().create_scheduler(*args, **kwargs)
+        try:
+            return super().create_scheduler(*args, **kwargs)
+        except ValueError as error:
+            name = SchedulerType(self.args.lr_scheduler_type).value
+            raise TrainingError(
+                f"--lr_scheduler_type {name} cannot be made ({in_a_line(error)}): change --learning_rate or "
+                "--lr_scheduler_kwargs, or choose another."
+            ) from error
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -236,7 +246,8 @@ class T5Trainer(SavingTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None:
         if self.args.loss_denominator == "positions":
-            batch_samples = [with_all_positions(batch) for batch in batch_samples]
+            length = self.fixed_lengths.get("labels")
+            batch_samples = [with_all_positions(batch, length) for batch in batch_samples]
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def compute_loss(

@@ -84,7 +84,7 @@ def test_other_texts_are_refused(change, expected, options, folder, tmp_path):
     run(finetune, {**options, **resumed(folder, tmp_path / "output"), **change, "ignore_data_skip": True})
 
 
-def test_the_texts_may_be_elsewhere_and_a_record_of_an_earlier_version_says_less(options, folder, tmp_path):
+def test_the_texts_may_be_elsewhere_and_a_record_of_an_earlier_version_says_less(options, folder, tmp_path, capsys):
     moved = {"train_file": write_pairs(tmp_path / "elsewhere.jsonl")}
     run(finetune, {**options, **resumed(folder, tmp_path / "output"), **moved})
     path = tmp_path / "output" / "checkpoint-2" / RECORD
@@ -92,8 +92,13 @@ def test_the_texts_may_be_elsewhere_and_a_record_of_an_earlier_version_says_less
     for name in ("text of the training examples", "--max_source_length", "--max_target_length"):
         del record[name]
     path.write_text(json.dumps(record))
+    complete = json.loads((path.parent / "complete.json").read_text())
+    complete["files"][RECORD] = path.stat().st_size
+    (path.parent / "complete.json").write_text(json.dumps(complete))
     other = {"train_file": write_pairs(tmp_path / "other.jsonl", "other"), "max_steps": 3}
+    capsys.readouterr()
     run(finetune, {**options, **other, "output_dir": tmp_path / "output"})
+    assert f"resumes from {path.parent}\n" in capsys.readouterr().out
     steps = json.loads((tmp_path / "output" / "trainer_state.json").read_text())["log_history"]
     assert (steps[0]["step"], steps[-1]["step"]) == (1, 3)
 

@@ -1,7 +1,8 @@
 # Copyright 2026 The t5_experimental authors. Licensed under the Apache License, Version 2.0.
 """Losses: transformers' mean over target tokens, and the original's, with z-loss and another denominator.
 
-Both can start from logits, or from hidden states in chunks, so that the logits of all tokens never exist at once.
+Both can start from logits, or from hidden states in chunks, so that the logits of all tokens never exist at once. The
+decoder's inputs are the labels, shifted right.
 """
 
 from typing import Any
@@ -11,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .calls_t5_experimental import is_autocast, may_read_values
+from .configuration_t5_experimental import T5ExperimentalConfig
 from .onednn_t5_experimental import matmul
 
 
@@ -234,3 +236,29 @@ def original_loss(
     losses = token_losses(logits, targets.clamp(min=0), z_loss, label_smoothing)
     denominator = targets.numel() if loss_denominator is None else loss_denominator
     return (losses * (targets > 0)).sum() / denominator
+
+
+def shift_right(
+    labels: torch.Tensor, config: T5ExperimentalConfig, segment_ids: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Decoder inputs `(batch, length)` that predict `labels`: the labels shifted right, behind the start token.
+
+    Args:
+        labels: `(batch, length)`, -100 where the loss ignores a position.
+        config: has the start token and the one of padding.
+        segment_ids: `(batch, length)`, packed examples; each gets a start token of its own.
+
+    Raises:
+        ValueError: the config lacks one of the tokens.
+    """
+    start, pad = config.decoder_start_token_id, config.pad_token_id
+    if start is None or pad is None:
+        raise ValueError(
+            "`decoder_start_token_id` and `pad_token_id` must be set in the config to shift labels; T5 uses 0."
+        )
+    shifted = F.pad(labels[..., :-1], (1, 0), value=start)
+    shifted = shifted.masked_fill(shifted == IGNORE_INDEX, pad)
+    if segment_ids is not None:
+        is_first = segment_ids != F.pad(segment_ids[..., :-1], (1, 0), value=-1)
+        shifted = shifted.masked_fill(is_first, start)
+    return shifted

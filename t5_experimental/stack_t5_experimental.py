@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
@@ -24,37 +23,12 @@ from .block_t5_experimental import BlockOutput, T5Block, T5Dropout, T5LayerNorm
 from .cache_t5_experimental import growing
 from .calls_t5_experimental import may_read_values
 from .configuration_t5_experimental import T5ExperimentalConfig
+from .loss_t5_experimental import shift_right
 from .unpadding_t5_experimental import Tokens, find_tokens, real_positions
 from .visibility_t5_experimental import Visibility, inputless_queries, masked_bias, visibility, without_padding
 
 
 logger = logging.get_logger(__name__)
-
-
-def shift_right(
-    labels: torch.Tensor, config: T5ExperimentalConfig, segment_ids: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Decoder inputs `(batch, length)` that predict `labels`: the labels shifted right, behind the start token.
-
-    Args:
-        labels: `(batch, length)`, -100 where the loss ignores a position.
-        config: has the start token and the one of padding.
-        segment_ids: `(batch, length)`, packed examples; each gets a start token of its own.
-
-    Raises:
-        ValueError: the config lacks one of the tokens.
-    """
-    start, pad = config.decoder_start_token_id, config.pad_token_id
-    if start is None or pad is None:
-        raise ValueError(
-            "`decoder_start_token_id` and `pad_token_id` must be set in the config to shift labels; T5 uses 0."
-        )
-    shifted = F.pad(labels[..., :-1], (1, 0), value=start)
-    shifted = shifted.masked_fill(shifted == -100, pad)
-    if segment_ids is not None:
-        is_first = segment_ids != F.pad(segment_ids[..., :-1], (1, 0), value=-1)
-        shifted = shifted.masked_fill(is_first, start)
-    return shifted
 
 
 class T5ExperimentalPreTrainedModel(PreTrainedModel):

@@ -14,6 +14,7 @@ from benchmarks import convert, startup
 from t5_experimental import T5ExperimentalConfig
 from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.cli import main
+from tests.support.optional_tensorflow import import_tensorflow
 
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +81,7 @@ def test_checkpoint_is_of_the_size_that_is_said(tmp_path: Path, has_numbers: boo
 @pytest.mark.slow
 def test_tensorflow_does_the_same_work(tmp_path: Path) -> None:
     """The contestant's folder holds the numbers that the command writes."""
+    import_tensorflow()
     config: T5ExperimentalConfig = convert.configuration("tiny")
     convert.write_checkpoint(config, tmp_path / "source", True)
     convert.contestants_for(tmp_path, "float32", has_numbers=False, has_tensorflow=True)["TensorFlow"]()

@@ -19,7 +19,7 @@ import pytest
 
 from t5_experimental.convert.cli import main
 from t5_experimental.convert.tensors import ArrayMatrix, Variable
-from tests.support.judges import import_tensorflow
+from tests.support.optional_tensorflow import import_tensorflow
 
 
 class MemoryReader:

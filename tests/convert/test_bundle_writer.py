@@ -21,7 +21,7 @@ from t5_experimental.convert.bundle.sstable import read_table, write_table
 from t5_experimental.convert.bundle.writer import BundleWriter, write_state_file, zeros_crc32c
 from t5_experimental.convert.source.checkpoint import resolve
 from t5_experimental.convert.tensors import Variable
-from tests.support.judges import import_tensorflow
+from tests.support.optional_tensorflow import import_tensorflow
 
 
 DTYPES = [*NUMERIC_DTYPES.values()]

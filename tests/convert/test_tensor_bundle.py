@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from t5_experimental.convert.bundle import index as bundle_index
 from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.errors import ConversionError
-from tests.support.judges import import_tensorflow
+from tests.support.optional_tensorflow import import_tensorflow
 
 
 DTYPES = [*bundle_index.NUMERIC_DTYPES.values()]

@@ -29,7 +29,7 @@ from t5_experimental.convert.bundle import reader as tensor_bundle
 from t5_experimental.convert.bundle import sstable
 from t5_experimental.convert.bundle.reader import TensorBundleReader
 from t5_experimental.convert.errors import ConversionError
-from tests.support.judges import import_tensorflow
+from tests.support.optional_tensorflow import import_tensorflow
 
 
 Item = tuple[bytes, bytes]

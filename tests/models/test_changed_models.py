@@ -33,10 +33,24 @@ def test_the_first_layers_alone(name, make_config):
 
 
 def test_one_more_layer(make_config):
+    """As a model that was built with it; it uses the table of the first layer."""
+    short, long = (AutoModel.from_config(make_config("t5.1.1", num_layers=layers)).eval() for layers in (2, 3))
+    short.encoder.block.append(copy.deepcopy(long.encoder.block[2]))
+    long.encoder.load_state_dict(short.encoder.state_dict())
+    expected = long.encoder(input_ids=IDS).last_hidden_state
+    assert torch.equal(short.encoder(input_ids=IDS).last_hidden_state, expected)
+
+
+def test_hooks_see_padding_only_with_hidden_states(make_config):
+    """As docs/use.md says."""
     model = AutoModel.from_config(make_config("t5.1.1")).eval()
-    before = model.encoder(input_ids=IDS).last_hidden_state
-    model.encoder.block.append(copy.deepcopy(model.encoder.block[-1]))
-    assert not torch.equal(model.encoder(input_ids=IDS).last_hidden_state, before)
+    seen = []
+    model.encoder.block[0].register_forward_hook(lambda module, inputs, output: seen.append(output[0].shape))
+    padded = torch.tensor([[5, 6, 7, 1], [1, 0, 0, 0]])
+    calls = {"input_ids": padded, "attention_mask": padded.ne(0).long(), "decoder_input_ids": IDS}
+    model(**calls)
+    model(**calls, output_hidden_states=True)
+    assert seen == [(1, 5, model.config.d_model), (2, 4, model.config.d_model)]
 
 
 def test_tables_that_were_removed(make_config):

@@ -149,6 +149,10 @@ def test_missing_files(option, model, train_file, tmp_path):
         ({"optim_target_modules": "q"}, "--optim_target_modules has no effect with --optim adafactor"),
         ({"optim": "adamw_torch", "adam_beta1": 1}, "--adam_beta1 is 1: it must be at least 0 and less than 1"),
         ({"learning_rate": -1}, "--learning_rate is -1: it must be at least 0"),
+        (
+            {"lr_scheduler_type": "polynomial", "learning_rate": 1e-8},
+            "--lr_scheduler_type polynomial needs --lr_scheduler_kwargs (lr_end (1e-07) must be smaller than",
+        ),
         ({"learning_rate": "-1e-3"}, "--learning_rate is -0.001: it must be at least 0"),
         ({"weight_decay": "nan"}, "--weight_decay is nan: it must be at least 0"),
         ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size is 0: it must be at least 1"),

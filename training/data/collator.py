@@ -7,7 +7,7 @@ import torch
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 
 from t5_experimental.configuration_t5_experimental import T5ExperimentalConfig
-from t5_experimental.stack_t5_experimental import shift_right
+from t5_experimental.loss_t5_experimental import shift_right
 
 
 class DecoderInputs:

@@ -136,9 +136,9 @@ _PACKAGES = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge": "rouge_score"}
 # Examples on which one's own function is tried out.
 _TRIED = 32
 # Figures of every evaluation, which transformers' trainer names.
-_OF_THE_TRAINER = {
-    *("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time"),
-}
+_OF_THE_TRAINER = frozenset(
+    ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time", "jit_compilation_time")
+)
 
 
 def check_metrics(names: Sequence[str], positive_label: str | None = None) -> None:

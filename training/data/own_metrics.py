@@ -82,10 +82,10 @@ def figures_of_own(name: str, predictions: Sequence[str], references: References
 
 def _is_figure(item: tuple[Any, Any]) -> bool:
     name, value = item
-    if not isinstance(name, str) or not name or isinstance(value, (bool, str)):
+    if not isinstance(name, str) or not name or isinstance(value, bool) or not hasattr(value, "__float__"):
         return False
     try:
         float(value)
-    except Exception:  # arrays of several numbers have a conversion that fails
+    except Exception:  # of an array of several numbers
         return False
     return True

@@ -217,10 +217,11 @@ class OptimizerArguments(Seq2SeqTrainingArguments):
     def _check_schedule(self, schedule: SchedulerType) -> None:
         """Tries to build the schedule with its settings."""
         settings: Any = self.lr_scheduler_kwargs
+        rate = self.highest_learning_rate()
         try:
             if isinstance(settings, str):
                 settings = json.loads(settings)
-            get_scheduler(schedule, torch.optim.SGD([torch.zeros(1)]), 1, 10, settings)
+            get_scheduler(schedule, torch.optim.SGD([torch.zeros(1)], rate), 1, 10, settings)
         except (TypeError, ValueError) as error:
             if self.lr_scheduler_kwargs is None:
                 raise TrainingError(

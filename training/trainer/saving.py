@@ -110,8 +110,8 @@ class SavingTrainer(Seq2SeqTrainer):
                 )
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        # Of a path where it is no longer; and of intervals, which are this run's own.
-        with _without_warning("The best checkpoint "), _without_warning(_OTHER_ARGUMENTS, unless=_OTHER_BATCH):
+        # Of a path where it is no longer; and of intervals and batches, which are this run's own: see `check_same_run`.
+        with _without_warnings("The best checkpoint ", "Warning: The following arguments do not match"):
             begin = super()._init_training_state(*args, **kwargs)
         self.state.best_model_checkpoint = None if self._best is None else str(self._best)
         restore_logs(self.state)
@@ -306,17 +306,12 @@ class SavingTrainer(Seq2SeqTrainer):
         self.accelerator.wait_for_everyone()
 
 
-# How transformers begins to say that options differ from a checkpoint's, and what it says of one that matters here.
-_OTHER_ARGUMENTS, _OTHER_BATCH = "Warning: The following arguments do not match", "per_device_train_batch_size"
-
-
 @contextmanager
-def _without_warning(begin: str, unless: str | None = None) -> Iterator[None]:
-    """Drops what transformers' trainer logs that begins like this, unless it has that word."""
+def _without_warnings(*begins: str) -> Iterator[None]:
+    """Drops what transformers' trainer logs that begins like one of these."""
 
     def passes(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        return not message.startswith(begin) or (unless is not None and unless in message)
+        return not record.getMessage().startswith(begins)
 
     loggers = [logging.getLogger(f"transformers.{name}") for name in ("trainer", "trainer_utils")]
     for logger in loggers:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput, SchedulerType
+from transformers.trainer_utils import EvalLoopOutput
 
 from t5_experimental.loss_t5_experimental import IGNORE_INDEX
 from t5_experimental.seq2seq_t5_experimental import T5ExperimentalForConditionalGeneration
@@ -223,14 +223,7 @@ class T5Trainer(SavingTrainer):
         if self._parts is not None:
             for group, parameters in zip(cast(Any, self.optimizer).param_groups, self._parts, strict=True):
                 group["params"] = parameters
-        try:
-            return super().create_scheduler(*args, **kwargs)
-        except ValueError as error:
-            name = SchedulerType(self.args.lr_scheduler_type).value
-            raise TrainingError(
-                f"--lr_scheduler_type {name} cannot be made ({in_a_line(error)}): change --learning_rate or "
-                "--lr_scheduler_kwargs, or choose another."
-            ) from error
+        return super().create_scheduler(*args, **kwargs)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

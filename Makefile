@@ -21,8 +21,9 @@ $(VENV)/.installed: setup.py constraints.txt
 demo: install
 	PATH="$(abspath $(BIN)):$$PATH" bash tests/demo.sh
 
+# On two cores, too: tests of several processes wait for each other.
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 # All fuzzers at length: this many inputs each. The tests run the same ones for some seconds.
 FUZZ_INPUTS ?= 100000

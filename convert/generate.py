@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
+from t5_experimental.garbage import collection_paused
 from t5_experimental.model_folders import (
     FolderError,
     check_adapter,
@@ -126,7 +127,8 @@ def generate(arguments: argparse.Namespace, lines: Iterable[str] | None = None, 
     _check_limits(vars(arguments))
     if arguments.seed is not None and not arguments.do_sample:
         raise ConversionError("--seed has no effect without --do-sample: give both, or none.")
-    writer = _Writer.load(arguments)
+    with collection_paused():
+        writer = _Writer.load(arguments)
     is_interactive = to.isatty() or (hasattr(lines, "isatty") and lines.isatty())
     streams = to.isatty() and writer.can_stream()
     texts = _checked(lines)

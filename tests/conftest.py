@@ -39,6 +39,7 @@ with contextlib.suppress(ImportError):
     )
     hypothesis.settings.load_profile("patient")
 
+gc.disable()  # until all tests are collected: what is imported stays, and looking at it took a quarter of that time
 torch.set_num_threads(1)  # tests run in several processes
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As in the background of a script; programs that tests start would inherit it, and Ctrl-C is tested.
@@ -50,6 +51,8 @@ REFERENCE = Path(__file__).parent / "reference"
 def pytest_collection_finish() -> None:
     """Trainers collect garbage several times in a run; what was imported until now need not be looked at each time."""
     _freeze()
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 @pytest.hookimpl(trylast=True)

@@ -10,11 +10,11 @@ distinct input: input, prediction, references, log-probability of the prediction
 one example.
 """
 
-from t5_experimental.training.cli.first_answers import answer
+from t5_experimental.training.cli.first_answers import before_imports
 
 
 if __name__ == "__main__":
-    answer("evaluate")  # before the imports below, which take seconds
+    before_imports("evaluate")
 
 from collections.abc import Sequence
 

@@ -12,11 +12,11 @@ samples, a model card that links to it, the generated texts with references and 
 and no training data, it does what `evaluate.py` does.
 """
 
-from t5_experimental.training.cli.first_answers import answer
+from t5_experimental.training.cli.first_answers import before_imports
 
 
 if __name__ == "__main__":
-    answer("finetune")  # before the imports below, which take seconds
+    before_imports("finetune")
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -10,11 +10,11 @@ distributed over processes and workers, and a run resumes at the exact row. The 
 tokenizer, metrics and a report as in fine-tuning.
 """
 
-from t5_experimental.training.cli.first_answers import answer
+from t5_experimental.training.cli.first_answers import before_imports
 
 
 if __name__ == "__main__":
-    answer("pretrain")  # before the imports below, which take seconds
+    before_imports("pretrain")
 
 import os
 from collections.abc import Sequence

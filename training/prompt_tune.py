@@ -12,11 +12,11 @@ families work. The output folder gets the prompt as a peft adapter:
     model.generate(**tokenizer(texts, padding=True, return_tensors="pt"))
 """
 
-from t5_experimental.training.cli.first_answers import answer
+from t5_experimental.training.cli.first_answers import before_imports
 
 
 if __name__ == "__main__":
-    answer("prompt_tune")  # before the imports below, which take seconds
+    before_imports("prompt_tune")
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -9,20 +9,31 @@ import pytest
 def test_all_cells_equal_one_process(
     stage, trained_alone, engines, fork_server, check_generation_config, check_permissions
 ):
-    """ZeRO-3 through the launcher, as users start it; ZeRO-2 without its imports."""
     engine = f"deepspeed_zero{stage}"
     cells = engines.cells_of(engine, engines.QUICK_CELLS)
-    engines.train(
-        engine, cells, trained_alone, steps=engines.QUICK_STEPS, fork_server=fork_server if stage == 2 else None
-    )
+    engines.train(engine, cells, trained_alone, steps=engines.QUICK_STEPS, fork_server=fork_server)
     for cell in cells:
-        row = engines.compare(trained_alone, engine, cell, steps=engines.QUICK_STEPS)
-        assert row["engine_seen"].startswith(f"DeepSpeed ZeRO-{stage}, 2 process(es) on")
-        assert row["engine_seen"].endswith("DeepSpeedEngine")
+        compare(engines, trained_alone, stage, cell)
     check_generation_config(trained_alone / engine, cells)
     for cell in cells:
         check_permissions(trained_alone / engine / cell.name / "model")
     check_generation_config(trained_alone / "single", cells)
-    assert (
-        f"engine      DeepSpeed ZeRO-{stage}, 2 process(es) on" in (trained_alone / engine / "output.txt").read_text()
-    )
+
+
+@pytest.mark.slow
+def test_through_the_launcher(trained_alone, engines, tmp_path):
+    """ZeRO-3, as users start it."""
+    engines.make_models(tmp_path, engines.QUICK_FAMILIES)
+    (tmp_path / "single").symlink_to(trained_alone / "single")
+    cell = engines.QUICK_CELLS[0]
+    engines.train("deepspeed_zero3", [cell], tmp_path, steps=engines.QUICK_STEPS)
+    compare(engines, tmp_path, 3, cell)
+
+
+def compare(engines, folder, stage, cell):
+    """Whether the engine was at work, and has computed what one process does."""
+    engine = f"deepspeed_zero{stage}"
+    row = engines.compare(folder, engine, cell, steps=engines.QUICK_STEPS)
+    assert row["engine_seen"].startswith(f"DeepSpeed ZeRO-{stage}, 2 process(es) on")
+    assert row["engine_seen"].endswith("DeepSpeedEngine")
+    assert f"engine      DeepSpeed ZeRO-{stage}, 2 process(es) on" in (folder / engine / "output.txt").read_text()

@@ -178,12 +178,14 @@ class ForkServer:
 
 def main(more: Sequence[str]) -> None:
     """Follows orders, line by line."""
+    gc.disable()  # imports leave nothing to collect
     for name in ("evaluate", "finetune", "pretrain", "prompt_tune", *more):
         _module(name)
     with suppress(ImportError):  # accelerate imports it in every run, if it is installed
         import_module("deepspeed")
     gc.collect()
     gc.freeze()  # so that collections in the forked processes neither look at nor copy what is imported
+    gc.enable()
     for line in sys.stdin:
         order = json.loads(line)
         pids = []

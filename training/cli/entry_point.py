@@ -20,6 +20,8 @@ from typing import Any, NoReturn, cast
 import yaml
 from transformers import HfArgumentParser
 
+from t5_experimental.garbage import resume_collection
+
 from ..engines.lost_processes import lost_peer
 from ..errors import ProcessError, TrainingError, check_unicode, in_a_line, shown, unique_names
 from ..interruption import claim_word, end, leave, peer_was_interrupted, received, watched
@@ -124,6 +126,7 @@ class EntryPoint:
         try:
             with watched():
                 settled = self.parse(arguments)
+                resume_collection()
                 run(settled)
         except BaseException as error:
             # Not only for its own exception: code that writes a file may replace it by another error.

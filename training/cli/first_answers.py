@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
+from t5_experimental.garbage import pause_collection
+
 from ..errors import TrainingError
 from .option_names import names_of, refuse_unknown
 from .option_texts import OptionText, ProgramText, program_of
@@ -36,6 +38,13 @@ _OFTEN = (
 _HELP = ("-h", "--help")
 # Besides the options of the dataclasses.
 _OTHERS = ("help", "help_all", "recipe")
+
+
+def before_imports(name: str) -> None:
+    """What an entry point that is run does first: it gives its [`answer`], or gets ready for imports that take seconds.
+    [`EntryPoint.start`] collects garbage again."""
+    answer(name)
+    pause_collection()
 
 
 def answer(name: str, arguments: Sequence[str] | None = None) -> None:

@@ -25,6 +25,7 @@ from .usage import Usage, measure
 
 BASE = "import torch"
 VOCABULARY = "sentencepiece.model"
+PAIRS = "pairs.jsonl"
 
 STATEMENTS = {
     "Python alone": "pass",
@@ -52,7 +53,8 @@ def commands(folder: Path) -> dict[str, list[str]]:
     """What to run, by name.
 
     Args:
-        folder: holds the checkpoint, `source`, and `VOCABULARY`; conversions write `output`.
+        folder: holds the checkpoint, `source`, what it is converted to, `model`, `VOCABULARY` and `PAIRS`; conversions
+            write `output`.
     """
     installed = {
         name: statement
@@ -62,6 +64,8 @@ def commands(folder: Path) -> dict[str, list[str]]:
     ours = [sys.executable, "-m", "t5_experimental.convert"]
     source, output = str(folder / "source"), str(folder / "output")
     found = {name: [sys.executable, "-c", statement] for name, statement in installed.items()}
+    quietly = ["sh", "-c", 'echo text | "$@" > /dev/null', "sh"]
+    finetune = [sys.executable, "-m", "t5_experimental.training.finetune", "--output_dir", output, "--use_cpu"]
     return found | {
         "--help": [*ours, "--help"],
         # The status says that the option was refused, and nothing else went wrong.
@@ -70,6 +74,11 @@ def commands(folder: Path) -> dict[str, list[str]]:
         "inspect": [*ours, "inspect", source],
         "convert": [*ours, "convert", source, output],
         "convert --vocab": [*ours, "convert", source, output, "--vocab", str(folder / VOCABULARY)],
+        "generate, 3 tokens": [*quietly, *ours, "generate", str(folder / "model"), "--max-new-tokens", "3"],
+        "finetune --estimate": [
+            *(*quietly, *finetune, "--estimate"),
+            *("--model_name_or_path", str(folder / "model"), "--train_file", str(folder / PAIRS)),
+        ],
     }
 
 
@@ -114,15 +123,19 @@ def main() -> None:
         folder = Path(name)
         write_checkpoint(configuration("tiny"), folder / "source", has_numbers=True)
 
-        def turn(command: list[str]) -> Usage:
+        def turn(command: list[str], keeps: Path | None = None) -> Usage:
             usage = measure(command)
-            if (folder / "output").exists():
+            if keeps is not None:
+                (folder / "output").rename(keeps)
+            elif (folder / "output").exists():
                 remove(folder / "output")
             return usage
 
         texts = [line for path in Path(__file__).parent.glob("*.py") for line in path.read_text("utf-8").splitlines()]
         train_vocabulary(texts, folder / VOCABULARY, 300)
+        (folder / PAIRS).write_text('{"source": "a", "target": "b"}\n')
         found = commands(folder)
+        turn(found["convert --vocab"], keeps=folder / "model")
         # The default binds each command to its own function.
         turns = {name: lambda command=command: turn(command) for name, command in found.items()}
         figures = figures_of(in_turns(turns, rounds, warm_up))

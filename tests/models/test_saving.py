@@ -15,6 +15,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 import t5_experimental
 from t5_experimental.configuration_t5_experimental import AUTO_CLASSES
+from tests.conftest import FAMILIES
 
 
 def keys_of(folder):
@@ -186,25 +187,26 @@ for suffix in ("", "-again"):
 """
 
 
-def test_folders_carry_their_code(architectures, make_config, batch, tmp_path, monkeypatch):
-    """In a process that cannot import the package, offline; and the folders that it saves in turn in another one.
+def test_folders_carry_their_code(make_config, batch, tmp_path, monkeypatch):
+    """Of every family, in a process that cannot import the package, offline; and the folders that it saves in turn in
+    another one.
 
     Both are forked from one that has imported what transformers itself has of models.
     """
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     expected = {}
-    for name in architectures:
+    for name in FAMILIES:
         torch.manual_seed(0)
         model = AutoModelForSeq2SeqLM.from_config(make_config(name)).eval()
         model.save_pretrained(tmp_path / name)
         expected[name] = model(**batch, output_hidden_states=True)
         auto_map = json.loads((tmp_path / name / "config.json").read_text())["auto_map"]
         assert set(auto_map) == {"AutoConfig", *AUTO_CLASSES}
-    folders = {f"{tmp_path / name}{suffix}": name for suffix in ("", "-again") for name in architectures}
+    folders = {f"{tmp_path / name}{suffix}": name for suffix in ("", "-again") for name in FAMILIES}
     for folder in folders:
         save_file(batch, f"{folder}-batch")
-    command = [sys.executable, "-c", LOAD_WITHOUT_PACKAGE, *(str(tmp_path / name) for name in architectures)]
+    command = [sys.executable, "-c", LOAD_WITHOUT_PACKAGE, *(str(tmp_path / name) for name in FAMILIES)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for folder, name in folders.items():

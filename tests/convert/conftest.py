@@ -20,6 +20,7 @@ import pytest
 from t5_experimental.convert.cli import main
 from t5_experimental.convert.tensors import ArrayMatrix, Variable
 from tests.support.optional_tensorflow import import_tensorflow
+from tests.support.quick_imports import QUICKLY
 
 
 class MemoryReader:
@@ -217,7 +218,7 @@ def run_without_package(tmp_path_factory: pytest.TempPathFactory) -> Callable[..
         folder = tmp_path_factory.mktemp("without-package")
         environment = {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules"), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [sys.executable, "-c", WITHOUT_PACKAGE + script, *map(str, arguments)],
+            [sys.executable, "-c", QUICKLY + WITHOUT_PACKAGE + script, *map(str, arguments)],
             cwd=folder,
             env={**os.environ, **environment},
             capture_output=True,

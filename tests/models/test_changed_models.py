@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModel, AutoModelForSeq2SeqLM, T5Config, T5ForConditionalGeneration
 
 from t5_experimental import decoding_session
+from tests.support.quick_imports import QUICKLY
 
 
 IDS = torch.tensor([[5, 6, 7, 1], [8, 9, 1, 0]])
@@ -81,7 +82,7 @@ pickle.dumps(model)
 def test_remote_code_pickles(make_config, tmp_path):
     AutoModelForSeq2SeqLM.from_config(make_config("t5.1.1")).save_pretrained(tmp_path / "model")
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    command = [sys.executable, "-c", REMOTE, str(tmp_path / "model")]
+    command = [sys.executable, "-c", QUICKLY + REMOTE, str(tmp_path / "model")]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForSeq2SeqLM
 import t5_experimental
 from t5_experimental import configuration_t5_experimental as configurations
 from t5_experimental import registration
+from tests.support.quick_imports import QUICKLY
 
 
 # Every way to a model begins in one of these; each in a process of its own, as only the first counts. They are forked
@@ -53,7 +54,7 @@ for way in sys.argv[2:]:
 
 def in_a_process(script: str, *arguments: object) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", script, *map(str, arguments)]
+    command = [sys.executable, "-c", QUICKLY + script, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -16,6 +16,7 @@ from transformers import AutoModelForSeq2SeqLM
 import t5_experimental
 from t5_experimental.configuration_t5_experimental import AUTO_CLASSES
 from tests.conftest import FAMILIES
+from tests.support.quick_imports import QUICKLY
 
 
 def keys_of(folder):
@@ -206,7 +207,7 @@ def test_folders_carry_their_code(make_config, batch, tmp_path, monkeypatch):
     folders = {f"{tmp_path / name}{suffix}": name for suffix in ("", "-again") for name in FAMILIES}
     for folder in folders:
         save_file(batch, f"{folder}-batch")
-    command = [sys.executable, "-c", LOAD_WITHOUT_PACKAGE, *(str(tmp_path / name) for name in FAMILIES)]
+    command = [sys.executable, "-c", QUICKLY + LOAD_WITHOUT_PACKAGE, *(str(tmp_path / name) for name in FAMILIES)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for folder, name in folders.items():

@@ -19,6 +19,7 @@ from t5_experimental import attention_t5_experimental, blockwise_attention_t5_ex
 from t5_experimental.attention_t5_experimental import dense_bias
 from t5_experimental.blockwise_attention_t5_experimental import USE_TRITON, blockwise_attention, uses_triton
 from t5_experimental.visibility_t5_experimental import Visibility, masked_bias
+from tests.support.quick_imports import QUICKLY
 
 
 pytest.importorskip(
@@ -275,7 +276,9 @@ def test_which_problems_they_take(monkeypatch):
 
 def run_python(code, **environment):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **environment}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", QUICKLY + code], env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := convert,remote,training,deepspeed,peft,dev
 
-.PHONY: install demo test fuzz test-peers test-oldest test-python test-xla test-ecosystem bench package style format types reference reference-export reference-real-size clean
+.PHONY: install demo test test-inductor fuzz test-peers test-oldest test-python test-xla test-ecosystem bench package style format types reference reference-export reference-real-size clean
 
 install: $(VENV)/.installed
 
@@ -21,9 +21,14 @@ $(VENV)/.installed: setup.py constraints.txt
 demo: install
 	PATH="$(abspath $(BIN)):$$PATH" bash tests/demo.sh
 
-# On two cores, too: tests of several processes wait for each other.
+# Three workers, also on two cores: tests of several processes wait for each other.
 test: install
 	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal
+
+# Compiled models with Inductor, which takes seconds for each kernel, instead of `aot_eager`.
+test-inductor: install
+	COMPILE_BACKEND=inductor $(BIN)/python -m pytest tests/models/test_generation.py tests/models/test_attention_by_rows.py \
+	    -k compiled
 
 # All fuzzers at length: this many inputs each. The tests run the same ones for some seconds.
 FUZZ_INPUTS ?= 100000

@@ -2,7 +2,7 @@
 """Python's garbage collector while a command imports libraries.
 
 Half a million objects come into being then, hardly one of them garbage, and looking at them again and again takes a
-fifth of the time. Only commands call this: in a process that is not ours, the switch is not ours either.
+fifth to a third of the time. Only commands call this: in a process that is not ours, the switch is not ours either.
 """
 
 import gc

@@ -109,6 +109,12 @@ ARCHITECTURES = ("t5.1.1", "t5.1.th", "t5.1.n4w10", "mixed", "umt5")
 
 
 @pytest.fixture
+def compile_backend() -> str:
+    """For `torch.compile`: Inductor compiles each kernel for seconds, so it has its turn in `make test-inductor`."""
+    return os.environ.get("COMPILE_BACKEND", "aot_eager")
+
+
+@pytest.fixture
 def make_config() -> Callable[..., T5ExperimentalConfig]:
     """`make_config(name, **overrides)`, see `tiny_config`."""
     return tiny_config

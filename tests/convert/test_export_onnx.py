@@ -27,13 +27,12 @@ from tests.support.onnx_generation import OnnxModel
 Run = Callable[..., SimpleNamespace]
 
 # Both kinds of attention, and layers of two widths, in one model, as tracing takes its time. t5.1.1 is exported in half
-# precision below, with a table of biases in every layer, and so is the encoder of t5.1.n4w10; docs/convert.md exports
-# t5.1.th.
-MIXED = [{"num_heads": 2, "d_ff": 32}, {"attention_type": "multi_head"}]
-NARROW = [{"num_heads": 2, "d_ff": 32}, {}]
+# precision below, with a table of biases in every layer, and so is the encoder of t5.1.th; docs/convert.md exports all
+# of t5.1.th.
+TALKING_AND_NARROW = [{"num_heads": 2, "d_ff": 32, "attention_type": "talking_heads"}, {}]
 SIZES = {
-    "mixed": {"num_layers": 2, "layer_overrides": dict.fromkeys(("encoder", "decoder"), MIXED)},
-    "t5.1.n4w10": {"num_layers": 2, "layer_overrides": dict.fromkeys(("encoder", "decoder"), NARROW)},
+    "t5.1.th": {"num_layers": 1},
+    "t5.1.n4w10": {"num_layers": 2, "layer_overrides": dict.fromkeys(("encoder", "decoder"), TALKING_AND_NARROW)},
 }
 STEPS = 12
 
@@ -76,7 +75,7 @@ def batch(size: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.slow
 def test_greedy_tokens_and_logits_are_those_of_torch(exported: Callable[..., Any]) -> None:
-    model, folder = exported("mixed")
+    model, folder = exported("t5.1.n4w10")
     runtime = OnnxModel(folder)
     assert runtime.is_merged
     for size in (1, 3):
@@ -140,7 +139,7 @@ def test_two_decoders_in_half_precision_with_a_shared_embedding(exported: Callab
 def test_an_encoder_alone(exported: Callable[..., Any]) -> None:
     import onnxruntime
 
-    model, folder = exported("t5.1.n4w10", kind="EncoderModel", arguments=("--opset", "18"))
+    model, folder = exported("t5.1.th", kind="EncoderModel", arguments=("--opset", "18"))
     assert [path.name for path in folder.glob("*.onnx*")] == ["model.onnx"]
     assert onnx.load(folder / "model.onnx").opset_import[0].version == 18
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
@@ -157,7 +156,7 @@ def test_an_encoder_alone(exported: Callable[..., Any]) -> None:
 
 @pytest.mark.slow
 def test_the_merged_decoder_holds_every_weight_once(exported: Callable[..., Any]) -> None:
-    model, folder = exported("mixed")
+    model, folder = exported("t5.1.n4w10")
     decoder = onnx.load(folder / "decoder_model_merged.onnx")
     onnx.checker.check_model(decoder, full_check=True)
     held = sum(np.prod(tensor.dims, dtype=int) for tensor in decoder.graph.initializer if len(tensor.dims) > 1)
@@ -175,19 +174,19 @@ def test_the_merged_decoder_holds_every_weight_once(exported: Callable[..., Any]
 
 @pytest.mark.slow
 def test_config_is_one_that_every_loader_knows(exported: Callable[..., Any]) -> None:
-    model, folder = exported("mixed")
+    model, folder = exported("t5.1.n4w10")
     config = AutoConfig.from_pretrained(folder)
     assert type(config).__name__ == "T5Config"
     assert (config.num_heads, config.num_decoder_layers, config.d_kv) == (4, 2, 8)
     own = config.t5_experimental
-    assert own["model_type"] == "t5_talking_heads"
-    assert t5_experimental.T5TalkingHeadsConfig.from_dict(own).layer_overrides == model.config.layer_overrides
+    assert own["model_type"] == "t5_first_layers_narrow"
+    assert t5_experimental.T5FirstLayersNarrowConfig.from_dict(own).layer_overrides == model.config.layer_overrides
     with pytest.raises(OSError, match="no file named"):
         AutoModelForSeq2SeqLM.from_pretrained(folder)
     assert json.loads((folder / "generation_config.json").read_text())["decoder_start_token_id"] == 0
     record = json.loads((folder / "export.json").read_text())
     assert record["files"] == sorted([*record["crc32c"], "export.json"]) == sorted(os.listdir(folder))
-    assert "t5_talking_heads" in (folder / "README.md").read_text()
+    assert "t5_first_layers_narrow" in (folder / "README.md").read_text()
 
 
 @pytest.mark.slow
@@ -249,7 +248,7 @@ def test_what_transformers_5_calls_the_tokenizer_is_translated(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_the_comparison_sees_damage(exported: Callable[..., Any], tmp_path: Path) -> None:
-    model, folder = exported("mixed")
+    model, folder = exported("t5.1.n4w10")
     for name in ("encoder_model.onnx", "decoder_model_merged.onnx"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     wanted = checking.cases(model, encoder_only=False)

@@ -274,14 +274,14 @@ def test_second_derivatives_are_refused():
 
 
 @pytest.mark.slow
-def test_compiled_as_one_graph():
+def test_compiled_as_one_graph(compile_backend):
     inputs, visible = make_inputs(40, 50), Visibility(40, 50, causal=True)
 
     def function(*arguments):
         return blockwise_attention(*arguments).sin()
 
     expected = with_gradients(function, inputs, visible)
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(function, fullgraph=True, backend=compile_backend)
     assert largest_difference(with_gradients(compiled, inputs, visible), expected) < 1e-12
 
 

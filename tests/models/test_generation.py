@@ -122,15 +122,14 @@ def test_a_cache_for_one_attention_is_completed_and_other_things_are_refused(mod
 
 
 @pytest.mark.slow
-def test_compiled_generation(make_config, inputs):
+def test_compiled_generation(make_config, inputs, compile_backend):
     from transformers import AutoModelForSeq2SeqLM
 
     torch.manual_seed(0)
     model = AutoModelForSeq2SeqLM.from_config(make_config("t5.1.th")).eval()
     expected = generate(model, **inputs)
     model.generation_config.cache_implementation = "static"
-    # Inductor, which compiles each kernel for seconds, has its turn in `make test-peers`.
-    model.forward = torch.compile(model.forward, dynamic=False, fullgraph=True, backend="aot_eager")
+    model.forward = torch.compile(model.forward, dynamic=False, fullgraph=True, backend=compile_backend)
     assert torch.equal(generate(model, **inputs), expected)
 
 

@@ -3,6 +3,7 @@
 
 import argparse
 import gc
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,15 @@ def test_entry_points_pause_before_their_imports(name: str) -> None:
         "from t5_experimental.training.cli.first_answers import before_imports"
     ]
     assert "\nfrom t5_experimental.training.cli.entry_point import EntryPoint\n" in rest
+
+
+def test_commands_alone_turn_it_off() -> None:
+    """A program that imports the package as a library keeps the collector as it is."""
+    rooms = [path for room in ("t5_experimental", "convert", "training") for path in (REPOSITORY / room).rglob("*.py")]
+    found = {str(path.relative_to(REPOSITORY)) for path in rooms if "garbage import" in path.read_text()}
+    assert found == {"convert/generate.py", "training/cli/entry_point.py", "training/cli/first_answers.py"}
+    ours = [path for path in rooms if re.search(r"^import gc$|\bgc\.disable", path.read_text(), re.MULTILINE)]
+    assert [path.name for path in ours] == ["garbage.py"]
 
 
 def test_a_run_collects(monkeypatch: pytest.MonkeyPatch, tiny_models: dict[str, Path], tmp_path: Path) -> None:
